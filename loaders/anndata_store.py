@@ -1,0 +1,184 @@
+"""An AnnData on disk, in Zarr or HDF5: both give a tree of named arrays, and one class reads either."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from anndata.io import read_elem
+from numpy.typing import NDArray
+from scipy import sparse
+
+from .columns import (
+    Categorical,
+    Numeric,
+    PagedArray,
+    categorical_from_codes,
+    categorical_from_values,
+    missing_column,
+)
+from .rows import CsrRows, from_arrays
+from .store import check_not_empty, check_var_names
+
+
+class AnnDataStore:
+    """The counts and obs of an AnnData file.
+
+    Parameters
+    ----------
+    root
+        The opened file, a ``zarr.Group`` or ``h5py.File``.
+    array
+        Opens the numeric array at a path of `root`; the Zarr side adds native decompression and a check that no chunk is
+        missing.
+    uri
+        Where it lies, for messages.
+    layer
+        Name in ``layers``, or None for ``X``.
+    """
+
+    def __init__(self, root: Any, array: Callable[[str], Any], *, uri: str, layer: str | None) -> None:
+        if _attribute(root, "encoding-type") != "anndata" and not ("obs" in root and "var" in root):
+            raise ValueError(f"{uri} is no AnnData: groups 'obs' and 'var' are needed, found {_names(root)}")
+        self.uri = uri
+        self._root, self._array = root, array
+        self._path = f"layers/{layer}" if layer else "X"
+        if self._path not in root:
+            layers = _names(root["layers"]) if "layers" in root else "none"
+            raise ValueError(f"{uri} has no {self._path}: layers present are {layers}; set data.layer")
+        self._where = f"{self._path} of {uri}"
+        for table in ("obs", "var"):
+            if _attribute(root[table], "encoding-type") != "dataframe":
+                raise ValueError(f"{table} of {uri} is in a layout older than AnnData 0.8: read and write it with anndata >= 0.8")
+        self.var_names = check_var_names(read_elem(_index(root["var"])), uri)
+        self.n_cells = int(_index(root["obs"]).shape[0])
+        check_not_empty(self.n_cells, len(self.var_names), self._where)
+        matrix = root[self._path]
+        encoding = _attribute(matrix, "encoding-type")
+        if encoding == "csr_matrix":
+            self._open_csr(matrix)
+        elif encoding in ("array", None) and hasattr(matrix, "shape"):
+            self._dense = array(self._path)
+            self._check_shape(tuple(self._dense.shape))
+            self.n_entries = self.n_cells * len(self.var_names)
+        else:
+            raise ValueError(
+                f"{self._where} is stored as {encoding}, rows cannot be read from it: convert it once with "
+                "adata.X = scipy.sparse.csr_matrix(adata.X) and save again"
+            )
+
+    def read(self, start: int, stop: int) -> CsrRows:
+        """Read the counts of rows ``[start, stop)``; see `CellStore`."""
+        if self._dense is not None:
+            dense = sparse.csr_matrix(self._slice(self._dense, start, stop, start, stop))
+            return self._checked(dense.data, dense.indices, dense.indptr.astype(np.int64), start)
+        indptr = np.asarray(self._indptr[start : stop + 1]).astype(np.int64)
+        if (np.diff(indptr) < 0).any() or indptr[0] < 0 or indptr[-1] > self.n_entries:
+            row = start + int(np.argmax(np.diff(indptr) < 0))
+            raise ValueError(f"{self._path}/indptr of {self.uri} is damaged at row {row}: it must rise from 0 to {self.n_entries}")
+        low, high = int(indptr[0]), int(indptr[-1])
+        data_e = self._slice(self._data, low, high, start, stop)
+        indices_e = self._slice(self._indices, low, high, start, stop)
+        return self._checked(data_e, indices_e, indptr - low, start)
+
+    def obs_columns(self) -> list[str]:
+        """Names of the obs columns, in the order of the file."""
+        return [str(name) for name in _attribute(self._root["obs"], "column-order")]
+
+    def categorical(self, key: str) -> Categorical:
+        """Open an obs column as categories; see `CellStore`."""
+        column = self._column(key)
+        if _attribute(column, "encoding-type") == "categorical":
+            stored = PagedArray(self._array(f"obs/{key}/codes"))
+            self._check_length(len(stored), f"obs/{key}")
+            return categorical_from_codes(key, list(read_elem(column["categories"])), stored)
+        values = read_elem(column)
+        self._check_length(len(values), f"obs/{key}")
+        return categorical_from_values(key, values)
+
+    def numeric(self, key: str) -> Numeric:
+        """Open an obs column as numbers; see `CellStore`."""
+        column = self._column(key)
+        if not hasattr(column, "dtype") or not np.issubdtype(column.dtype, np.number):
+            raise ValueError(f"obs column '{key}' of {self.uri} does not hold numbers: name it as a categorical covariate")
+        stored = PagedArray(self._array(f"obs/{key}"))
+        self._check_length(len(stored), f"obs/{key}")
+        return Numeric(key, stored)
+
+    def obs_names(self, start: int, stop: int) -> NDArray[np.object_]:
+        """Names of the cells ``[start, stop)``."""
+        index = _index(self._root["obs"])
+        if hasattr(index, "asstr") and index.dtype.kind == "O":
+            index = index.asstr()
+        return np.asarray([str(name) for name in index[start:stop]], dtype=object)
+
+    def close(self) -> None:
+        """Close the file."""
+        if hasattr(self._root, "close"):
+            self._root.close()
+
+    _dense: Any = None
+
+    def _open_csr(self, matrix: Any) -> None:
+        self._check_shape(tuple(int(size) for size in _attribute(matrix, "shape")))
+        self._data, self._indices = self._array(f"{self._path}/data"), self._array(f"{self._path}/indices")
+        self._indptr = PagedArray(self._array(f"{self._path}/indptr"))
+        self.n_entries = int(self._data.shape[0])
+        lengths = (len(self._indptr), int(self._indices.shape[0]))
+        if lengths != (self.n_cells + 1, self.n_entries):
+            raise ValueError(
+                f"{self._where} disagrees with itself: data holds {self.n_entries} entries, indices {lengths[1]}, indptr "
+                f"{lengths[0]} for {self.n_cells} cells (needed {self.n_cells + 1}); write the store again from its source"
+            )
+        last = int(self._indptr[self.n_cells : self.n_cells + 1][0])
+        if last != self.n_entries:
+            raise ValueError(
+                f"{self._path}/indptr of {self.uri} ends at {last} but there are {self.n_entries} entries: "
+                "the store is damaged or half written, write it again from its source"
+            )
+
+    def _check_shape(self, shape: tuple[int, ...]) -> None:
+        if shape != (self.n_cells, len(self.var_names)):
+            raise ValueError(
+                f"{self._where} has shape {shape} but obs has {self.n_cells} rows and var {len(self.var_names)}: "
+                "write the store again from its source"
+            )
+
+    def _check_length(self, length: int, what: str) -> None:
+        if length != self.n_cells:
+            raise ValueError(f"{what} of {self.uri} has {length} values for {self.n_cells} cells: write the store again")
+
+    def _column(self, key: str) -> Any:
+        if key not in self.obs_columns():
+            raise missing_column(key, self.obs_columns(), self.uri)
+        return self._root["obs"][key]
+
+    def _checked(
+        self, data_e: NDArray[Any], indices_e: NDArray[Any], indptr: NDArray[np.int64], first_row: int
+    ) -> CsrRows:
+        return from_arrays(
+            data_e, indices_e, indptr, n_genes=len(self.var_names), first_row=first_row, where=self._where
+        )
+
+    def _slice(self, array: Any, low: int, high: int, start: int, stop: int) -> NDArray[Any]:
+        try:
+            return np.asarray(array[low:high])
+        except (OSError, RuntimeError, ValueError) as error:
+            name = getattr(array, "name", self._path).strip("/")
+            raise ValueError(
+                f"{name} of {self.uri} cannot be read at rows {start} to {stop - 1}: a chunk is truncated or damaged "
+                f"({error}); restore it from a copy or write the store again"
+            ) from error
+
+
+def _attribute(node: Any, name: str) -> Any:
+    value = node.attrs.get(name)
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _index(table: Any) -> Any:
+    index = table[_attribute(table, "_index")]
+    return index["values"] if hasattr(index, "keys") else index  # a nullable string index is a group
+
+
+def _names(group: Any) -> str:
+    return ", ".join(sorted(group.keys())) or "nothing"

@@ -1,0 +1,125 @@
+"""Columns of obs, read by row range: categories as codes into a sorted vocabulary, numbers as float32."""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+
+class Sliceable(Protocol):
+    """A one-dimensional array, in memory or on disk, that gives a range of itself."""
+
+    def __getitem__(self, rows: slice, /) -> Any: ...
+
+    def __len__(self) -> int: ...
+
+
+class PagedArray:
+    """A long one-dimensional array on disk, read through a bounded cache of pages.
+
+    Holds at most ``max_pages * page_rows`` values, whatever the length of the array.
+    """
+
+    def __init__(self, array: Any, *, page_rows: int = 65_536, max_pages: int = 32) -> None:
+        self._array = array
+        self._page_rows = page_rows
+        self._page = lru_cache(max_pages)(self._read_page)
+
+    def __len__(self) -> int:
+        return int(self._array.shape[0])
+
+    def __getitem__(self, rows: slice) -> NDArray[Any]:
+        start, stop, _ = rows.indices(len(self))
+        size = self._page_rows
+        if stop <= start:
+            return self._page(0)[:0]
+        pages = [self._page(page) for page in range(start // size, (stop - 1) // size + 1)]
+        first = start // size * size
+        joined = pages[0] if len(pages) == 1 else np.concatenate(pages)
+        return joined[start - first : stop - first]
+
+    def _read_page(self, page: int) -> NDArray[Any]:
+        start = page * self._page_rows
+        return np.asarray(self._array[start : start + self._page_rows])
+
+
+@dataclass(frozen=True, slots=True)
+class Categorical:
+    """A column of categories."""
+
+    key: str
+    """Its name in obs."""
+    vocabulary: tuple[str, ...]
+    """All categories, sorted."""
+    stored: Sliceable
+    """Codes as stored, into the order of `place`."""
+    place: NDArray[np.int32]
+    """Where each stored code lies in `vocabulary`."""
+
+    def codes(self, start: int, stop: int) -> NDArray[np.int32]:
+        """Codes into `vocabulary` of rows ``[start, stop)``, -1 where the value is missing."""
+        stored_n = np.asarray(self.stored[start:stop]).astype(np.int64)
+        place = np.append(self.place, np.int32(-1))
+        return place[stored_n]
+
+    def required_codes(self, start: int, stop: int) -> NDArray[np.int32]:
+        """Codes of rows ``[start, stop)``.
+
+        Raises
+        ------
+        ValueError
+            If a value is missing.
+        """
+        codes_n = self.codes(start, stop)
+        if (codes_n < 0).any():
+            row = start + int(np.argmax(codes_n < 0))
+            raise ValueError(f"obs column '{self.key}' has no value at row {row}: fill it, or choose another column")
+        return codes_n
+
+
+@dataclass(frozen=True, slots=True)
+class Numeric:
+    """A column of numbers."""
+
+    key: str
+    stored: Sliceable
+
+    def values(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Values of rows ``[start, stop)``.
+
+        Raises
+        ------
+        ValueError
+            If a value is missing or infinite.
+        """
+        values_n = np.asarray(self.stored[start:stop]).astype(np.float32)
+        if not np.isfinite(values_n).all():
+            row = start + int(np.argmin(np.isfinite(values_n)))
+            raise ValueError(f"obs column '{self.key}' is {values_n[row - start]} at row {row}: finite numbers are needed")
+        return values_n
+
+
+def categorical_from_codes(key: str, categories: Sequence[object], stored: Sliceable) -> Categorical:
+    """Sort the categories of a column that is already encoded, and map its codes."""
+    names = [str(category) for category in categories]
+    vocabulary = tuple(sorted(set(names)))
+    lookup = {name: code for code, name in enumerate(vocabulary)}
+    return Categorical(key, vocabulary, stored, np.array([lookup[name] for name in names], dtype=np.int32))
+
+
+def categorical_from_values(key: str, values: Any) -> Categorical:
+    """Encode a column of strings, numbers or booleans once, in the smallest integer type."""
+    encoded = pd.Categorical(values)
+    return categorical_from_codes(key, list(encoded.categories), np.asarray(encoded.codes))
+
+
+def missing_column(key: str, present: Sequence[str], where: str) -> ValueError:
+    """Build the error for an obs column that is not there, naming the nearest that are."""
+    near = difflib.get_close_matches(key, present, n=3, cutoff=0.5)
+    hint = f"did you mean {', '.join(repr(name) for name in near)}? " if near else ""
+    return ValueError(f"{where} has no obs column '{key}': {hint}present are {', '.join(present) or 'none'}")

@@ -1,0 +1,85 @@
+"""An AnnData in memory, read the way a store is, so that both give the same minibatches."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from .columns import Categorical, Numeric, categorical_from_codes, categorical_from_values, missing_column
+from .rows import CsrRows, from_arrays
+from .store import check_not_empty, check_var_names
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+class MemoryStore:
+    """The counts and obs of an AnnData object.
+
+    Parameters
+    ----------
+    adata
+        Counts in CSR, CSC or dense form; CSC and dense are converted once.
+    layer
+        Name in ``adata.layers``, or None for ``adata.X``.
+    """
+
+    def __init__(self, adata: "AnnData", *, layer: str | None = None) -> None:
+        self.uri = "memory"
+        self._obs = adata.obs
+        self._where = f"layers/{layer} of the AnnData" if layer else "X of the AnnData"
+        if layer is not None and layer not in adata.layers:
+            raise ValueError(f"the AnnData has no layer '{layer}': present are {', '.join(adata.layers) or 'none'}")
+        matrix = adata.layers[layer] if layer else adata.X
+        if matrix is None:
+            raise ValueError("the AnnData has no X: name the layer that holds the counts")
+        self.n_cells = int(adata.n_obs)
+        self.var_names = check_var_names(adata.var_names, "the AnnData")
+        check_not_empty(self.n_cells, len(self.var_names), self._where)
+        self._matrix = sparse.csr_matrix(matrix)
+        self.n_entries = int(self._matrix.nnz)
+
+    def read(self, start: int, stop: int) -> CsrRows:
+        """Read the counts of rows ``[start, stop)``; see `CellStore`."""
+        indptr = self._matrix.indptr[start : stop + 1].astype(np.int64)
+        span = slice(int(indptr[0]), int(indptr[-1]))
+        return from_arrays(
+            self._matrix.data[span],
+            self._matrix.indices[span],
+            indptr - indptr[0],
+            n_genes=len(self.var_names),
+            first_row=start,
+            where=self._where,
+        )
+
+    def obs_columns(self) -> list[str]:
+        """Names of the obs columns."""
+        return [str(name) for name in self._obs.columns]
+
+    def categorical(self, key: str) -> Categorical:
+        """Open an obs column as categories; see `CellStore`."""
+        self._check_column(key)
+        column = self._obs[key]
+        if column.dtype == "category":
+            return categorical_from_codes(key, list(column.cat.categories), column.cat.codes.to_numpy())
+        return categorical_from_values(key, column.array)
+
+    def numeric(self, key: str) -> Numeric:
+        """Open an obs column as numbers; see `CellStore`."""
+        self._check_column(key)
+        values = self._obs[key].to_numpy()
+        if not np.issubdtype(values.dtype, np.number):
+            raise ValueError(f"obs column '{key}' does not hold numbers: name it as a categorical covariate")
+        return Numeric(key, values)
+
+    def obs_names(self, start: int, stop: int) -> NDArray[np.object_]:
+        """Names of the cells ``[start, stop)``."""
+        return np.asarray([str(name) for name in self._obs.index[start:stop]], dtype=object)
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def _check_column(self, key: str) -> None:
+        if key not in self._obs.columns:
+            raise missing_column(key, self.obs_columns(), "the AnnData")

@@ -1,0 +1,145 @@
+"""Rows of counts in narrow compressed form, and the checks every count passes before it is used.
+
+Shape letters in this file
+    n   cells (rows)
+    e   stored entries of these cells
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+_HINT = "SCVI needs raw counts, whole numbers >= 0"
+
+
+@dataclass(frozen=True, slots=True)
+class CsrRows:
+    """Some rows of a count matrix, compressed, in the smallest integer types that hold them."""
+
+    counts_e: NDArray[np.unsignedinteger]
+    """Counts, uint8, uint16 or uint32."""
+    genes_e: NDArray[np.integer]
+    """Column of each count, uint16 or int32, in no particular order within a row, never twice."""
+    indptr: NDArray[np.int64]
+    """Where each row begins in the two others, shape (n + 1,), from 0."""
+
+    @property
+    def n_cells(self) -> int:
+        """Number of rows."""
+        return len(self.indptr) - 1
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return self.counts_e.nbytes + self.genes_e.nbytes + self.indptr.nbytes
+
+    def take(self, index_n: NDArray[np.int64]) -> "CsrRows":
+        """Copy the rows `index_n`, in that order."""
+        begin_n = self.indptr[index_n]
+        length_n = self.indptr[index_n + 1] - begin_n
+        indptr = np.zeros(len(index_n) + 1, dtype=np.int64)
+        np.cumsum(length_n, out=indptr[1:])
+        entry_e = np.repeat(begin_n - indptr[:-1], length_n) + np.arange(indptr[-1])
+        return CsrRows(self.counts_e[entry_e], self.genes_e[entry_e], indptr)
+
+    def library_n(self) -> NDArray[np.int64]:
+        """Total count of each cell."""
+        total_e = np.zeros(len(self.counts_e) + 1, dtype=np.int64)
+        np.cumsum(self.counts_e, dtype=np.int64, out=total_e[1:])
+        return total_e[self.indptr[1:]] - total_e[self.indptr[:-1]]
+
+
+def concatenate(parts: Sequence[CsrRows]) -> CsrRows:
+    """Join `parts` one below the other."""
+    offsets = np.cumsum([0, *(part.indptr[-1] for part in parts)])
+    indptr = [np.zeros(1, dtype=np.int64), *(part.indptr[1:] + at for part, at in zip(parts, offsets, strict=False))]
+    return CsrRows(
+        np.concatenate([part.counts_e for part in parts]),
+        np.concatenate([part.genes_e for part in parts]),
+        np.concatenate(indptr),
+    )
+
+
+def from_arrays(
+    data_e: NDArray[np.generic],
+    indices_e: NDArray[np.generic],
+    indptr: NDArray[np.int64],
+    *,
+    n_genes: int,
+    first_row: int,
+    where: str,
+) -> CsrRows:
+    """Check the rows read from `where` and narrow them.
+
+    Parameters
+    ----------
+    data_e, indices_e
+        Values and column numbers as stored, of any numeric type.
+    indptr
+        Start of each row, shape (n + 1,), relative to the first entry given.
+    first_row
+        Row number of the first row, for messages.
+
+    Raises
+    ------
+    ValueError
+        If a value is not a whole number >= 0 below 2**32, a column is out of range, or a row names a gene twice. The
+        message holds the row and the gene.
+    """
+
+    def refuse(entry: int, what: str, advice: str) -> ValueError:
+        row = first_row + int(np.searchsorted(indptr, entry, side="right")) - 1
+        return ValueError(f"{where} holds {what} at row {row}, gene {indices_e[entry]}: {advice}")
+
+    if data_e.dtype == bool or not np.issubdtype(data_e.dtype, np.number):
+        raise ValueError(f"{where} is of type {data_e.dtype}: {_HINT}")
+    counts_e = _narrow_counts(data_e)
+    if counts_e is None:
+        bad = int(np.argmin(_is_count(data_e)))
+        raise refuse(bad, str(data_e[bad]), f"{_HINT}; if they lie in another layer, name it with data.layer=NAME")
+    if len(indices_e) and (indices_e.min() < 0 or indices_e.max() >= n_genes):
+        bad = int(np.argmax((indices_e < 0) | (indices_e >= n_genes)))
+        raise refuse(bad, "an entry", f"there are {n_genes} genes; the store is damaged, write it again from its source")
+    repeated = _repeated_gene(indices_e, indptr)
+    if repeated is not None:
+        raise refuse(repeated, "a second entry", "each gene may occur once; sum them with X.sum_duplicates() and save again")
+    genes_e = indices_e.astype(np.uint16 if n_genes <= 1 << 16 else np.int32)
+    return CsrRows(counts_e, genes_e, indptr)
+
+
+def _narrow_counts(data_e: NDArray[np.generic]) -> NDArray[np.unsignedinteger] | None:
+    """Return the counts in the smallest type that holds them, or None if one is not a count."""
+    if not len(data_e):
+        return np.zeros(0, dtype=np.uint8)
+    low, high = data_e.min(), data_e.max()
+    if not (low >= 0 and high < 1 << 32):  # false for NaN too
+        return None
+    counts_e: NDArray[np.unsignedinteger] = data_e.astype(
+        np.uint8 if high < 1 << 8 else np.uint16 if high < 1 << 16 else np.uint32
+    )
+    if not np.issubdtype(data_e.dtype, np.integer) and not np.array_equal(counts_e, data_e):
+        return None
+    return counts_e
+
+
+def _is_count(data_e: NDArray[np.generic]) -> NDArray[np.bool_]:
+    value_e = data_e.astype(np.float64)
+    return (value_e >= 0) & (value_e < 1 << 32) & (np.floor(value_e) == value_e)
+
+
+def _repeated_gene(indices_e: NDArray[np.generic], indptr: NDArray[np.int64]) -> int | None:
+    """Find an entry whose gene its row has already named."""
+    if len(indices_e) < 2:
+        return None
+    same_row = np.ones(len(indices_e) - 1, dtype=bool)
+    inner = indptr[1:-1]
+    same_row[inner[(inner > 0) & (inner < len(indices_e))] - 1] = False
+    rising = indices_e[1:] > indices_e[:-1]
+    if (rising | ~same_row).all():
+        return None
+    row_e = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
+    order = np.lexsort((indices_e, row_e))
+    twice = (np.diff(indices_e[order]) == 0) & (np.diff(row_e[order]) == 0)
+    return int(order[1:][twice][0]) if twice.any() else None
