@@ -5,12 +5,16 @@ Shape letters in this file
     e   stored entries of these cells
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+_GAP_CELLS = 64
+"""Rows between two wanted ones that are read along rather than asked for separately."""
+_READ_CELLS = 16_384
+"""Rows asked for at once."""
 _HINT = "SCVI needs raw counts, whole numbers >= 0"
 
 
@@ -60,6 +64,14 @@ def concatenate(parts: Sequence[CsrRows]) -> CsrRows:
         np.concatenate([part.genes_e for part in parts]),
         np.concatenate(indptr),
     )
+
+
+def row_runs(row_n: NDArray[np.int64]) -> Iterator[tuple[int, int, NDArray[np.int64]]]:
+    """Cut the rising rows `row_n` into contiguous reads: first row, row after the last, and the rows wanted of these."""
+    for run in np.split(row_n, np.flatnonzero(np.diff(row_n) > _GAP_CELLS) + 1):
+        for at in range(0, len(run), _READ_CELLS):
+            part = run[at : at + _READ_CELLS]
+            yield int(part[0]), int(part[-1]) + 1, part
 
 
 def from_arrays(

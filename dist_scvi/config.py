@@ -1,0 +1,179 @@
+"""The configuration of a run: one YAML file, overridden by ``key=value``, stored resolved beside every result."""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+
+class DataConfig(_Section):
+    """Which cells, and what is known of them."""
+
+    uri: str
+    """Folder with an AnnData in Zarr, or an .h5ad file."""
+    layer: str | None = None
+    """Read layers/LAYER instead of X."""
+    batch_key: str | None = None
+    """obs column of the batch covariate."""
+    labels_key: str | None = None
+    """obs column of cell labels; kept for queries, not trained on."""
+    categorical_covariate_keys: tuple[str, ...] = ()
+    """Further categorical obs columns to correct for."""
+    continuous_covariate_keys: tuple[str, ...] = ()
+    """Continuous obs columns to correct for."""
+    memory_mib: int = Field(512, ge=1)
+    """Memory for the cells a worker holds ahead, if it served all lanes."""
+    block_cells: int | None = Field(None, ge=1)
+    """Rows read together; by default as many as keep minibatches diverse."""
+    window_cells: int | None = Field(None, ge=1)
+    """Cells shuffled together; by default what data.memory_mib holds."""
+    timeout_s: float = Field(600.0, gt=0)
+    """Longest wait for a read."""
+
+
+class ModelConfig(_Section):
+    """The network; names and defaults of scvi.model.SCVI 1.4.2."""
+
+    n_hidden: int = Field(128, ge=1)
+    """Units of a hidden layer."""
+    n_latent: int = Field(10, ge=1)
+    """Dimensions of the latent space."""
+    n_layers: int = Field(1, ge=1)
+    """Hidden layers of encoder and decoder."""
+    dropout_rate: float = Field(0.1, ge=0, lt=1)
+    """Dropout in the encoder."""
+    dispersion: Literal["gene", "gene-batch"] = "gene"
+    """Whether a gene's dispersion is one, or one per batch."""
+    gene_likelihood: Literal["zinb", "nb", "poisson"] = "zinb"
+    """Distribution of the counts."""
+    use_observed_lib_size: Literal[True] = True
+    """Use a cell's total count as its library size; a latent library size is not offered."""
+
+
+class TrainConfig(_Section):
+    """How long and how; names and defaults of scvi-tools where it has them."""
+
+    max_epochs: int | None = Field(None, ge=1)
+    """Passes over the training cells; by default min(400, 400 * 20000 / cells), at least 1."""
+    batch_size: int = Field(1024, ge=2)
+    """Cells of a global minibatch, over all workers. scvi-tools: 128 on each."""
+    lanes: int = Field(8, ge=1)
+    """Streams that share a minibatch; the number of workers must divide it, and may change on resume."""
+    micro_cells: int = Field(128, ge=2)
+    """Cells that batch normalisation sees together."""
+    train_size: float = Field(0.9, gt=0, le=1)
+    """Share of the cells to train on."""
+    validation_size: float | None = Field(None, ge=0, le=1)
+    """Share to validate on; by default the rest."""
+    lr: float = Field(1e-3, gt=0)
+    """Learning rate of Adam."""
+    eps: float = Field(0.01, gt=0)
+    """Epsilon of Adam."""
+    weight_decay: float = Field(1e-6, ge=0)
+    """L2 penalty of Adam."""
+    n_steps_kl_warmup: int | None = Field(None, ge=1)
+    """Steps over which the weight of the KL term rises from 0 to 1; by default half of the run, at most 400 epochs."""
+    n_epochs_kl_warmup: int | None = Field(None, ge=1)
+    """Count the warm-up in epochs instead, as scvi-tools does (its default is 400, which large atlases never reach)."""
+    check_val_every_n_epoch: int = Field(1, ge=0)
+    """Epochs between validations; 0 for none but the last."""
+    save_every_n_steps: int = Field(500, ge=1)
+    """Steps between checkpoints; one is also written after every epoch that validates, and at the end."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """Newest checkpoints kept."""
+    log_every_n_steps: int = Field(10, ge=1)
+    """Steps between lines of metrics."""
+    collective_timeout_s: float = Field(120.0, gt=0)
+    """Longest wait of one worker for the others."""
+
+
+class RunConfig(_Section):
+    """A whole run."""
+
+    run: str = "run"
+    """Folder that receives checkpoints, metrics and the model."""
+    seed: int = Field(0, ge=0)
+    """Seed of weights, split, order and noise."""
+    data: DataConfig
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+
+
+def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read the YAML file `path` and set each ``key=value`` of `overrides` on top.
+
+    Relative paths in the file and in overrides are taken from the working directory and made absolute, because workers
+    start elsewhere.
+
+    Raises
+    ------
+    FileNotFoundError
+        If `path` does not exist.
+    ValueError
+        If a key is not known (the nearest known ones are named) or a value does not fit.
+    """
+    tree: dict[str, Any] = {}
+    if path is not None:
+        try:
+            tree = yaml.safe_load(path.read_text()) or {}
+        except FileNotFoundError:
+            raise FileNotFoundError(f"there is no configuration file {path}") from None
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path} is not valid YAML: {error}") from error
+        if not isinstance(tree, dict):
+            raise ValueError(f"{path} holds a {type(tree).__name__}: keys such as 'data' and 'train' are needed")
+    for override in overrides:
+        key, found, text = override.partition("=")
+        if not found:
+            raise ValueError(f"'{override}' is no override: write key=value, for example train.max_epochs=10")
+        _set(tree, key.split("."), yaml.safe_load(text))
+    config = parse_config(tree)
+    absolute = {"uri": str(Path(config.data.uri).expanduser().resolve())}
+    return config.model_copy(
+        update={
+            "run": str(Path(config.run).expanduser().resolve()),
+            "data": config.data if "://" in config.data.uri else config.data.model_copy(update=absolute),
+        }
+    )
+
+
+def parse_config(tree: dict[str, Any]) -> RunConfig:
+    """Check a tree of plain values.
+
+    Raises
+    ------
+    ValueError
+        As `load_config`.
+    """
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ValueError("; ".join(_explain(item) for item in error.errors())) from None
+
+
+def _explain(item: Any) -> str:
+    key = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        section: Any = RunConfig
+        for part in item["loc"][:-1]:
+            section = section.model_fields[part].annotation
+        near = difflib.get_close_matches(str(item["loc"][-1]), section.model_fields, n=3) or list(section.model_fields)
+        return f"there is no key {key}: did you mean {', '.join(near)}?"
+    if item["type"] == "missing":
+        return f"{key} is needed: set it in the file or with {key}=VALUE"
+    return f"{key}={item['input']!r} does not fit: {item['msg']}"
+
+
+def _set(tree: dict[str, Any], keys: list[str], value: Any) -> None:
+    for key in keys[:-1]:
+        tree = tree.setdefault(key, {})
+        if not isinstance(tree, dict):
+            raise ValueError(f"{'.'.join(keys)} cannot be set: {key} holds a value, not a section")  # noqa: TRY004
+    tree[keys[-1]] = value

@@ -1,0 +1,422 @@
+"""Training, in order of execution: open, plan, resume, step, validate, save.
+
+Shape letters in this file
+    n   cells of this worker's part of a minibatch
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+import yaml
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dist_scvi.loaders import CellData, Plan, make_plan, open_data
+from dist_scvi.loaders.hashing import hash_rows
+from dist_scvi.loaders.minibatch import MiniBatch, Tensors
+from dist_scvi.loaders.plan import Split, check_world_size
+from dist_scvi.loaders.stream import split_stream, train_stream
+
+from .checkpoint import Checkpoint, check_same_run, fingerprint, newest_checkpoint, restore, save_checkpoint
+from .config import DataConfig, RunConfig
+from .metrics import MetricsLog, Row
+from .noise import Noise, row_normal, step_noise
+from .vae import VAE
+from .world import World
+
+_VALIDATION_DRAW = 0
+_N_SUMS = 4  # reconstruction, kl, cells, hash of the rows
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What a run leaves."""
+
+    module: VAE
+    config: RunConfig
+    """With every default filled in."""
+    data: CellData
+    history: list[Row]
+    """Metrics of rank 0; empty elsewhere."""
+
+
+def train(
+    config: RunConfig,
+    *,
+    data: CellData | None = None,
+    world: World | None = None,
+    folder: Path | None = None,
+    on_metrics: Callable[[Row], None] | None = None,
+) -> Trained:
+    """Train SCVI to the end of ``train.max_epochs``, from the newest checkpoint if there is one.
+
+    Every worker calls it with the same arguments, but for its place in `world`. The result does not depend on the number
+    of workers beyond the rounding of sums.
+
+    Parameters
+    ----------
+    config
+        The run.
+    data
+        Cells already opened, for instance an AnnData in memory; else ``config.data`` is opened.
+    world
+        This worker's place; alone by default.
+    folder
+        Receives checkpoints and metrics; without it nothing is written.
+    on_metrics
+        Called on rank 0 with each line of metrics.
+
+    Raises
+    ------
+    ValueError
+        If the cells are no raw counts, sizes do not fit, or the folder belongs to another run.
+    FloatingPointError
+        If the loss is not finite; nothing is saved after it.
+    """
+    # --- open and plan
+    world = world or World()
+    data = data or open_from(config.data)
+    config, plan = resolve(config, data)
+    check_world_size(plan.lanes, world.size)
+    steps, known = plan.steps_per_epoch, fingerprint(data)
+
+    # --- the model, and where it was
+    module = build(config, data).to(world.device)
+    optimizer = torch.optim.Adam(
+        [parameter for parameter in module.parameters() if parameter.requires_grad],
+        lr=config.train.lr,
+        eps=config.train.eps,
+        weight_decay=config.train.weight_decay,
+        fused=True,
+    )
+    model = _wrap(module, data, world)
+    checkpoint = world.from_first(_latest(folder, world))
+    epoch, step = 0, 0
+    if isinstance(checkpoint, ValueError):
+        raise checkpoint
+    if checkpoint is not None:
+        check_same_run(checkpoint, config, known)
+        restore(checkpoint, module, optimizer)
+        epoch, step = checkpoint.state["epoch"], checkpoint.state["step"]
+    log = _open_log(folder, config, world, epoch * steps + step)
+    meter = _Meter(world)
+
+    def save(at: int) -> None:
+        if folder is not None and world.rank == 0:
+            save_checkpoint(
+                folder / "checkpoints",
+                module=module,
+                optimizer=optimizer,
+                epoch=at // steps,
+                step=at % steps,
+                steps_per_epoch=steps,
+                config=config,
+                data=known,
+            )
+
+    def tell(row: Row) -> None:
+        if world.rank == 0:
+            log.write(row)
+            if on_metrics is not None:
+                on_metrics(row)
+
+    # --- step
+    max_epochs = config.train.max_epochs or 1
+    stream = train_stream(
+        data,
+        plan,
+        rank=world.rank,
+        world_size=world.size,
+        epoch=epoch,
+        step=step,
+        n_epochs=max_epochs,
+        timeout_s=config.data.timeout_s,
+    )
+    model.train()
+    for minibatch in meter.timed(stream):
+        at = minibatch.epoch * steps + minibatch.step
+        weight = kl_weight(config, minibatch.epoch, at)
+        noise = step_noise(
+            config.seed, minibatch.epoch, minibatch.step, minibatch.micro_keys, minibatch.micro_n, world.device
+        )
+        meter.add(_step(model, module, optimizer, minibatch, noise, weight, world))
+
+        # --- tell, validate, save
+        done, last = at + 1, minibatch.step == steps - 1
+        where = {"epoch": minibatch.epoch, "step": done, "steps_per_epoch": steps, "max_epochs": max_epochs}
+        saving = done % config.train.save_every_n_steps == 0
+        validating = last and _validates(config, minibatch.epoch, max_epochs)
+        if done % config.train.log_every_n_steps == 0 or saving or last:
+            tell({"kind": "train", **where, "kl_weight": weight, **meter.read(where)})
+        if validating and plan.split_cells("validation"):
+            tell({"kind": "validation", **where, **evaluate(module, data, plan, "validation", world, config)})
+        if saving or validating:
+            save(done)
+
+    log.close()
+    model.eval()
+    return Trained(module, config, data, log.rows)
+
+
+def resolve(config: RunConfig, data: CellData) -> tuple[RunConfig, Plan]:
+    """Fill in what the configuration leaves to the data, so that it stands in the run's record.
+
+    Returns
+    -------
+    RunConfig, Plan
+        ``train.max_epochs`` by the rule of scvi-tools 1.4.2 (model/_utils.py: get_max_epochs_heuristic), the length of the
+        KL warm-up, the validation share, and the sizes of blocks and windows.
+    """
+    settings = config.train
+    plan = make_plan(
+        n_cells=data.n_cells,
+        n_entries=data.store.n_entries,
+        n_genes=data.n_genes,
+        batch_size=settings.batch_size,
+        lanes=settings.lanes,
+        micro_cells=settings.micro_cells,
+        train_size=settings.train_size,
+        validation_size=settings.validation_size,
+        seed=config.seed,
+        memory_bytes=config.data.memory_mib << 20,
+        block_cells=config.data.block_cells,
+        window_cells=config.data.window_cells,
+    )
+    max_epochs = settings.max_epochs or max(1, min(round(20_000 / data.n_cells * 400), 400))
+    warmup = settings.n_steps_kl_warmup
+    if warmup is None and settings.n_epochs_kl_warmup is None:
+        warmup = max(1, min(400, max_epochs // 2 or 1) * plan.steps_per_epoch)
+    if settings.n_steps_kl_warmup is not None and settings.n_epochs_kl_warmup is not None:
+        raise ValueError("train.n_steps_kl_warmup and train.n_epochs_kl_warmup are both set: choose one")
+    return (
+        config.model_copy(
+            update={
+                "data": config.data.model_copy(
+                    update={"block_cells": plan.block_cells, "window_cells": plan.window_steps * plan.batch_size}
+                ),
+                "train": settings.model_copy(
+                    update={
+                        "max_epochs": max_epochs,
+                        "n_steps_kl_warmup": warmup,
+                        "validation_size": plan.validation_size,
+                    }
+                ),
+            }
+        ),
+        plan,
+    )
+
+
+def open_from(config: DataConfig) -> CellData:
+    """Open the cells that a configuration names."""
+    return open_data(
+        config.uri,
+        layer=config.layer,
+        batch_key=config.batch_key,
+        labels_key=config.labels_key,
+        categorical_covariate_keys=config.categorical_covariate_keys,
+        continuous_covariate_keys=config.continuous_covariate_keys,
+    )
+
+
+def build(config: RunConfig, data: CellData) -> VAE:
+    """Make the untrained model; under one seed its weights are bit for bit those of scvi-tools."""
+    torch.manual_seed(config.seed)
+    return VAE(
+        data.n_genes,
+        n_batch=len(data.batch.vocabulary) if data.batch else 1,
+        n_cats_per_cov=[len(column.vocabulary) for column in data.categorical_covariates],
+        n_continuous_cov=len(data.continuous_covariates),
+        config=config.model,
+    )
+
+
+def kl_weight(config: RunConfig, epoch: int, step: int) -> float:
+    """Weight of the KL term at `step` of the run: it rises linearly from 0 to 1."""
+    if config.train.n_epochs_kl_warmup is not None:
+        return min(1.0, epoch / config.train.n_epochs_kl_warmup)
+    return min(1.0, step / (config.train.n_steps_kl_warmup or 1))
+
+
+@torch.no_grad()
+def evaluate(
+    module: VAE, data: CellData, plan: Plan, split: Split, world: World, config: RunConfig
+) -> dict[str, float]:
+    """Average the loss terms over a split, at one draw of z per cell that is keyed by the cell.
+
+    Returns
+    -------
+    dict
+        ``elbo`` (as scvi-tools logs it: reconstruction + kl, lower is better), ``reconstruction``, ``kl`` and ``cells``:
+        exact over all workers.
+    """
+    training = module.training
+    module.eval()
+    sums = torch.zeros(3, dtype=torch.float64, device=world.device)
+    for minibatch in split_stream(
+        data, plan, split, rank=world.rank, world_size=world.size, timeout_s=config.data.timeout_s
+    ):
+        cells = minibatch.to(world.device)
+        qzm_nk, qzv_nk = module.encode(cells.counts_ng)
+        normal = row_normal(config.seed, minibatch.row_n, _VALIDATION_DRAW, config.model.n_latent)
+        terms = module.terms(cells, qzm_nk, qzv_nk, torch.from_numpy(normal).to(world.device))
+        sums += torch.stack(
+            [terms.reconstruction_n.double().sum(), terms.kl_n.double().sum(), sums.new_tensor(minibatch.n_cells)]
+        )
+    module.train(training)
+    reconstruction, kl, cells_seen = world.total(sums).tolist()
+    mean = [value / max(cells_seen, 1) for value in (reconstruction, kl)]
+    return {"elbo": sum(mean), "reconstruction": mean[0], "kl": mean[1], "cells": cells_seen}
+
+
+def _step(
+    model: nn.Module,
+    module: VAE,
+    optimizer: torch.optim.Optimizer,
+    minibatch: MiniBatch,
+    noise: Noise,
+    weight: float,
+    world: World,
+) -> Tensor:
+    """Take one optimizer step and return its sums over all workers."""
+    terms = model(minibatch.to(world.device), minibatch.micro_n, noise)
+    reconstruction, kl = terms.reconstruction_n.sum(), terms.kl_n.sum()
+    # Workers hold different numbers of cells and their gradients are averaged: weighed like this, the average is the
+    # gradient of the mean over all cells of the global minibatch.
+    loss = (reconstruction + weight * kl) * (world.size / minibatch.global_cells)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+
+    row_hash = float((hash_rows(minibatch.row_n) >> np.uint64(40)).sum())
+    norms = module.norms()
+    mine = [torch.stack([reconstruction.detach(), kl.detach()]).double(), loss.new_tensor([minibatch.n_cells, row_hash]).double()]
+    sums = world.total(torch.cat([*mine, *(norm.sums.double().ravel() for norm in norms if norm.sums is not None)]))
+    at = _N_SUMS
+    for norm in norms:
+        norm.update(sums[at : at + 2 * norm.num_features].view(2, -1), minibatch.global_cells)
+        at += 2 * norm.num_features
+    return sums[:_N_SUMS]
+
+
+class _Meter:
+    """Adds up what happened since the last line of metrics; the sums stay on the device until they are read."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._process = psutil.Process(os.getpid())
+        self._reset()
+
+    def timed(self, stream: Iterator[MiniBatch]) -> Iterator[MiniBatch]:
+        """Pass `stream` on and time how long it is waited for."""
+        while True:
+            begin = time.perf_counter()
+            minibatch = next(stream, None)
+            self._waited_s += time.perf_counter() - begin
+            if minibatch is None:
+                return
+            yield minibatch
+
+    def add(self, sums: Tensor) -> None:
+        """Count one step."""
+        self._sums = sums.clone() if self._sums is None else self._sums + sums
+        self._steps += 1
+
+    def read(self, where: dict[str, Any]) -> Row:
+        """Average over the steps counted, over all workers, and begin anew.
+
+        Raises
+        ------
+        FloatingPointError
+            If the loss is not finite: on all workers alike, since all hold the same sums.
+        """
+        assert self._sums is not None
+        reconstruction, kl, cells, row_hash = self._sums.tolist()
+        if not np.isfinite(reconstruction + kl):
+            raise FloatingPointError(
+                f"the loss became {reconstruction / cells} + {kl / cells} at step {where['step']}: lower train.lr, or look for "
+                "extreme counts with 'dist-scvi inspect'; the checkpoints before this step are kept"
+            )
+        elapsed_s = time.perf_counter() - self._began
+        worst = self._world.maximum(
+            torch.tensor(
+                [self._waited_s / elapsed_s, self._process.memory_info().rss / 2**20],
+                dtype=torch.float64,
+                device=self._sums.device,
+            )
+        ).tolist()
+        row = {
+            "elbo": (reconstruction + kl) / cells,
+            "reconstruction": reconstruction / cells,
+            "kl": kl / cells,
+            "cells": int(cells),
+            "cells_hash": int(row_hash),
+            "cells_per_s": cells / elapsed_s,
+            "steps_per_s": self._steps / elapsed_s,
+            "wait_share": worst[0],
+            "memory_mib": worst[1],
+        }
+        self._reset()
+        return row
+
+    def _reset(self) -> None:
+        self._sums: Tensor | None = None
+        self._steps, self._waited_s, self._began = 0, 0.0, time.perf_counter()
+
+
+def _wrap(module: VAE, data: CellData, world: World) -> nn.Module:
+    """Average gradients over the workers."""
+    if world.size == 1:
+        return module
+    model = DistributedDataParallel(
+        module, broadcast_buffers=False, gradient_as_bucket_view=True, static_graph=True
+    )
+    # DDP lays out its buckets anew after the first backward pass, and with them the order of additions. Let that happen
+    # before the first real step, so that a resumed run adds up in the same order as one that was never interrupted.
+    count = torch.zeros(0, device=world.device)
+    code = torch.zeros(2, dtype=torch.int64, device=world.device)
+    empty = Tensors(
+        torch.zeros(2, data.n_genes, device=world.device),
+        count.long(),
+        count,
+        torch.ones(2, device=world.device),
+        code,
+        code,
+        code[:, None].expand(2, len(data.categorical_covariates)),
+        torch.zeros(2, len(data.continuous_covariates), device=world.device),
+    )
+    terms = model(empty, (2,), step_noise(0, 0, 0, (0,), (2,), world.device))
+    (terms.reconstruction_n.sum() + terms.kl_n.sum()).backward()
+    model.zero_grad(set_to_none=True)
+    return model
+
+
+def _latest(folder: Path | None, world: World) -> Checkpoint | ValueError | None:
+    """Find where to begin, on rank 0; a refusal is handed to all workers rather than left for them to wait on."""
+    if folder is None or world.rank != 0:
+        return None
+    try:
+        return newest_checkpoint(folder / "checkpoints")
+    except ValueError as error:
+        return error
+
+
+def _open_log(folder: Path | None, config: RunConfig, world: World, step: int) -> MetricsLog:
+    """Begin the record of a run, on rank 0: its resolved configuration, its workers, its metrics."""
+    if folder is None or world.rank != 0:
+        return MetricsLog(None, step=step)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    return MetricsLog(folder / "metrics.jsonl", step=step)
+
+
+def _validates(config: RunConfig, epoch: int, max_epochs: int) -> bool:
+    every = config.train.check_val_every_n_epoch
+    return epoch == max_epochs - 1 or (every > 0 and (epoch + 1) % every == 0)

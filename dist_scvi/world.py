@@ -1,0 +1,71 @@
+"""The processes that train together, and all that they say to each other."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """This process's place among the workers. With one worker nothing is sent."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = torch.device("cpu")
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """Add up `tensor` over all workers, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def maximum(self, tensor: Tensor) -> Tensor:
+        """Take the element-wise maximum of `tensor` over all workers, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return tensor
+
+    def from_first(self, value: T) -> T:
+        """Give every worker the value of rank 0."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def wait(self) -> None:
+        """Wait until all workers are here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+def worker_device(local_rank: int) -> torch.device:
+    """Choose the GPU of a worker, or the CPU where there is none."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", local_rank % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
+
+
+@contextmanager
+def process_group(device: torch.device, *, timeout_s: float) -> Iterator[World]:
+    """Join the workers that torch's own environment variables name (``torchrun`` sets them), and leave at the end."""
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout_s))
+    try:
+        yield joined_world(device)
+    finally:
+        dist.destroy_process_group()
+
+
+def joined_world(device: torch.device) -> World:
+    """Describe the process group that a launcher has already joined."""
+    return World(dist.get_rank(), dist.get_world_size(), device)

@@ -1,0 +1,181 @@
+"""A store together with the obs columns a model is given."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .columns import Categorical, Numeric
+from .minibatch import MiniBatch
+from .rows import CsrRows, row_runs
+from .store import CellStore, open_store
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+_PROBES = 8
+_PROBE_CELLS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class CellData:
+    """Cells and their covariates, as `open_data` found them."""
+
+    store: CellStore
+    layer: str | None
+    batch: Categorical | None
+    """The batch covariate; without one all cells are of one batch."""
+    label: Categorical | None
+    categorical_covariates: tuple[Categorical, ...]
+    continuous_covariates: tuple[Numeric, ...]
+
+    @property
+    def n_cells(self) -> int:
+        """Cells of the store."""
+        return self.store.n_cells
+
+    @property
+    def n_genes(self) -> int:
+        """Genes of the store."""
+        return len(self.store.var_names)
+
+    def describe(self) -> dict[str, Any]:
+        """Say what a model must know of its data, as plain values: genes, columns and their categories."""
+        return {
+            "n_cells": self.n_cells,
+            "n_entries": self.store.n_entries,
+            "layer": self.layer,
+            "var_names": [str(name) for name in self.store.var_names],
+            "batch": _describe(self.batch),
+            "label": _describe(self.label),
+            "categorical_covariates": [_describe(column) for column in self.categorical_covariates],
+            "continuous_covariates": [column.key for column in self.continuous_covariates],
+        }
+
+    def columns_of(self, row_n: NDArray[np.int64]) -> "ColumnValues":
+        """Read the covariates of the rising rows `row_n`, touching only the ranges they span."""
+        pieces = list(row_runs(row_n))
+
+        def gather(read: Any, dtype: type[np.generic]) -> NDArray[Any]:
+            return np.concatenate([read(low, high)[part - low] for low, high, part in pieces]).astype(dtype, copy=False)
+
+        def table(columns: list[NDArray[Any]], dtype: type[np.generic]) -> NDArray[Any]:
+            return np.stack(columns, axis=1) if columns else np.zeros((len(row_n), 0), dtype=dtype)
+
+        zeros = np.zeros(len(row_n), dtype=np.int32)
+        return ColumnValues(
+            gather(self.batch.required_codes, np.int32) if self.batch else zeros,
+            gather(self.label.codes, np.int32) if self.label else zeros,
+            table([gather(column.required_codes, np.int32) for column in self.categorical_covariates], np.int32),
+            table([gather(column.values, np.float32) for column in self.continuous_covariates], np.float32),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnValues:
+    """Covariates of some cells, in the shapes of `MiniBatch`."""
+
+    batch_n: NDArray[np.int32]
+    label_n: NDArray[np.int32]
+    categorical_nc: NDArray[np.int32]
+    continuous_nc: NDArray[np.float32]
+
+    def take(self, index_n: NDArray[np.int64]) -> "ColumnValues":
+        """Copy the rows `index_n`."""
+        return ColumnValues(
+            self.batch_n[index_n], self.label_n[index_n], self.categorical_nc[index_n], self.continuous_nc[index_n]
+        )
+
+
+def open_data(
+    source: "str | Path | AnnData",
+    *,
+    layer: str | None = None,
+    batch_key: str | None = None,
+    labels_key: str | None = None,
+    categorical_covariate_keys: Sequence[str] = (),
+    continuous_covariate_keys: Sequence[str] = (),
+) -> CellData:
+    """Open a store and the obs columns a model needs. The names are those of ``SCVI.setup_anndata`` of scvi-tools.
+
+    Parameters
+    ----------
+    source
+        A folder with an AnnData in Zarr, an ``.h5ad`` file, or an AnnData in memory. Files are not loaded.
+    layer
+        Read ``layers/<layer>`` instead of ``X``; it must hold raw counts.
+    batch_key
+        obs column of the batch covariate.
+    labels_key
+        obs column of cell labels. SCVI does not train on it.
+    categorical_covariate_keys, continuous_covariate_keys
+        Further obs columns to correct for.
+
+    Returns
+    -------
+    CellData
+
+    Raises
+    ------
+    FileNotFoundError
+        If nothing lies at `source`.
+    ValueError
+        If it cannot be read as raw counts, or a column is missing. A few rows over the whole store are read to find out
+        now rather than hours later; all others are checked when they are read.
+
+    Notes
+    -----
+    Categories are sorted by name. scvi-tools keeps the order of a pandas categorical, so codes can differ from it where that
+    order is not the sorted one.
+    """
+    store = open_store(source, layer=layer)
+    data = CellData(
+        store,
+        layer,
+        store.categorical(batch_key) if batch_key else None,
+        store.categorical(labels_key) if labels_key else None,
+        tuple(store.categorical(key) for key in categorical_covariate_keys),
+        tuple(store.numeric(key) for key in continuous_covariate_keys),
+    )
+    for start in np.unique(np.linspace(0, max(0, store.n_cells - _PROBE_CELLS), _PROBES).astype(int)):
+        row_n = np.arange(start, min(start + _PROBE_CELLS, store.n_cells))
+        store.read(int(row_n[0]), int(row_n[-1]) + 1)
+        data.columns_of(row_n)
+    return data
+
+
+def minibatch(
+    data: CellData,
+    counts: CsrRows,
+    columns: ColumnValues,
+    row_n: NDArray[np.int64],
+    *,
+    epoch: int,
+    step: int,
+    micro_n: tuple[int, ...],
+    micro_keys: tuple[int, ...],
+    global_cells: int,
+) -> MiniBatch:
+    """Join counts and covariates of the cells `row_n` to a minibatch."""
+    return MiniBatch(
+        counts,
+        data.n_genes,
+        columns.batch_n,
+        columns.label_n,
+        columns.categorical_nc,
+        columns.continuous_nc,
+        counts.library_n(),
+        row_n,
+        epoch,
+        step,
+        micro_n,
+        micro_keys,
+        global_cells,
+    )
+
+
+def _describe(column: Categorical | None) -> dict[str, Any] | None:
+    return None if column is None else {"key": column.key, "categories": list(column.vocabulary)}

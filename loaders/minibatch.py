@@ -1,0 +1,89 @@
+"""The cells of one step as they leave the loader: narrow on the way to the device, widened there.
+
+Shape letters in this file
+    n   cells of this rank's part of a minibatch
+    g   genes
+    e   stored entries of these cells
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .rows import CsrRows
+
+
+@dataclass(frozen=True, slots=True)
+class MiniBatch:
+    """One rank's part of a global minibatch, or some cells to infer."""
+
+    counts: CsrRows
+    n_genes: int
+    batch_n: NDArray[np.int32]
+    """Code of the batch covariate."""
+    label_n: NDArray[np.int32]
+    """Code of the label, -1 where it is missing."""
+    categorical_nc: NDArray[np.int32]
+    """Codes of further categorical covariates, one column each."""
+    continuous_nc: NDArray[np.float32]
+    library_n: NDArray[np.int64]
+    """Total count."""
+    row_n: NDArray[np.int64]
+    """Row of the store, the identity of the cell."""
+    epoch: int
+    step: int
+    """Step in the epoch."""
+    micro_n: tuple[int, ...]
+    """Sizes of the micro-minibatches, in the order of the cells."""
+    micro_keys: tuple[int, ...]
+    """Number of each micro-minibatch in the global minibatch, the same for any world size."""
+    global_cells: int
+    """Cells of the global minibatch over all ranks."""
+
+    @property
+    def n_cells(self) -> int:
+        """Cells in this part."""
+        return len(self.row_n)
+
+    def to(self, device: torch.device | str) -> "Tensors":
+        """Send the narrow arrays to `device` and make them dense there."""
+
+        def send(array: NDArray[np.generic], dtype: torch.dtype) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(array)).to(device).to(dtype)
+
+        length_n = send(np.diff(self.counts.indptr), torch.int64)
+        row_e = torch.repeat_interleave(torch.arange(self.n_cells, device=length_n.device), length_n)
+        place_e = row_e * self.n_genes + send(self.counts.genes_e, torch.int64)
+        count_e = send(self.counts.counts_e, torch.float32)
+        counts_ng = torch.zeros(self.n_cells * self.n_genes, device=length_n.device)
+        counts_ng[place_e] = count_e
+        return Tensors(
+            counts_ng.view(self.n_cells, self.n_genes),
+            place_e,
+            count_e,
+            send(self.library_n, torch.float32),
+            send(self.batch_n, torch.int64),
+            send(self.label_n, torch.int64),
+            send(self.categorical_nc, torch.int64),
+            send(self.continuous_nc, torch.float32),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Tensors:
+    """A minibatch on its device."""
+
+    counts_ng: Tensor
+    """Counts, dense, float32."""
+    place_e: Tensor
+    """Where the stored entries lie in the flattened counts, int64."""
+    count_e: Tensor
+    """The stored entries, float32."""
+    library_n: Tensor
+    batch_n: Tensor
+    label_n: Tensor
+    categorical_nc: Tensor
+    continuous_nc: Tensor
