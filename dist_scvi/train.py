@@ -28,6 +28,7 @@ from .checkpoint import Checkpoint, check_same_run, fingerprint, newest_checkpoi
 from .config import DataConfig, RunConfig
 from .metrics import MetricsLog, Row
 from .noise import Noise, row_normal, step_noise
+from .spec import ModelSpec, spec_of
 from .vae import VAE
 from .world import World
 
@@ -40,6 +41,7 @@ class Trained:
     """What a run leaves."""
 
     module: VAE
+    spec: ModelSpec
     config: RunConfig
     """With every default filled in."""
     data: CellData
@@ -88,7 +90,8 @@ def train(
     steps, known = plan.steps_per_epoch, fingerprint(data)
 
     # --- the model, and where it was
-    module = build(config, data).to(world.device)
+    spec = spec_of(config.model, config.seed, data)
+    module = spec.build().to(world.device)
     optimizer = torch.optim.Adam(
         [parameter for parameter in module.parameters() if parameter.requires_grad],
         lr=config.train.lr,
@@ -162,7 +165,7 @@ def train(
 
     log.close()
     model.eval()
-    return Trained(module, config, data, log.rows)
+    return Trained(module, spec, config, data, log.rows)
 
 
 def resolve(config: RunConfig, data: CellData) -> tuple[RunConfig, Plan]:
@@ -223,18 +226,6 @@ def open_from(config: DataConfig) -> CellData:
         labels_key=config.labels_key,
         categorical_covariate_keys=config.categorical_covariate_keys,
         continuous_covariate_keys=config.continuous_covariate_keys,
-    )
-
-
-def build(config: RunConfig, data: CellData) -> VAE:
-    """Make the untrained model; under one seed its weights are bit for bit those of scvi-tools."""
-    torch.manual_seed(config.seed)
-    return VAE(
-        data.n_genes,
-        n_batch=len(data.batch.vocabulary) if data.batch else 1,
-        n_cats_per_cov=[len(column.vocabulary) for column in data.categorical_covariates],
-        n_continuous_cov=len(data.continuous_covariates),
-        config=config.model,
     )
 
 

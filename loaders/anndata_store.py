@@ -8,14 +8,8 @@ from anndata.io import read_elem
 from numpy.typing import NDArray
 from scipy import sparse
 
-from .columns import (
-    Categorical,
-    Numeric,
-    PagedArray,
-    categorical_from_codes,
-    categorical_from_values,
-    missing_column,
-)
+from .columns import Categorical, Numeric, PagedArray
+from .obs import ObsTable, attribute, index_of
 from .rows import CsrRows, from_arrays
 from .store import check_not_empty, check_var_names
 
@@ -37,7 +31,7 @@ class AnnDataStore:
     """
 
     def __init__(self, root: Any, array: Callable[[str], Any], *, uri: str, layer: str | None) -> None:
-        if _attribute(root, "encoding-type") != "anndata" and not ("obs" in root and "var" in root):
+        if attribute(root, "encoding-type") != "anndata" and not ("obs" in root and "var" in root):
             raise ValueError(f"{uri} is no AnnData: groups 'obs' and 'var' are needed, found {_names(root)}")
         self.uri = uri
         self._root, self._array = root, array
@@ -46,14 +40,12 @@ class AnnDataStore:
             layers = _names(root["layers"]) if "layers" in root else "none"
             raise ValueError(f"{uri} has no {self._path}: layers present are {layers}; set data.layer")
         self._where = f"{self._path} of {uri}"
-        for table in ("obs", "var"):
-            if _attribute(root[table], "encoding-type") != "dataframe":
-                raise ValueError(f"{table} of {uri} is in a layout older than AnnData 0.8: read and write it with anndata >= 0.8")
-        self.var_names = check_var_names(read_elem(_index(root["var"])), uri)
-        self.n_cells = int(_index(root["obs"]).shape[0])
+        self._obs = ObsTable(root, array, uri=uri)
+        self.var_names = check_var_names(read_elem(index_of(root["var"])), uri)
+        self.n_cells = self._obs.n_cells
         check_not_empty(self.n_cells, len(self.var_names), self._where)
         matrix = root[self._path]
-        encoding = _attribute(matrix, "encoding-type")
+        encoding = attribute(matrix, "encoding-type")
         if encoding == "csr_matrix":
             self._open_csr(matrix)
         elif encoding in ("array", None) and hasattr(matrix, "shape"):
@@ -82,34 +74,19 @@ class AnnDataStore:
 
     def obs_columns(self) -> list[str]:
         """Names of the obs columns, in the order of the file."""
-        return [str(name) for name in _attribute(self._root["obs"], "column-order")]
+        return self._obs.columns()
 
     def categorical(self, key: str) -> Categorical:
         """Open an obs column as categories; see `CellStore`."""
-        column = self._column(key)
-        if _attribute(column, "encoding-type") == "categorical":
-            stored = PagedArray(self._array(f"obs/{key}/codes"))
-            self._check_length(len(stored), f"obs/{key}")
-            return categorical_from_codes(key, list(read_elem(column["categories"])), stored)
-        values = read_elem(column)
-        self._check_length(len(values), f"obs/{key}")
-        return categorical_from_values(key, values)
+        return self._obs.categorical(key)
 
     def numeric(self, key: str) -> Numeric:
         """Open an obs column as numbers; see `CellStore`."""
-        column = self._column(key)
-        if not hasattr(column, "dtype") or not np.issubdtype(column.dtype, np.number):
-            raise ValueError(f"obs column '{key}' of {self.uri} does not hold numbers: name it as a categorical covariate")
-        stored = PagedArray(self._array(f"obs/{key}"))
-        self._check_length(len(stored), f"obs/{key}")
-        return Numeric(key, stored)
+        return self._obs.numeric(key)
 
     def obs_names(self, start: int, stop: int) -> NDArray[np.object_]:
         """Names of the cells ``[start, stop)``."""
-        index = _index(self._root["obs"])
-        if hasattr(index, "asstr") and index.dtype.kind == "O":
-            index = index.asstr()
-        return np.asarray([str(name) for name in index[start:stop]], dtype=object)
+        return self._obs.names(start, stop)
 
     def close(self) -> None:
         """Close the file."""
@@ -119,7 +96,7 @@ class AnnDataStore:
     _dense: Any = None
 
     def _open_csr(self, matrix: Any) -> None:
-        self._check_shape(tuple(int(size) for size in _attribute(matrix, "shape")))
+        self._check_shape(tuple(int(size) for size in attribute(matrix, "shape")))
         self._data, self._indices = self._array(f"{self._path}/data"), self._array(f"{self._path}/indices")
         self._indptr = PagedArray(self._array(f"{self._path}/indptr"))
         self.n_entries = int(self._data.shape[0])
@@ -143,15 +120,6 @@ class AnnDataStore:
                 "write the store again from its source"
             )
 
-    def _check_length(self, length: int, what: str) -> None:
-        if length != self.n_cells:
-            raise ValueError(f"{what} of {self.uri} has {length} values for {self.n_cells} cells: write the store again")
-
-    def _column(self, key: str) -> Any:
-        if key not in self.obs_columns():
-            raise missing_column(key, self.obs_columns(), self.uri)
-        return self._root["obs"][key]
-
     def _checked(
         self, data_e: NDArray[Any], indices_e: NDArray[Any], indptr: NDArray[np.int64], first_row: int
     ) -> CsrRows:
@@ -168,16 +136,6 @@ class AnnDataStore:
                 f"{name} of {self.uri} cannot be read at rows {start} to {stop - 1}: a chunk is truncated or damaged "
                 f"({error}); restore it from a copy or write the store again"
             ) from error
-
-
-def _attribute(node: Any, name: str) -> Any:
-    value = node.attrs.get(name)
-    return value.decode() if isinstance(value, bytes) else value
-
-
-def _index(table: Any) -> Any:
-    index = table[_attribute(table, "_index")]
-    return index["values"] if hasattr(index, "keys") else index  # a nullable string index is a group
 
 
 def _names(group: Any) -> str:

@@ -19,26 +19,45 @@ def open_zarr(path: Path, *, layer: str | None = None) -> AnnDataStore:
     ValueError
         If it is no Zarr group or no AnnData, or a chunk of the counts is missing: Zarr itself would read zeros there.
     """
+    root = open_root(path)
+    return AnnDataStore(root, lambda name: native_array(root, name), uri=str(path), layer=layer)
+
+
+def open_root(path: Path) -> zarr.Group:
+    """Open the Zarr group in the folder `path` for reading.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+    """
     try:
-        root = zarr.open_group(path, mode="r")
+        return zarr.open_group(path, mode="r")
     except (FileNotFoundError, KeyError, ValueError) as error:
         raise ValueError(f"{path} is a folder but no Zarr group ({error}): give the folder that anndata wrote") from error
 
-    def array(name: str) -> Any:
-        # The pipeline is chosen when an array object is made and stays with it: nothing is changed for other users of zarr.
-        with zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Array is unsupported by ZarrsCodecPipeline")
-            opened = root[name]
-        if not isinstance(opened, zarr.Array):
-            raise ValueError(f"{name} of {path} is a group where an array is needed: the store is damaged")  # noqa: TRY004
-        if not name.startswith("obs/"):  # a chunk of codes that are all 0 is rightly absent
-            _refuse_missing_chunk(opened, name, path)
-        return opened
 
-    return AnnDataStore(root, array, uri=str(path), layer=layer)
+def native_array(root: zarr.Group, name: str) -> Any:
+    """Open the numeric array `name`, to be decompressed by native threads.
+
+    Raises
+    ------
+    ValueError
+        If it is no array, or lacks a chunk. Codes of obs are excepted: where all of a chunk are 0 it is rightly absent.
+    """
+    # The pipeline is chosen when an array object is made and stays with it: nothing is changed for other users of zarr.
+    with zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Array is unsupported by ZarrsCodecPipeline")
+        opened = root[name]
+    path = str(root.store_path)
+    if not isinstance(opened, zarr.Array):
+        raise ValueError(f"{name} of {path} is a group where an array is needed: the store is damaged")  # noqa: TRY004
+    if not name.startswith("obs/"):
+        _refuse_missing_chunk(opened, name, path)
+    return opened
 
 
-def _refuse_missing_chunk(array: "zarr.Array[Any]", name: str, path: Path) -> None:
+def _refuse_missing_chunk(array: "zarr.Array[Any]", name: str, path: str) -> None:
     if array.nchunks_initialized >= array.nchunks:
         return
     length = (array.shards or array.chunks)[0]
