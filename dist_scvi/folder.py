@@ -26,15 +26,21 @@ def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
     folder is being replaced) the old one lies beside it under the name ``.old-NAME``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial, old = path.parent / f".partial-{path.name}", path.parent / f".old-{path.name}"
-    for left_over in (partial, old):
-        shutil.rmtree(left_over, ignore_errors=True)
+    partial = path.with_name(f".partial-{path.name}")
+    shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     listed = {name: {"bytes": len(content), "sha256": _sha256(content)} for name, content in files.items()}
     for name, content in files.items():
         _write_synced(partial / name, content)
     _write_synced(partial / MANIFEST, json.dumps({"format": _FORMAT, "files": listed}, indent=1).encode())
     _sync_folder(partial)
+    put_in_place(partial, path)
+
+
+def put_in_place(partial: Path, path: Path) -> None:
+    """Rename the finished folder `partial` to `path`, moving an older one out of the way first."""
+    old = path.with_name(f".old-{path.name}")
+    shutil.rmtree(old, ignore_errors=True)
     if path.exists():
         path.rename(old)
     partial.rename(path)

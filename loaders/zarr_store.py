@@ -20,7 +20,12 @@ def open_zarr(path: Path, *, layer: str | None = None) -> AnnDataStore:
         If it is no Zarr group or no AnnData, or a chunk of the counts is missing: Zarr itself would read zeros there.
     """
     root = open_root(path)
-    return AnnDataStore(root, lambda name: native_array(root, name), uri=str(path), layer=layer)
+
+    def array(name: str) -> Any:
+        # Where all codes of a chunk are 0 it is rightly absent.
+        return native_array(root, name) if name.startswith("obs/") else complete_array(root, name)
+
+    return AnnDataStore(root, array, uri=str(path), layer=layer)
 
 
 def open_root(path: Path) -> zarr.Group:
@@ -43,23 +48,28 @@ def native_array(root: zarr.Group, name: str) -> Any:
     Raises
     ------
     ValueError
-        If it is no array, or lacks a chunk. Codes of obs are excepted: where all of a chunk are 0 it is rightly absent.
+        If it is no array.
     """
     # The pipeline is chosen when an array object is made and stays with it: nothing is changed for other users of zarr.
     with zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Array is unsupported by ZarrsCodecPipeline")
         opened = root[name]
-    path = str(root.store_path)
     if not isinstance(opened, zarr.Array):
-        raise ValueError(f"{name} of {path} is a group where an array is needed: the store is damaged")  # noqa: TRY004
-    if not name.startswith("obs/"):
-        _refuse_missing_chunk(opened, name, path)
+        raise ValueError(f"{name} of {root.store_path} is a group where an array is needed: the store is damaged")  # noqa: TRY004
     return opened
 
 
-def _refuse_missing_chunk(array: "zarr.Array[Any]", name: str, path: str) -> None:
+def complete_array(root: zarr.Group, name: str) -> Any:
+    """Open the numeric array `name`, of which no chunk may be missing.
+
+    Raises
+    ------
+    ValueError
+        If it is no array or lacks a chunk; the message names the first.
+    """
+    array = native_array(root, name)
     if array.nchunks_initialized >= array.nchunks:
-        return
+        return array
     length = (array.shards or array.chunks)[0]
     for number in range(-(-array.shape[0] // length)):
         place = (number,) + (0,) * (array.ndim - 1)
@@ -68,8 +78,8 @@ def _refuse_missing_chunk(array: "zarr.Array[Any]", name: str, path: str) -> Non
             break
     low, high = number * length, min((number + 1) * length, array.shape[0]) - 1
     raise ValueError(
-        f"{name} of {path} lacks {array.nchunks - array.nchunks_initialized} of {array.nchunks} chunks, the first is {key} "
-        f"(entries {low} to {high}): restore it from a copy or write the store again"
+        f"{name} of {root.store_path} lacks {array.nchunks - array.nchunks_initialized} of {array.nchunks} chunks, the first "
+        f"is {key} (entries {low} to {high}): restore it from a copy or write the store again"
     )
 
 

@@ -1,0 +1,290 @@
+"""The minified atlas: posterior of every cell and the model, asked without the counts, read by range.
+
+Shape letters in this file
+    n   cells
+    g   genes asked for
+    k   latent dimensions
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from dist_scvi.loaders.columns import PagedArray
+from dist_scvi.loaders.obs import ObsTable
+from dist_scvi.loaders.rows import row_runs
+from dist_scvi.loaders.zarr_store import complete_array, open_root
+
+from .infer import LatentCells, expression_query, normalized_expression
+from .spec import load_model
+
+ATLAS_FORMAT = "dist_scvi.atlas/1"
+MANIFEST, CELLS, MODEL = "ATLAS.json", "cells.zarr", "model"
+QZM, QZV, LIBRARY, SOURCE_ROW = "scvi_latent_qzm", "scvi_latent_qzv", "observed_lib_size", "source_row"
+
+_CHUNK_CELLS = 4096
+
+
+class Atlas:
+    """A minified atlas, opened by `open_atlas`. Nothing of the cells is held; every answer reads what it needs."""
+
+    def __init__(self, path: Path, *, device: torch.device | str = "cpu") -> None:
+        self.path = path
+        self.manifest = _manifest(path)
+        self._module, self.spec = load_model(path / MODEL)
+        self._module.to(device)
+        self._root = open_root(path / CELLS)
+        self.obs = ObsTable(self._root, self._array, uri=str(path))
+        self._qzm, self._qzv = self._array(f"obsm/{QZM}"), self._array(f"obsm/{QZV}")
+        self._library, self._row = PagedArray(self._array(f"obs/{LIBRARY}")), PagedArray(self._array(f"obs/{SOURCE_ROW}"))
+        self.n_cells = self.obs.n_cells
+        arrays = (self._qzm, self._qzv)
+        found = {*(array.shape[0] for array in arrays), len(self._library), len(self._row), self.manifest["n_cells"]}
+        if found != {self.n_cells}:
+            raise ValueError(f"{path} disagrees with itself: its arrays hold {sorted(found)} cells, obs {self.n_cells}")
+        self._batch = self.obs.categorical(self.spec.batch.key) if self.spec.batch else None
+        self._categorical = [self.obs.categorical(covariate.key) for covariate in self.spec.categorical_covariates]
+        self._continuous = [self.obs.numeric(key) for key in self.spec.continuous_covariates]
+
+    @property
+    def var_names(self) -> tuple[str, ...]:
+        """Genes, in the order of the model."""
+        return self.spec.var_names
+
+    def select(self, **where: str) -> NDArray[np.int64]:
+        """Give the cells whose obs columns have the given values, for instance ``select(cell_type="B")``.
+
+        Raises
+        ------
+        ValueError
+            If a column or a value is not there.
+        """
+        chosen = np.ones(self.n_cells, dtype=bool)
+        for key, value in where.items():
+            column = self.obs.categorical(key)
+            if value not in column.vocabulary:
+                raise ValueError(f"obs column '{key}' has no value {value!r}: it has {', '.join(column.vocabulary[:20])}")
+            code = column.vocabulary.index(value)
+            for start, stop in self._ranges():
+                chosen[start:stop] &= column.codes(start, stop) == code
+        return np.flatnonzero(chosen)
+
+    def find(self, obs_names: Sequence[str]) -> NDArray[np.int64]:
+        """Give the cells with these names, in the order given.
+
+        Raises
+        ------
+        ValueError
+            If a name is not there.
+        """
+        place = dict.fromkeys(obs_names, -1)
+        for start, stop in self._ranges():
+            for offset, name in enumerate(self.obs.names(start, stop)):
+                if name in place:
+                    place[name] = start + offset
+        missing = [name for name, row in place.items() if row < 0]
+        if missing:
+            raise ValueError(f"{self.path} has no cell named {', '.join(missing[:3])} ({len(missing)} of {len(place)} asked for)")
+        return np.array([place[name] for name in obs_names], dtype=np.int64)
+
+    def get_latent_representation(
+        self, indices: NDArray[np.int64] | Sequence[int] | None = None, *, return_dist: bool = False
+    ) -> NDArray[np.float32] | tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Give the mean of the posterior of each cell, shape (n, k).
+
+        Parameters
+        ----------
+        indices
+            Cells in the order wanted; all by default.
+        return_dist
+            Give mean and variance.
+        """
+        parts = [(cells.qzm_nk, cells.qzv_nk) for cells in self._chosen(indices)]
+        k = self.spec.model.n_latent
+        qzm_nk = np.concatenate([np.zeros((0, k), np.float32), *(qzm for qzm, _ in parts)])
+        qzv_nk = np.concatenate([np.zeros((0, k), np.float32), *(qzv for _, qzv in parts)])
+        order = self._order(indices)
+        qzm_nk, qzv_nk = qzm_nk[order], qzv_nk[order]
+        return (qzm_nk, qzv_nk) if return_dist else qzm_nk
+
+    def get_normalized_expression(
+        self,
+        gene_list: Sequence[str] | None = None,
+        *,
+        indices: NDArray[np.int64] | Sequence[int] | None = None,
+        transform_batch: str | Sequence[str] | None = None,
+        library_size: float | str = 1.0,
+        n_samples: int | None = None,
+        seed: int = 0,
+    ) -> pd.DataFrame:
+        """Give the normalized expression of each cell, cells by genes.
+
+        Parameters
+        ----------
+        gene_list
+            Genes; all by default.
+        indices
+            Cells in the order wanted; all by default.
+        transform_batch
+            Batch, or batches to average over, that every cell is decoded with; by default its own.
+        library_size
+            Factor of the shares, or ``"latent"`` for each cell's observed total count.
+        n_samples
+            Draws of the posterior to average over. By default its mean is decoded, which is deterministic.
+        seed
+            Seed of the draws; a cell's draws do not depend on which other cells are asked for.
+
+        Raises
+        ------
+        ValueError
+            If a gene or batch is not known, or a number is out of range.
+        """
+        query = expression_query(
+            self.spec,
+            gene_list=gene_list,
+            transform_batch=transform_batch,
+            library_size=library_size,
+            n_samples=n_samples,
+            seed=seed,
+        )
+        genes = [self.var_names[index] for index in query.gene_index]
+        parts = [normalized_expression(self._module, cells, query) for cells in self._chosen(indices)]
+        value_ng = np.concatenate([np.zeros((0, len(genes)), np.float32), *parts])[self._order(indices)]
+        return pd.DataFrame(value_ng, index=self._names(indices), columns=genes)
+
+    def mean_expression(
+        self,
+        groupby: str,
+        gene_list: Sequence[str] | None = None,
+        *,
+        transform_batch: str | Sequence[str] | None = None,
+        library_size: float | str = 1.0,
+        n_samples: int | None = None,
+        seed: int = 0,
+    ) -> pd.DataFrame:
+        """Average normalized expression over the cells of each category of an obs column, streaming.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Categories that have cells, by genes. Cells without a category are left out. The arguments are those of
+            `get_normalized_expression`.
+        """
+        query = expression_query(
+            self.spec,
+            gene_list=gene_list,
+            transform_batch=transform_batch,
+            library_size=library_size,
+            n_samples=n_samples,
+            seed=seed,
+        )
+        column = self.obs.categorical(groupby)
+        total = np.zeros((len(column.vocabulary) + 1, len(query.gene_index)))
+        for start, stop in self._ranges():
+            value_ng = normalized_expression(self._module, self._read(start, stop), query)
+            np.add.at(total, column.codes(start, stop), value_ng)  # code -1 falls on the last row
+        sizes = self.group_sizes(groupby)
+        mean = total[: len(sizes)] / np.maximum(sizes.to_numpy(), 1)[:, None]
+        frame = pd.DataFrame(mean, index=sizes.index, columns=[self.var_names[index] for index in query.gene_index])
+        return frame[sizes > 0]
+
+    def group_sizes(self, groupby: str) -> "pd.Series[int]":
+        """Count the cells of each category of an obs column."""
+        column = self.obs.categorical(groupby)
+        sizes = np.zeros(len(column.vocabulary) + 1, dtype=np.int64)
+        for start, stop in self._ranges():
+            sizes += np.bincount(column.codes(start, stop) + 1, minlength=len(sizes))
+        return pd.Series(sizes[1:], index=pd.Index(column.vocabulary, name=groupby), name="n_cells")
+
+    def _array(self, name: str) -> Any:
+        return complete_array(self._root, name)
+
+    def _ranges(self) -> Iterator[tuple[int, int]]:
+        for start in range(0, self.n_cells, _CHUNK_CELLS):
+            yield start, min(start + _CHUNK_CELLS, self.n_cells)
+
+    def _chosen(self, indices: NDArray[np.int64] | Sequence[int] | None) -> Iterator[LatentCells]:
+        """Read the chosen cells by rising row, each once; `_order` puts them back."""
+        if indices is None:
+            for start, stop in self._ranges():
+                yield self._read(start, stop)
+            return
+        unique_n = np.unique(np.asarray(indices, dtype=np.int64))
+        if len(unique_n) and not 0 <= unique_n[0] <= unique_n[-1] < self.n_cells:
+            raise ValueError(f"indices run from {unique_n[0]} to {unique_n[-1]}: the atlas has cells 0 to {self.n_cells - 1}")
+        for low, high, part in row_runs(unique_n):
+            yield self._read(low, high, part - low)
+
+    def _order(self, indices: NDArray[np.int64] | Sequence[int] | None) -> NDArray[np.int64] | slice:
+        return slice(None) if indices is None else np.unique(np.asarray(indices), return_inverse=True)[1]
+
+    def _names(self, indices: NDArray[np.int64] | Sequence[int] | None) -> NDArray[np.object_]:
+        if indices is None:
+            return self.obs.names(0, self.n_cells)
+        unique_n = np.unique(np.asarray(indices, dtype=np.int64))
+        parts = [self.obs.names(low, high)[part - low] for low, high, part in row_runs(unique_n)]
+        return np.concatenate([np.zeros(0, dtype=object), *parts])[self._order(indices)]
+
+    def _read(self, start: int, stop: int, keep_n: NDArray[np.int64] | slice = slice(None)) -> LatentCells:
+        """Read the cells ``[start, stop)``, of these only `keep_n`."""
+        n = stop - start
+        empty = np.zeros((n, 0))
+
+        def table(parts: list[NDArray[Any]], dtype: type[np.generic]) -> NDArray[Any]:
+            return (np.stack(parts, axis=1) if parts else empty).astype(dtype)[keep_n]
+
+        try:
+            return LatentCells(
+                self._row[start:stop][keep_n],
+                np.asarray(self._qzm[start:stop])[keep_n],
+                np.asarray(self._qzv[start:stop])[keep_n],
+                self._library[start:stop][keep_n],
+                self._batch.required_codes(start, stop)[keep_n] if self._batch else np.zeros(n, np.int32)[keep_n],
+                table([column.required_codes(start, stop) for column in self._categorical], np.int32),
+                table([column.values(start, stop) for column in self._continuous], np.float32),
+            )
+        except (OSError, RuntimeError) as error:
+            raise ValueError(
+                f"cells {start} to {stop - 1} of {self.path} cannot be read: a chunk is truncated or damaged ({error}); "
+                "restore it from a copy or minify again"
+            ) from error
+
+
+def open_atlas(path: str | Path, *, device: torch.device | str = "cpu") -> Atlas:
+    """Open a minified atlas. Only names and sizes are read.
+
+    Parameters
+    ----------
+    path
+        The folder that `minify` wrote.
+    device
+        Where the model computes.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such folder.
+    ValueError
+        If it is no minified atlas, or is damaged.
+    """
+    folder = Path(path).expanduser().resolve()
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no minified atlas {folder}: make one with 'dist-scvi minify RUN'")
+    return Atlas(folder, device=device)
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        found = manifest["format"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no minified atlas: its {MANIFEST} is missing or unreadable ({error!r})") from error
+    if found != ATLAS_FORMAT:
+        raise ValueError(f"{path} has format {found!r}: {ATLAS_FORMAT!r} is needed, read it with a newer version")
+    return dict(manifest)

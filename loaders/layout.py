@@ -1,0 +1,86 @@
+"""How AnnData lies in Zarr v3: groups and arrays with the attributes anndata gives them, every chunk checksummed."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import DTypeLike
+from zarr.codecs import BloscCodec, Crc32cCodec
+
+_STRING = {"encoding-type": "string-array", "encoding-version": "0.2.0"}
+_ARRAY = {"encoding-type": "array", "encoding-version": "0.2.0"}
+
+
+def new_root(path: Path, var_names: Sequence[str]) -> zarr.Group:
+    """Create the AnnData group `path` with its genes and empty parts."""
+    root = zarr.create_group(path, zarr_format=3, attributes={"encoding-type": "anndata", "encoding-version": "0.1.0"})
+    for part in ("layers", "obsm", "obsp", "uns", "varm", "varp"):
+        root.create_group(part, attributes={"encoding-type": "dict", "encoding-version": "0.1.0"})
+    var = root.create_group("var")
+    new_strings(var, "_index", len(var_names))[:] = np.asarray(var_names, dtype=object)
+    finish_table(var, [])
+    return root
+
+
+def new_array(
+    group: zarr.Group, name: str, shape: tuple[int, ...], dtype: DTypeLike, *, chunk_rows: int, shard_rows: int | None = None
+) -> "zarr.Array[Any]":
+    """Create a numeric array, chunked by rows."""
+    return group.create_array(
+        name,
+        shape=shape,
+        dtype=np.dtype(dtype),
+        chunks=(chunk_rows, *shape[1:]),
+        shards=(shard_rows, *shape[1:]) if shard_rows else None,
+        compressors=[BloscCodec(cname="lz4", clevel=3), Crc32cCodec()],
+        attributes=_ARRAY,
+        config={"write_empty_chunks": True},  # so that an absent chunk is always a lost one
+    )
+
+
+def new_strings(group: zarr.Group, name: str, length: int, *, chunk_rows: int = 65_536) -> "zarr.Array[Any]":
+    """Create an array of strings."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=zarr.errors.UnstableSpecificationWarning)
+        return group.create_array(
+            name,
+            shape=(length,),
+            dtype="string",
+            chunks=(min(chunk_rows, length),),
+            compressors=[BloscCodec(cname="lz4", clevel=3), Crc32cCodec()],
+            attributes=_STRING,
+            config={"write_empty_chunks": True},
+        )
+
+
+def new_categorical(
+    table: zarr.Group, key: str, categories: Sequence[str], length: int, *, chunk_rows: int, shard_rows: int | None = None
+) -> "zarr.Array[Any]":
+    """Create a categorical column and return its codes, -1 for a missing value."""
+    column = table.create_group(
+        key, attributes={"encoding-type": "categorical", "encoding-version": "0.2.0", "ordered": False}
+    )
+    new_strings(column, "categories", len(categories))[:] = np.asarray(categories, dtype=object)
+    return new_array(
+        column, "codes", (length,), code_type(len(categories)), chunk_rows=chunk_rows, shard_rows=shard_rows
+    )
+
+
+def code_type(n_categories: int) -> DTypeLike:
+    """Give the smallest signed type that numbers `n_categories`, as pandas does."""
+    return np.int8 if n_categories <= 127 else np.int16 if n_categories <= 32_767 else np.int32
+
+
+def finish_table(table: zarr.Group, columns: Sequence[str]) -> None:
+    """Mark `table` as a data frame whose index is ``_index`` and whose columns are `columns`."""
+    table.attrs.update(
+        {
+            "encoding-type": "dataframe",
+            "encoding-version": "0.2.0",
+            "_index": "_index",
+            "column-order": list(columns),
+        }
+    )
