@@ -21,7 +21,7 @@ from dist_scvi.loaders.obs import ObsTable
 from dist_scvi.loaders.rows import row_runs
 from dist_scvi.loaders.zarr_store import complete_array, open_root
 
-from .infer import LatentCells, expression_query, normalized_expression
+from .infer import Indices, LatentCells, expression_query, normalized_expression, rows_asked
 from .spec import load_model
 
 ATLAS_FORMAT = "dist_scvi.atlas/1"
@@ -71,7 +71,7 @@ class Atlas:
             if value not in column.vocabulary:
                 raise ValueError(f"obs column '{key}' has no value {value!r}: it has {', '.join(column.vocabulary[:20])}")
             code = column.vocabulary.index(value)
-            for start, stop in self._ranges():
+            for start, stop, _ in self._spans(None):
                 chosen[start:stop] &= column.codes(start, stop) == code
         return np.flatnonzero(chosen)
 
@@ -84,7 +84,7 @@ class Atlas:
             If a name is not there.
         """
         place = dict.fromkeys(obs_names, -1)
-        for start, stop in self._ranges():
+        for start, stop, _ in self._spans(None):
             for offset, name in enumerate(self.obs.names(start, stop)):
                 if name in place:
                     place[name] = start + offset
@@ -93,8 +93,13 @@ class Atlas:
             raise ValueError(f"{self.path} has no cell named {', '.join(missing[:3])} ({len(missing)} of {len(place)} asked for)")
         return np.array([place[name] for name in obs_names], dtype=np.int64)
 
+    def obs_names(self, indices: Indices | None = None) -> NDArray[np.object_]:
+        """Give the names of cells."""
+        parts = [self.obs.names(low, high)[keep_n] for low, high, keep_n in self._spans(indices)]
+        return np.concatenate([np.zeros(0, dtype=object), *parts])[self._order(indices)]
+
     def get_latent_representation(
-        self, indices: NDArray[np.int64] | Sequence[int] | None = None, *, return_dist: bool = False
+        self, indices: Indices | None = None, *, return_dist: bool = False
     ) -> NDArray[np.float32] | tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Give the mean of the posterior of each cell, shape (n, k).
 
@@ -105,7 +110,7 @@ class Atlas:
         return_dist
             Give mean and variance.
         """
-        parts = [(cells.qzm_nk, cells.qzv_nk) for cells in self._chosen(indices)]
+        parts = [(cells.qzm_nk, cells.qzv_nk) for cells in self._cells(indices)]
         k = self.spec.model.n_latent
         qzm_nk = np.concatenate([np.zeros((0, k), np.float32), *(qzm for qzm, _ in parts)])
         qzv_nk = np.concatenate([np.zeros((0, k), np.float32), *(qzv for _, qzv in parts)])
@@ -117,7 +122,7 @@ class Atlas:
         self,
         gene_list: Sequence[str] | None = None,
         *,
-        indices: NDArray[np.int64] | Sequence[int] | None = None,
+        indices: Indices | None = None,
         transform_batch: str | Sequence[str] | None = None,
         library_size: float | str = 1.0,
         n_samples: int | None = None,
@@ -154,15 +159,16 @@ class Atlas:
             seed=seed,
         )
         genes = [self.var_names[index] for index in query.gene_index]
-        parts = [normalized_expression(self._module, cells, query) for cells in self._chosen(indices)]
+        parts = [normalized_expression(self._module, cells, query) for cells in self._cells(indices)]
         value_ng = np.concatenate([np.zeros((0, len(genes)), np.float32), *parts])[self._order(indices)]
-        return pd.DataFrame(value_ng, index=self._names(indices), columns=genes)
+        return pd.DataFrame(value_ng, index=self.obs_names(indices), columns=genes)
 
     def mean_expression(
         self,
         groupby: str,
         gene_list: Sequence[str] | None = None,
         *,
+        indices: Indices | None = None,
         transform_batch: str | Sequence[str] | None = None,
         library_size: float | str = 1.0,
         n_samples: int | None = None,
@@ -186,52 +192,43 @@ class Atlas:
         )
         column = self.obs.categorical(groupby)
         total = np.zeros((len(column.vocabulary) + 1, len(query.gene_index)))
-        for start, stop in self._ranges():
-            value_ng = normalized_expression(self._module, self._read(start, stop), query)
-            np.add.at(total, column.codes(start, stop), value_ng)  # code -1 falls on the last row
-        sizes = self.group_sizes(groupby)
+        for start, stop, keep_n in self._spans(indices):
+            value_ng = normalized_expression(self._module, self._read(start, stop, keep_n), query)
+            np.add.at(total, column.codes(start, stop)[keep_n], value_ng)  # code -1 falls on the last row
+        sizes = self.group_sizes(groupby, indices)
         mean = total[: len(sizes)] / np.maximum(sizes.to_numpy(), 1)[:, None]
         frame = pd.DataFrame(mean, index=sizes.index, columns=[self.var_names[index] for index in query.gene_index])
         return frame[sizes > 0]
 
-    def group_sizes(self, groupby: str) -> "pd.Series[int]":
-        """Count the cells of each category of an obs column."""
+    def group_sizes(self, groupby: str, indices: Indices | None = None) -> "pd.Series[int]":
+        """Count the cells, or the chosen ones, of each category of an obs column."""
         column = self.obs.categorical(groupby)
         sizes = np.zeros(len(column.vocabulary) + 1, dtype=np.int64)
-        for start, stop in self._ranges():
-            sizes += np.bincount(column.codes(start, stop) + 1, minlength=len(sizes))
+        for start, stop, keep_n in self._spans(indices):
+            sizes += np.bincount(column.codes(start, stop)[keep_n] + 1, minlength=len(sizes))
         return pd.Series(sizes[1:], index=pd.Index(column.vocabulary, name=groupby), name="n_cells")
 
     def _array(self, name: str) -> Any:
         return complete_array(self._root, name)
 
-    def _ranges(self) -> Iterator[tuple[int, int]]:
-        for start in range(0, self.n_cells, _CHUNK_CELLS):
-            yield start, min(start + _CHUNK_CELLS, self.n_cells)
-
-    def _chosen(self, indices: NDArray[np.int64] | Sequence[int] | None) -> Iterator[LatentCells]:
-        """Read the chosen cells by rising row, each once; `_order` puts them back."""
+    def _spans(self, indices: Indices | None) -> Iterator[tuple[int, int, NDArray[np.int64] | slice]]:
+        """Cut the chosen cells, each once and by rising row, into reads: first, last + 1, and which of these are chosen."""
         if indices is None:
-            for start, stop in self._ranges():
-                yield self._read(start, stop)
+            for start in range(0, self.n_cells, _CHUNK_CELLS):
+                yield start, min(start + _CHUNK_CELLS, self.n_cells), slice(None)
             return
-        unique_n = np.unique(np.asarray(indices, dtype=np.int64))
-        if len(unique_n) and not 0 <= unique_n[0] <= unique_n[-1] < self.n_cells:
-            raise ValueError(f"indices run from {unique_n[0]} to {unique_n[-1]}: the atlas has cells 0 to {self.n_cells - 1}")
+        unique_n, _ = rows_asked(indices, self.n_cells)
         for low, high, part in row_runs(unique_n):
-            yield self._read(low, high, part - low)
+            yield low, high, part - low
 
-    def _order(self, indices: NDArray[np.int64] | Sequence[int] | None) -> NDArray[np.int64] | slice:
-        return slice(None) if indices is None else np.unique(np.asarray(indices), return_inverse=True)[1]
+    def _order(self, indices: Indices | None) -> NDArray[np.int64] | slice:
+        """Put what was read by rising row into the order asked for."""
+        return slice(None) if indices is None else rows_asked(indices, self.n_cells)[1]
 
-    def _names(self, indices: NDArray[np.int64] | Sequence[int] | None) -> NDArray[np.object_]:
-        if indices is None:
-            return self.obs.names(0, self.n_cells)
-        unique_n = np.unique(np.asarray(indices, dtype=np.int64))
-        parts = [self.obs.names(low, high)[part - low] for low, high, part in row_runs(unique_n)]
-        return np.concatenate([np.zeros(0, dtype=object), *parts])[self._order(indices)]
+    def _cells(self, indices: Indices | None) -> Iterator[LatentCells]:
+        return (self._read(*span) for span in self._spans(indices))
 
-    def _read(self, start: int, stop: int, keep_n: NDArray[np.int64] | slice = slice(None)) -> LatentCells:
+    def _read(self, start: int, stop: int, keep_n: NDArray[np.int64] | slice) -> LatentCells:
         """Read the cells ``[start, stop)``, of these only `keep_n`."""
         n = stop - start
         empty = np.zeros((n, 0))

@@ -22,6 +22,10 @@ from .spec import ModelSpec
 from .vae import VAE
 
 
+Indices = Sequence[int] | NDArray[np.int64]
+"""Cells by row, in the order wanted."""
+
+
 @dataclass(frozen=True, slots=True)
 class LatentCells:
     """Some cells in the latent space, with all that decoding needs."""
@@ -50,6 +54,20 @@ class ExpressionQuery:
     n_samples: int | None = None
     """Draws of z to average over; None decodes the mean of q, which is deterministic."""
     seed: int = 0
+
+
+def rows_asked(indices: Indices, n_cells: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Give the rows asked for, each once and rising, and the place of each of `indices` among them.
+
+    Raises
+    ------
+    ValueError
+        If one is out of range.
+    """
+    unique_n, order = np.unique(np.asarray(indices, dtype=np.int64), return_inverse=True)
+    if len(unique_n) and not 0 <= unique_n[0] <= unique_n[-1] < n_cells:
+        raise ValueError(f"indices run from {unique_n[0]} to {unique_n[-1]}: there are cells 0 to {n_cells - 1}")
+    return unique_n, order
 
 
 def expression_query(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from .atlas import Atlas, open_atlas
 from .config import DataConfig, ModelConfig, RunConfig, TrainConfig
-from .infer import LatentCells, expression_query, normalized_expression
+from .infer import Indices, LatentCells, expression_query, normalized_expression, rows_asked
 from .loaders.data import CellData, open_data
 from .loaders.minibatch import MiniBatch
 from .loaders.rows import row_runs
@@ -191,7 +191,7 @@ class SCVI:
     @torch.no_grad()
     def get_latent_representation(
         self,
-        indices: Sequence[int] | NDArray[np.int64] | None = None,
+        indices: Indices | None = None,
         *,
         give_mean: bool = True,
         return_dist: bool = False,
@@ -202,7 +202,7 @@ class SCVI:
         Parameters
         ----------
         indices
-            Cells, rising; all by default.
+            Cells in the order wanted; all by default.
         give_mean
             Give the mean of the posterior, else one draw of it.
         return_dist
@@ -211,14 +211,15 @@ class SCVI:
             Seed of the draw; a cell's draw does not depend on which others are asked for.
         """
         parts = [(cells.row_n, cells.qzm_nk, cells.qzv_nk) for cells in self._latent(indices)]
-        row_n, qzm_nk, qzv_nk = (np.concatenate(part) for part in zip(*parts, strict=True))
+        order = slice(None) if indices is None else rows_asked(indices, self.data.n_cells)[1]
+        row_n, qzm_nk, qzv_nk = (np.concatenate(part)[order] for part in zip(*parts, strict=True))
         if return_dist:
             return qzm_nk, qzv_nk
         return qzm_nk if give_mean else qzm_nk + np.sqrt(qzv_nk) * row_normal(seed, row_n, 0, qzm_nk.shape[1])
 
     def get_normalized_expression(
         self,
-        indices: Sequence[int] | NDArray[np.int64] | None = None,
+        indices: Indices | None = None,
         transform_batch: str | Sequence[str] | None = None,
         gene_list: Sequence[str] | None = None,
         library_size: float | Literal["latent"] = 1.0,
@@ -239,10 +240,11 @@ class SCVI:
         row_n = np.concatenate([rows for rows, _ in parts])
         names = np.concatenate([self.data.store.obs_names(low, high)[part - low] for low, high, part in row_runs(row_n)])
         genes = [self.spec.var_names[index] for index in query.gene_index]
-        return pd.DataFrame(np.concatenate([values for _, values in parts]), index=names, columns=genes)
+        frame = pd.DataFrame(np.concatenate([values for _, values in parts]), index=names, columns=genes)
+        return frame if indices is None else frame.iloc[rows_asked(indices, self.data.n_cells)[1]]
 
     @torch.no_grad()
-    def get_elbo(self, indices: Sequence[int] | NDArray[np.int64] | None = None, *, seed: int = 0) -> float:
+    def get_elbo(self, indices: Indices | None = None, *, seed: int = 0) -> float:
         """Average the negative evidence lower bound over cells, at one draw of z for each; lower is better."""
         total, n_cells = 0.0, 0
         for minibatch in self._minibatches(indices):
@@ -290,23 +292,23 @@ class SCVI:
         model.is_trained, model._history = True, []  # noqa: SLF001
         return model
 
-    def _minibatches(self, indices: Sequence[int] | NDArray[np.int64] | None) -> Iterator[MiniBatch]:
-        """Stream the chosen cells in rising order."""
+    def _minibatches(self, indices: Indices | None) -> Iterator[MiniBatch]:
+        """Stream the chosen cells, each once, by rising row."""
         n = self.data.n_cells
         if indices is None:
             yield from row_stream(
                 self.data, ((at, min(at + _CHUNK_CELLS, n)) for at in range(0, n, _CHUNK_CELLS))
             )
             return
-        row_n = np.asarray(indices, dtype=np.int64)
-        if not len(row_n) or row_n[0] < 0 or row_n[-1] >= n or (np.diff(row_n) <= 0).any():
-            raise ValueError(f"indices must be at least one cell, rising, from 0 to {n - 1}")
+        row_n, _ = rows_asked(indices, n)
+        if not len(row_n):
+            raise ValueError("indices is empty: at least one cell is needed")
         for at in range(0, len(row_n), _CHUNK_CELLS):
             yield rows_minibatch(self.data, row_n[at : at + _CHUNK_CELLS])
 
     @torch.no_grad()
-    def _latent(self, indices: Sequence[int] | NDArray[np.int64] | None) -> Iterator[LatentCells]:
-        """Encode the chosen cells in rising order."""
+    def _latent(self, indices: Indices | None) -> Iterator[LatentCells]:
+        """Encode the chosen cells, each once, by rising row."""
         for minibatch in self._minibatches(indices):
             qzm_nk, qzv_nk = self.module.encode(minibatch.to(self.module.px_r.device).counts_ng)
             yield LatentCells(

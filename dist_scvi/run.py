@@ -1,0 +1,134 @@
+"""What every worker of a run does, however it was started: train to the end, or minify. And what a run would cost.
+
+A run is a folder: ``config.yaml`` (resolved), ``metrics.jsonl``, ``checkpoints/``, ``workers/`` and, when it has ended,
+``model/``.
+"""
+
+import json
+import os
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from dist_scvi.loaders import CellData
+
+from .config import RunConfig, load_config
+from .folder import DamagedFolderError, read_folder
+from .metrics import Row
+from .minify import minify
+from .spec import load_model, save_model
+from .train import open_from, resolve, train
+from .world import World
+
+CONFIG, METRICS, MODEL, ATLAS = "config.yaml", "metrics.jsonl", "model", "atlas"
+
+
+def train_worker(config: RunConfig, world: World, *, on_metrics: Callable[[Row], None] | None = None) -> None:
+    """Train in the folder ``config.run`` and leave the model there. Started again, it goes on where it was."""
+    folder = Path(config.run)
+    data = open_from(config.data)
+    record = {"rank": world.rank, "world_size": world.size, "pid": os.getpid(), "host": socket.gethostname()}
+    (folder / "workers").mkdir(parents=True, exist_ok=True)
+    (folder / "workers" / f"{world.rank}.json").write_text(json.dumps(record))
+    trained = train(config, data=data, world=world, folder=folder, on_metrics=on_metrics)
+    if world.rank == 0:
+        save_model(folder / MODEL, trained.module, trained.spec)
+    world.wait()
+
+
+def minify_worker(
+    run: Path,
+    out: Path,
+    world: World,
+    *,
+    obs_columns: Sequence[str] = (),
+    overwrite: bool = False,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Write the minified atlas `out` of a finished run.
+
+    Raises
+    ------
+    ValueError
+        If the run has no model yet.
+    """
+    config = run_config(run)
+    if not is_finished(run):
+        raise ValueError(f"{run} has no finished model: continue it with 'dist-scvi resume {run}'")
+    module, spec = load_model(run / MODEL)
+    module.to(world.device)
+    lineage = {"run": str(run), "seed": config.seed, "model": config.model.model_dump(), "train": config.train.model_dump()}
+    minify(
+        module,
+        spec,
+        open_from(config.data),
+        out,
+        obs_columns=obs_columns,
+        world=world,
+        lineage=lineage,
+        overwrite=overwrite,
+        on_progress=on_progress,
+    )
+
+
+def run_config(run: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read the resolved configuration of the run in the folder `run`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none.
+    """
+    if not (run / CONFIG).exists():
+        raise FileNotFoundError(f"{run} is no run: it has no {CONFIG}; start one with 'dist-scvi train'")
+    return load_config(run / CONFIG, [*overrides, f"run={run}"])
+
+
+def is_finished(run: Path) -> bool:
+    """Say whether the run has left its model, whole."""
+    try:
+        read_folder(run / MODEL)
+    except DamagedFolderError:
+        return False
+    return True
+
+
+def preview(config: RunConfig, data: CellData, *, workers: int) -> dict[str, Any]:
+    """Say what a run would read, hold and do, without doing it."""
+    resolved, plan = resolve(config, data)
+    density = data.store.n_entries / data.n_cells
+    entry_bytes = 2 + (2 if data.n_genes <= 1 << 16 else 4)
+    window = plan.window_steps * plan.batch_size
+    labels = max((len(column.vocabulary) for column in (data.label, data.batch) if column), default=1)
+    epochs = resolved.train.max_epochs or 1
+    return {
+        "store": data.store.uri,
+        "cells": data.n_cells,
+        "genes": data.n_genes,
+        "entries_per_cell": round(density, 1),
+        "batches": len(data.batch.vocabulary) if data.batch else 1,
+        "train / validation / test": " / ".join(
+            str(plan.split_cells(split)) for split in ("train", "validation", "test")
+        ),
+        "epochs": epochs,
+        "steps": f"{epochs * plan.steps_per_epoch} of {plan.batch_size} cells, {plan.steps_per_epoch} an epoch",
+        "lanes": f"{plan.lanes}, {plan.lanes // workers} for each of {workers} workers",
+        "window": f"{window} cells, "
+        + ("all of an epoch" if plan.blocks_in_window is None else f"{plan.blocks_in_window} blocks of {plan.block_cells} rows"),
+        "diversity": _diversity(plan.blocks_in_window, plan.batch_size, plan.entropy_loss_bits(labels), labels),
+        "memory for cells": f"{3 * window * density * entry_bytes / workers / 2**20:.0f} MiB in each worker",
+        "memory for a step": f"{12 * plan.batch_size / workers * data.n_genes * 4 / 2**20:.0f} MiB in each worker",
+        "run folder": resolved.run,
+    }
+
+
+def _diversity(blocks: int | None, batch_size: int, loss_bits: float, labels: int) -> str:
+    """Say how well a minibatch mixes the atlas, even if every block is of one label."""
+    text = f"a minibatch loses at most {loss_bits:.3f} bit of the entropy of {labels} labels"
+    if blocks is None or blocks >= 4 * batch_size:
+        return text
+    return (
+        f"{text}; the window holds {blocks} blocks, fewer than the {4 * batch_size} that an unshuffled store needs: "
+        "raise data.memory_mib or lower train.batch_size"
+    )

@@ -1,0 +1,1 @@
+"""Starting things: the command line, Ray Train, torchrun."""

@@ -1,0 +1,81 @@
+#!/usr/bin/env bash
+# The whole way on a synthetic atlas, or on a store of your own:
+#   bash launch/demo.sh
+#   bash launch/demo.sh STORE [--batch-key COLUMN] [--labels-key COLUMN] [--layer LAYER] [--epochs N]
+# Results go to runs/demo-*; WORKERS sets the number of Ray Train workers (2).
+set -euo pipefail
+
+store="" batch_key="" labels_key="" layer="" epochs="" here=$PWD
+while [ $# -gt 0 ]; do
+    case $1 in
+    --batch-key) batch_key=$2 && shift 2 ;;
+    --labels-key) labels_key=$2 && shift 2 ;;
+    --layer) layer=$2 && shift 2 ;;
+    --epochs) epochs=$2 && shift 2 ;;
+    -*) echo "demo: unknown option $1; see the head of launch/demo.sh" >&2 && exit 2 ;;
+    *) store=$(cd "$here" && realpath "$1") && shift ;;
+    esac
+done
+. "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+
+workers=${WORKERS:-2}
+out=$PWD/runs/demo-$(date +%Y%m%d-%H%M%S)
+mkdir -p "$out"
+say() { printf '\n== %s\n' "$*"; }
+
+if [ -z "$store" ]; then
+    store=$out/atlas.zarr batch_key=batch labels_key=cell_type
+    say "Simulate: 20,000 cells of 8 types in 4 batches, 2,000 genes, as AnnData Zarr"
+    dist-scvi simulate "$store" --cells 20000 --genes 2000 --types 8 --batches 4 --processes 2
+fi
+
+say "Inspect"
+dist-scvi inspect "$store" ${layer:+--layer "$layer"} ${batch_key:+--batch-key "$batch_key"} ${labels_key:+--labels-key "$labels_key"}
+
+cat >"$out/run.yaml" <<YAML
+run: $out/run
+data:
+  uri: $store
+  layer: ${layer:-null}
+  batch_key: ${batch_key:-null}
+  labels_key: ${labels_key:-null}
+train:
+  max_epochs: ${epochs:-10}
+  batch_size: 256
+  lanes: 4
+YAML
+
+say "Train: SCVI on $workers Ray Train workers"
+dist-scvi train "$out/run.yaml" --workers "$workers"
+
+say "Minify: the posterior of every cell, on the same number of workers"
+dist-scvi minify "$out/run" --workers "$workers"
+
+genes=$(python - "$out/run/atlas" <<'PY'
+import sys
+import dist_scvi
+print(",".join(dist_scvi.open_atlas(sys.argv[1]).var_names[:5]))
+PY
+)
+by=${labels_key:-$batch_key}
+say "Query: normalized expression${by:+ by $by}, from the minified atlas alone"
+if [ -n "$by" ]; then
+    dist-scvi query "$out/run/atlas" expression --genes "$genes" --by "$by"
+else
+    dist-scvi query "$out/run/atlas" expression --genes "$genes" | head -6
+fi
+
+say "Report"
+tail -n 1 "$out/run/metrics.jsonl"
+cat <<END
+
+  cells     $store
+  run       $out/run           config.yaml, metrics.jsonl, checkpoints/, model/
+  atlas     $out/run/atlas     cells.zarr opens with anndata.read_zarr
+
+Try next:
+  export PATH=$VIRTUAL_ENV/bin:\$PATH
+  dist-scvi query $out/run/atlas latent | head
+  dist-scvi query $out/run/atlas expression --genes $genes --by ${by:-COLUMN} --n-samples 10 --seed 1
+  dist-scvi resume $out/run train.max_epochs=20 --workers $workers
+END

@@ -1,0 +1,284 @@
+"""Writing an AnnData in Zarr v3 whose cells come in one after another, in bounded memory.
+
+Shape letters in this file
+    n   cells of one append
+    e   stored entries of these cells
+"""
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import zarr
+from numpy.typing import DTypeLike, NDArray
+
+from .columns import Sliceable
+from .layout import code_type, finish_table, new_array, new_categorical, new_root, new_strings
+from .rows import CsrRows
+
+_CHUNK_CELLS = 64
+"""Cells whose entries are decompressed together."""
+_CHUNK_ENTRIES = (1024, 1 << 20)
+"""Least and most entries of a chunk."""
+_SHARD_ENTRIES = 1 << 24
+"""Entries of a file: 64 MiB for a uint16 count and a uint16 gene each, before compression."""
+_CHUNK_ROWS = 1 << 16
+_SHARD_ROWS = 1 << 20
+_NATIVE = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}
+
+
+class AnnDataZarrWriter:
+    """A growing AnnData on disk; it appears at `path` when it is closed, whole, or not at all.
+
+    Counts are kept as uint16, from the first larger one on as uint32, genes as uint16, or int32 above 65,536 of them.
+    Every chunk carries a checksum. Use it as a context manager: an exception leaves nothing behind.
+
+    Parameters
+    ----------
+    path
+        Folder to write.
+    var_names
+        Gene names, shape (g,).
+    categories
+        Vocabulary of each categorical obs column.
+    numeric
+        Names of the obs columns of numbers.
+    overwrite
+        Replace a Zarr folder that lies at `path`.
+
+    Raises
+    ------
+    FileExistsError
+        If something lies at `path` and may not be replaced.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        var_names: Sequence[str],
+        categories: Mapping[str, Sequence[str]],
+        numeric: Sequence[str] = (),
+        overwrite: bool = False,
+    ) -> None:
+        self.path = Path(path).expanduser().resolve()
+        _check_free(self.path, overwrite=overwrite)
+        self.n_cells = 0
+        self.n_entries = 0
+        self._n_genes = len(var_names)
+        self._categories = {key: list(names) for key, names in categories.items()}
+        self._numeric = tuple(numeric)
+        self._folder = self.path.with_name(f"{self.path.name}.partial")
+        if self._folder.exists():  # of a run that was killed
+            shutil.rmtree(self._folder)
+        self._folder.parent.mkdir(parents=True, exist_ok=True)
+        self._root = new_root(self._folder, list(var_names))
+        self._obs, self._x = self._root.create_group("obs"), self._root.create_group("X")
+        self._entries: tuple[_Appended, _Appended] | None = None
+        self._indptr = _numbers(self._x, "indptr", np.int64)
+        self._indptr.append(np.zeros(1, dtype=np.int64))
+        self._names = _Appended(_CHUNK_ROWS, lambda length, _: new_strings(self._obs, "_index", length, chunk_rows=_CHUNK_ROWS))
+        self._columns = {key: self._codes(key) for key in self._categories}
+        self._columns |= {key: _numbers(self._obs, key, np.float64) for key in self._numeric}
+
+    def append(self, rows: CsrRows, *, obs_names: Sequence[str] | NDArray[np.object_], obs: Mapping[str, NDArray[Any]]) -> None:
+        """Add cells below those already written.
+
+        Parameters
+        ----------
+        rows
+            Their counts.
+        obs_names
+            Their names, shape (n,).
+        obs
+            Every column: codes into its vocabulary (-1 where the value is missing) or numbers, shape (n,).
+
+        Raises
+        ------
+        ValueError
+            If a column is lacking, has another length, or holds a code out of range.
+        """
+        self._check(rows, len(obs_names), obs)
+        if rows.n_cells == 0:
+            return
+        data, indices = self._entries = self._entries or self._open_entries(rows)
+        if len(rows.counts_e) and data.dtype == np.uint16 and rows.counts_e.max() >= 1 << 16:
+            data = self._widen(data)
+            self._entries = data, indices
+        data.append(rows.counts_e.astype(data.dtype))
+        indices.append(rows.genes_e.astype(indices.dtype))
+        self._indptr.append(rows.indptr[1:] + self.n_entries)
+        self._names.append(np.asarray(obs_names, dtype=object))
+        for key, column in self._columns.items():
+            column.append(np.asarray(obs[key]).astype(column.dtype))
+        self.n_cells += rows.n_cells
+        self.n_entries += len(rows.counts_e)
+
+    def close(self) -> None:
+        """Write what is pending and move the folder to its place.
+
+        Raises
+        ------
+        ValueError
+            If no cell was added.
+        """
+        if self._entries is None:
+            self.abandon()
+            raise ValueError(f"no cell was written to {self.path}: at least one is needed")
+        for column in (*self._entries, self._indptr, self._names, *self._columns.values()):
+            column.finish()
+        shape = [self.n_cells, self._n_genes]
+        self._x.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": shape})
+        finish_table(self._obs, list(self._columns))
+        if self.path.exists():
+            old = self.path.with_name(f"{self.path.name}.replaced")
+            self.path.rename(old)
+            self._folder.rename(self.path)
+            shutil.rmtree(old)
+        else:
+            self._folder.rename(self.path)
+
+    def abandon(self) -> None:
+        """Remove what was written."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self.abandon()
+            return
+        try:
+            self.close()
+        except BaseException:
+            self.abandon()
+            raise
+
+    def _check(self, rows: CsrRows, n_names: int, obs: Mapping[str, NDArray[Any]]) -> None:
+        if set(obs) != set(self._columns):
+            raise ValueError(f"obs columns {sorted(obs)} were given, {sorted(self._columns)} are needed")
+        lengths = {"obs_names": n_names} | {key: len(values) for key, values in obs.items()}
+        for key, length in lengths.items():
+            if length != rows.n_cells:
+                raise ValueError(f"{key} has {length} values for {rows.n_cells} cells: one for each is needed")
+        for key, names in self._categories.items():
+            codes_n = obs[key]
+            if len(codes_n) and not -1 <= codes_n.min() <= codes_n.max() < len(names):
+                raise ValueError(
+                    f"obs column '{key}' holds codes from {codes_n.min()} to {codes_n.max()}: -1 to {len(names) - 1} are needed"
+                )
+        if len(rows.genes_e) and rows.genes_e.max() >= self._n_genes:
+            raise ValueError(f"an entry is of gene {rows.genes_e.max()}: there are {self._n_genes} genes")
+
+    def _open_entries(self, first: CsrRows) -> "tuple[_Appended, _Appended]":
+        """Choose the chunk length by the cells that come first."""
+        entries = _CHUNK_CELLS * len(first.counts_e) // first.n_cells
+        chunk = min(max(entries, _CHUNK_ENTRIES[0]), _CHUNK_ENTRIES[1])
+        shard = _SHARD_ENTRIES // chunk * chunk
+        gene_type = np.uint16 if self._n_genes <= 1 << 16 else np.int32
+        return (
+            _numbers(self._x, "data", np.uint16, chunk=chunk, shard=shard),
+            _numbers(self._x, "indices", gene_type, chunk=chunk, shard=shard),
+        )
+
+    def _widen(self, narrow: "_Appended") -> "_Appended":
+        """Copy the counts written so far into an array of uint32."""
+        wide = _numbers(self._x, "data", np.uint32, chunk=narrow.chunk, shard=narrow.shard)
+        aside = self._folder / "X" / "narrow"
+        if narrow.array is not None:
+            (self._folder / "X" / "data").rename(aside)
+            written = self._x["narrow"]
+            for start in range(0, narrow.array.shape[0], narrow.shard):
+                wide.append(np.asarray(written[start : start + narrow.shard]).astype(np.uint32))
+            shutil.rmtree(aside)
+        for part in narrow.pending:
+            wide.append(part.astype(np.uint32))
+        return wide
+
+    def _codes(self, key: str) -> "_Appended":
+        names = self._categories[key]
+        return _Appended(
+            _CHUNK_ROWS,
+            lambda length, shard: new_categorical(
+                self._obs, key, names, length, chunk_rows=_CHUNK_ROWS, shard_rows=shard
+            ),
+            shard=_SHARD_ROWS,
+            dtype=code_type(len(names)),
+        )
+
+
+class _Appended:
+    """A one-dimensional array that grows by whole shards; what does not fill one waits in memory.
+
+    Parameters
+    ----------
+    chunk, shard
+        Values decompressed together, and values of a file.
+    create
+        Makes the array on disk, given its first length and the length of a shard, once the first shard is full or all is
+        known: so a small array gets a small shard.
+    """
+
+    def __init__(
+        self,
+        chunk: int,
+        create: "Callable[[int, int], zarr.Array[Any]]",
+        *,
+        shard: int | None = None,
+        dtype: DTypeLike = object,
+    ) -> None:
+        self.chunk, self.shard = chunk, shard or chunk
+        self.dtype = np.dtype(dtype)
+        self.array: zarr.Array[Any] | None = None
+        self.pending: list[NDArray[Any]] = []
+        self._create = create
+        self._waiting = 0
+
+    def append(self, values: NDArray[Any]) -> None:
+        """Add `values` at the end."""
+        self.pending.append(values)
+        self._waiting += len(values)
+        if self._waiting >= self.shard:
+            joined = np.concatenate(self.pending)
+            whole = len(joined) // self.shard * self.shard
+            self._store(joined[:whole])
+            self.pending, self._waiting = [joined[whole:].copy()], len(joined) - whole
+
+    def finish(self) -> None:
+        """Write what is waiting."""
+        if self._waiting or self.array is None:
+            self._store(np.concatenate(self.pending))
+            self.pending, self._waiting = [], 0
+
+    def _store(self, values: NDArray[Any]) -> None:
+        with zarr.config.set(_NATIVE):
+            if self.array is None:
+                used = max(1, -(-len(values) // self.chunk)) * self.chunk
+                self.array = self._create(len(values), min(self.shard, used))
+                self.array[:] = values
+            else:
+                self.array.append(values)
+
+
+def _numbers(
+    group: zarr.Group, name: str, dtype: DTypeLike, *, chunk: int = _CHUNK_ROWS, shard: int = _SHARD_ROWS
+) -> _Appended:
+    def create(length: int, shard_rows: int) -> "zarr.Array[Any]":
+        return new_array(group, name, (length,), dtype, chunk_rows=chunk, shard_rows=shard_rows)
+
+    return _Appended(chunk, create, shard=shard, dtype=dtype)
+
+
+def _check_free(path: Path, *, overwrite: bool) -> None:
+    if not path.exists():
+        return
+    if not overwrite:
+        raise FileExistsError(f"{path} already exists: choose another path, or allow it to be replaced with overwrite=True")
+    if not (path / "zarr.json").exists() and not (path / ".zgroup").exists():
+        raise FileExistsError(f"{path} is no Zarr folder and is not replaced: choose another path")
