@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .atlas import Atlas, open_atlas
-    from .loaders.data import open_data as open  # noqa: A004
+    from .loaders.data import open_data as open
     from .model import SCVI
 
 __version__ = "0.1.0"

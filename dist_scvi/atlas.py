@@ -42,7 +42,10 @@ class Atlas:
         self._root = open_root(path / CELLS)
         self.obs = ObsTable(self._root, self._array, uri=str(path))
         self._qzm, self._qzv = self._array(f"obsm/{QZM}"), self._array(f"obsm/{QZV}")
-        self._library, self._row = PagedArray(self._array(f"obs/{LIBRARY}")), PagedArray(self._array(f"obs/{SOURCE_ROW}"))
+        self._library, self._row = (
+            PagedArray(self._array(f"obs/{LIBRARY}")),
+            PagedArray(self._array(f"obs/{SOURCE_ROW}")),
+        )
         self.n_cells = self.obs.n_cells
         arrays = (self._qzm, self._qzv)
         found = {*(array.shape[0] for array in arrays), len(self._library), len(self._row), self.manifest["n_cells"]}
@@ -69,7 +72,9 @@ class Atlas:
         for key, value in where.items():
             column = self.obs.categorical(key)
             if value not in column.vocabulary:
-                raise ValueError(f"obs column '{key}' has no value {value!r}: it has {', '.join(column.vocabulary[:20])}")
+                raise ValueError(
+                    f"obs column '{key}' has no value {value!r}: it has {', '.join(column.vocabulary[:20])}"
+                )
             code = column.vocabulary.index(value)
             for start, stop, _ in self._spans(None):
                 chosen[start:stop] &= column.codes(start, stop) == code
@@ -90,7 +95,9 @@ class Atlas:
                     place[name] = start + offset
         missing = [name for name, row in place.items() if row < 0]
         if missing:
-            raise ValueError(f"{self.path} has no cell named {', '.join(missing[:3])} ({len(missing)} of {len(place)} asked for)")
+            raise ValueError(
+                f"{self.path} has no cell named {', '.join(missing[:3])} ({len(missing)} of {len(place)} asked for)"
+            )
         return np.array([place[name] for name in obs_names], dtype=np.int64)
 
     def obs_names(self, indices: Indices | None = None) -> NDArray[np.object_]:
@@ -212,7 +219,7 @@ class Atlas:
         return complete_array(self._root, name)
 
     def _spans(self, indices: Indices | None) -> Iterator[tuple[int, int, NDArray[np.int64] | slice]]:
-        """Cut the chosen cells, each once and by rising row, into reads: first, last + 1, and which of these are chosen."""
+        """Cut the chosen cells, each once and by rising row, into reads: first, last + 1, which of these."""
         if indices is None:
             for start in range(0, self.n_cells, _CHUNK_CELLS):
                 yield start, min(start + _CHUNK_CELLS, self.n_cells), slice(None)
@@ -248,7 +255,8 @@ class Atlas:
             )
         except (OSError, RuntimeError) as error:
             raise ValueError(
-                f"cells {start} to {stop - 1} of {self.path} cannot be read: a chunk is truncated or damaged ({error}); "
+                f"cells {start} to {stop - 1} of {self.path} cannot be read: a chunk is truncated or damaged "
+                f"({error}); "
                 "restore it from a copy or minify again"
             ) from error
 

@@ -106,7 +106,8 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
             log.warning("set aside %s: %s", aside, error)
     if damaged:
         raise ValueError(
-            f"no checkpoint in {folder} verifies ({len(damaged)} damaged): restore one from a copy, or train into a new "
+            f"no checkpoint in {folder} verifies ({len(damaged)} damaged): restore one from a copy, or train into a "
+            f"new "
             "folder with run=PATH"
         )
     return None
@@ -131,7 +132,9 @@ def restore(checkpoint: Checkpoint, module: nn.Module, optimizer: torch.optim.Op
         owner, _, key = name.rpartition("/")
         parameter = parameters.get(owner)
         if parameter is None or (key != "step" and value.shape != parameter.shape):
-            raise ValueError(f"{checkpoint.path} holds optimizer state {name} of shape {tuple(value.shape)}: no such weight")
+            raise ValueError(
+                f"{checkpoint.path} holds optimizer state {name} of shape {tuple(value.shape)}: no such weight"
+            )
         optimizer.state[parameter][key] = value if key == "step" else value.to(parameter.device)
 
 
@@ -160,7 +163,8 @@ def check_same_run(checkpoint: Checkpoint, config: RunConfig, data: dict[str, An
     ]
     if differences:
         raise ValueError(
-            f"{checkpoint.path} belongs to another run: {'; '.join(differences[:8])}; undo the change, or train into a new "
+            f"{checkpoint.path} belongs to another run: {'; '.join(differences[:8])}; undo the change, or train "
+            f"into a new "
             "folder with run=PATH"
         )
 

@@ -1,7 +1,7 @@
 """A folder of files that is complete or absent: checkpoints, models, and whatever else must never be half there.
 
-Files are written to a temporary folder and synced, a manifest with their sizes and SHA-256 comes last, and one rename makes
-all of it appear.
+Files are written to a temporary folder and synced, a manifest with their sizes and SHA-256 comes last, and one rename
+makes all of it appear.
 """
 
 import hashlib
@@ -22,8 +22,8 @@ class DamagedFolderError(ValueError):
 def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
     """Write `files` to the new folder `path`, or replace the folder that is there.
 
-    Whatever happens in between, `path` afterwards holds all of the new files, or what it held before, or (only while an old
-    folder is being replaced) the old one lies beside it under the name ``.old-NAME``.
+    Whatever happens in between, `path` afterwards holds all of the new files, or what it held before, or (only while
+    an old folder is being replaced) the old one lies beside it under the name ``.old-NAME``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".partial-{path.name}")
@@ -61,7 +61,9 @@ def read_folder(path: Path) -> dict[str, bytes]:
         listed = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
         found = manifest["format"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedFolderError(f"{path / MANIFEST} is missing or unreadable ({error!r}): {path} is incomplete") from error
+        raise DamagedFolderError(
+            f"{path / MANIFEST} is missing or unreadable ({error!r}): {path} is incomplete"
+        ) from error
     if found != _FORMAT:
         raise DamagedFolderError(f"{path} has format {found!r}: {_FORMAT!r} is needed, read it with a newer version")
     return {name: _read_checked(path, name, *entry) for name, entry in listed.items()}
@@ -76,7 +78,9 @@ def _read_checked(path: Path, name: str, size: int, digest: str) -> bytes:
     except OSError as error:
         raise DamagedFolderError(f"{path / name} cannot be read: {error}") from error
     if found != size:
-        raise DamagedFolderError(f"{path / name} has {found} bytes, the manifest says {size}: it is truncated or changed")
+        raise DamagedFolderError(
+            f"{path / name} has {found} bytes, the manifest says {size}: it is truncated or changed"
+        )
     if _sha256(content) != digest:
         raise DamagedFolderError(f"{path / name} has changed: its SHA-256 is not the manifest's")
     return content

@@ -1,5 +1,4 @@
-"""What a model says of cells: their latent posterior, and the expression it expects of them. Used alike on counts and on
-minified atlases.
+"""What a model says of cells, given their counts or a minified atlas: latent posterior and expected expression.
 
 Shape letters in this file
     n   cells
@@ -20,7 +19,6 @@ from torch import Tensor
 from .noise import row_normal
 from .spec import ModelSpec
 from .vae import VAE
-
 
 Indices = Sequence[int] | NDArray[np.int64]
 """Cells by row, in the order wanted."""
@@ -90,7 +88,9 @@ def expression_query(
     genes = list(spec.var_names if gene_list is None else gene_list)
     unknown = [gene for gene in genes if gene not in place]
     if unknown:
-        raise ValueError(f"the model has no gene {', '.join(unknown[:3])}: its {len(place)} genes begin {spec.var_names[:3]}")
+        raise ValueError(
+            f"the model has no gene {', '.join(unknown[:3])}: its {len(place)} genes begin {spec.var_names[:3]}"
+        )
     if isinstance(library_size, str) and library_size != "latent":
         raise ValueError(f"library_size={library_size!r}: a number is needed, or 'latent' for each cell's own total")
     if n_samples is not None and n_samples < 1:
@@ -112,8 +112,8 @@ def normalized_expression(module: VAE, cells: LatentCells, query: ExpressionQuer
 
     Notes
     -----
-    scvi-tools 1.4.2, model/base/_rnamixin.py: get_normalized_expression. There z is drawn even for one sample, so that two
-    calls differ; here the mean of q is decoded unless samples are asked for, and these are keyed by the cell.
+    scvi-tools 1.4.2, model/base/_rnamixin.py: get_normalized_expression. There z is drawn even for one sample, so that
+    two calls differ; here the mean of q is decoded unless samples are asked for, and these are keyed by the cell.
     """
     device = module.px_r.device
     gene_g = torch.from_numpy(query.gene_index).to(device)

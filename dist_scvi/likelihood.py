@@ -1,4 +1,4 @@
-"""Log-likelihoods of counts: the formulas of scvi-tools, and the same sums with the costly terms only where counts are not 0.
+"""Log-likelihoods of counts: the formulas of scvi-tools, and the same sums with the costly terms spared at zeros.
 
 Shape letters in this file
     n   cells
@@ -54,8 +54,8 @@ def log_zinb(x_ng: Tensor, mu_ng: Tensor, theta_ng: Tensor, zi_logits_ng: Tensor
 def log_poisson(x_ng: Tensor, mu_ng: Tensor) -> Tensor:
     """Log-probability of a Poisson of mean `mu_ng`.
 
-    Where the count is 0 the rate may be 0 too (a cell without counts): the logarithm is then not taken, so neither the value
-    nor the gradient is NaN, as the gradient is in scvi-tools.
+    Where the count is 0 the rate may be 0 too (a cell without counts): the logarithm is then not taken, so neither the
+    value nor the gradient is NaN, as the gradient is in scvi-tools.
     """
     log_mu = torch.log(torch.where(x_ng > 0, mu_ng, 1.0))
     return x_ng * log_mu - mu_ng - torch.lgamma(x_ng + 1)

@@ -58,8 +58,8 @@ def minify(
 ) -> None:
     """Encode every cell of `data` once and write the minified atlas `path`.
 
-    Every worker calls it with the same arguments, but for its place in `world`; each encodes a part. Memory does not grow
-    with the number of cells. The atlas appears when it is complete, or not at all.
+    Every worker calls it with the same arguments, but for its place in `world`; each encodes a part. Memory does not
+    grow with the number of cells. The atlas appears when it is complete, or not at all.
 
     Parameters
     ----------
@@ -158,7 +158,8 @@ def _encode(
     """Fill this worker's shards, each in one write: a shard written in parts would be read back and packed again."""
     module.eval()
     mine = [
-        (start, min(start + shard, data.n_cells)) for start in range(world.rank * shard, data.n_cells, world.size * shard)
+        (start, min(start + shard, data.n_cells))
+        for start in range(world.rank * shard, data.n_cells, world.size * shard)
     ]
     share = sum(stop - start for start, stop in mine)
     done = 0
@@ -170,14 +171,19 @@ def _encode(
         start, stop = int(held[0][0].row_n[0]), int(minibatch.row_n[-1]) + 1
         if stop - start < shard and stop < data.n_cells:
             continue
-        root[f"obsm/{QZM}"][start:stop] = np.concatenate([qzm for _, qzm, _ in held])
-        root[f"obsm/{QZV}"][start:stop] = np.concatenate([qzv for _, _, qzv in held])
-        root[f"obs/{LIBRARY}"][start:stop] = np.concatenate([cells.library_n for cells, _, _ in held]).astype(np.float32)
-        root[f"obs/{SOURCE_ROW}"][start:stop] = np.arange(start, stop)
-        root["obs/_index"][start:stop] = data.store.obs_names(start, stop)
+        written = {
+            f"obsm/{QZM}": np.concatenate([qzm for _, qzm, _ in held]),
+            f"obsm/{QZV}": np.concatenate([qzv for _, _, qzv in held]),
+            f"obs/{LIBRARY}": np.concatenate([cells.library_n for cells, _, _ in held]).astype(np.float32),
+            f"obs/{SOURCE_ROW}": np.arange(start, stop),
+            "obs/_index": data.store.obs_names(start, stop),
+        }
         for key, column in columns.items():
             name = f"obs/{key}/codes" if isinstance(column.source, Categorical) else f"obs/{key}"
-            root[name][start:stop] = column.values(start, stop)
+            written[name] = column.values(start, stop)
+        for name, values in written.items():
+            array: Any = root[name]
+            array[start:stop] = values
         held = []
         if on_progress is not None and world.rank == 0:
             on_progress(done, share)

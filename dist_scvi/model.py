@@ -1,4 +1,4 @@
-"""SCVI as a notebook holds it: the names, arguments and defaults of ``scvi.model.SCVI``, over cells that may lie on disk.
+"""SCVI as a notebook holds it: names, arguments and defaults of ``scvi.model.SCVI``, for cells in memory or on disk.
 
 Shape letters in this file
     n   cells
@@ -184,8 +184,12 @@ class SCVI:
         for kind in ("train", "validation"):
             rows = [row for row in self._history if row["kind"] == kind]
             for key, name in names.items():
-                frame = pd.DataFrame({"epoch": [row["epoch"] for row in rows], f"{name}_{kind}": [row[key] for row in rows]})
-                tables[f"{name}_{kind}"] = frame.groupby("epoch").mean() if kind == "train" else frame.set_index("epoch")
+                frame = pd.DataFrame(
+                    {"epoch": [row["epoch"] for row in rows], f"{name}_{kind}": [row[key] for row in rows]}
+                )
+                tables[f"{name}_{kind}"] = (
+                    frame.groupby("epoch").mean() if kind == "train" else frame.set_index("epoch")
+                )
         return tables
 
     @torch.no_grad()
@@ -238,7 +242,9 @@ class SCVI:
         )
         parts = [(cells.row_n, normalized_expression(self.module, cells, query)) for cells in self._latent(indices)]
         row_n = np.concatenate([rows for rows, _ in parts])
-        names = np.concatenate([self.data.store.obs_names(low, high)[part - low] for low, high, part in row_runs(row_n)])
+        names = np.concatenate(
+            [self.data.store.obs_names(low, high)[part - low] for low, high, part in row_runs(row_n)]
+        )
         genes = [self.spec.var_names[index] for index in query.gene_index]
         frame = pd.DataFrame(np.concatenate([values for _, values in parts]), index=names, columns=genes)
         return frame if indices is None else frame.iloc[rows_asked(indices, self.data.n_cells)[1]]
@@ -296,9 +302,7 @@ class SCVI:
         """Stream the chosen cells, each once, by rising row."""
         n = self.data.n_cells
         if indices is None:
-            yield from row_stream(
-                self.data, ((at, min(at + _CHUNK_CELLS, n)) for at in range(0, n, _CHUNK_CELLS))
-            )
+            yield from row_stream(self.data, ((at, min(at + _CHUNK_CELLS, n)) for at in range(0, n, _CHUNK_CELLS)))
             return
         row_n, _ = rows_asked(indices, n)
         if not len(row_n):

@@ -1,4 +1,4 @@
-"""The building blocks of the networks: names, order of construction and defaults of scvi-tools 1.4.2, nn/_base_components.py.
+"""The building blocks of the networks; names and order of construction of scvi-tools 1.4.2, nn/_base_components.py.
 
 Shape letters in this file
     n   cells of a minibatch
@@ -8,6 +8,7 @@ Shape letters in this file
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +22,8 @@ _VAR_EPS = 1e-4
 class MicroBatchNorm(nn.BatchNorm1d):
     """Batch normalisation within each micro-minibatch, so that the result does not depend on how many a process holds.
 
-    In training `forward` leaves the running statistics alone and keeps this process's weighted sums in `sums`; the training
-    step adds them up over all processes and passes the total to `update`.
+    In training `forward` leaves the running statistics alone and keeps this process's weighted sums in `sums`; the
+    training step adds them up over all processes and passes the total to `update`.
     """
 
     sums: Tensor | None = None
@@ -37,7 +38,7 @@ class MicroBatchNorm(nn.BatchNorm1d):
             return F.batch_norm(
                 hidden_nh, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
             )
-        parts = hidden_nh.split(micro_n)
+        parts = torch.split(hidden_nh, list(micro_n))
         with torch.no_grad():
             moments = [torch.var_mean(part, dim=0) for part in parts]
             self.sums = torch.stack(
@@ -92,9 +93,9 @@ class FCLayers(nn.Module):
         self.n_cat_list = [n if n > 1 else 0 for n in n_cat_list]
         self.dropout_rate = dropout_rate
         widths = [n_in] + (n_layers - 1) * [n_hidden] + [n_out]
-        layers = OrderedDict(
+        layers: OrderedDict[str, nn.Module] = OrderedDict(
             (f"Layer {i}", nn.Sequential(nn.Linear(wide + sum(self.n_cat_list), out), MicroBatchNorm(out)))
-            for i, (wide, out) in enumerate(zip(widths[:-1], widths[1:], strict=True))
+            for i, (wide, out) in enumerate(pairwise(widths))
         )
         self.fc_layers = nn.Sequential(layers)
 
@@ -112,7 +113,8 @@ class FCLayers(nn.Module):
         """
         one_hot = [F.one_hot(code, n).to(x.dtype) for code, n in zip(codes, self.n_cat_list, strict=True) if n]
         for layer in self.fc_layers:
-            linear, norm = layer
+            linear, norm = layer.children()
+            assert isinstance(norm, MicroBatchNorm)
             x = F.relu(norm.normalise(linear(torch.cat([x, *one_hot], dim=-1) if one_hot else x), micro_n))
             if self.training and noise is not None and self.dropout_rate > 0:
                 x = noise.dropout(x, self.dropout_rate)

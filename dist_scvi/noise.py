@@ -19,7 +19,7 @@ class Noise:
 
     generators: tuple[torch.Generator | None, ...]
     """None stands for torch's own generator."""
-    sizes: tuple[int, ...]
+    sizes: list[int]
     """Cells of each micro-minibatch."""
 
     def normal(self, like_nk: Tensor) -> Tensor:
@@ -27,33 +27,33 @@ class Noise:
         return torch.cat(
             [
                 torch.normal(torch.zeros_like(part), torch.ones_like(part), generator=generator)
-                for part, generator in zip(like_nk.split(self.sizes), self.generators, strict=True)
+                for part, generator in zip(torch.split(like_nk, self.sizes), self.generators, strict=True)
             ]
         )
 
     def dropout(self, hidden_nh: Tensor, rate: float) -> Tensor:
         """Set each value to 0 with probability `rate` and scale up the others."""
         keep = torch.empty_like(hidden_nh)
-        for part, generator in zip(keep.split(self.sizes), self.generators, strict=True):
+        for part, generator in zip(torch.split(keep, self.sizes), self.generators, strict=True):
             part.bernoulli_(1 - rate, generator=generator)
         return hidden_nh * keep.div_(1 - rate)
 
 
 def global_noise(n_cells: int) -> Noise:
     """Draw from torch's own generator in the order of scvi-tools, so that one seed gives both the same numbers."""
-    return Noise((None,), (n_cells,))
+    return Noise((None,), [n_cells])
 
 
 def step_noise(
     seed: int, epoch: int, step: int, micro_keys: tuple[int, ...], sizes: tuple[int, ...], device: torch.device
 ) -> Noise:
-    """Key the noise of a training step by its place in the run, the same for every world size and after every restart."""
+    """Key the noise of a training step by its place in the run: the same for every world size, and after a restart."""
     generators = []
     for key in micro_keys:
         generator = torch.Generator(device)
         generator.manual_seed(hash_keys(seed, _STEP_KEY, epoch, step, key))
         generators.append(generator)
-    return Noise(tuple(generators), sizes)
+    return Noise(tuple(generators), list(sizes))
 
 
 def row_normal(seed: int, row_n: NDArray[np.int64], draw: int, n_columns: int) -> NDArray[np.float32]:

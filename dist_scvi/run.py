@@ -58,7 +58,12 @@ def minify_worker(
         raise ValueError(f"{run} has no finished model: continue it with 'dist-scvi resume {run}'")
     module, spec = load_model(run / MODEL)
     module.to(world.device)
-    lineage = {"run": str(run), "seed": config.seed, "model": config.model.model_dump(), "train": config.train.model_dump()}
+    lineage = {
+        "run": str(run),
+        "seed": config.seed,
+        "model": config.model.model_dump(),
+        "train": config.train.model_dump(),
+    }
     minify(
         module,
         spec,
@@ -115,7 +120,11 @@ def preview(config: RunConfig, data: CellData, *, workers: int) -> dict[str, Any
         "steps": f"{epochs * plan.steps_per_epoch} of {plan.batch_size} cells, {plan.steps_per_epoch} an epoch",
         "lanes": f"{plan.lanes}, {plan.lanes // workers} for each of {workers} workers",
         "window": f"{window} cells, "
-        + ("all of an epoch" if plan.blocks_in_window is None else f"{plan.blocks_in_window} blocks of {plan.block_cells} rows"),
+        + (
+            "all of an epoch"
+            if plan.blocks_in_window is None
+            else f"{plan.blocks_in_window} blocks of {plan.block_cells} rows"
+        ),
         "diversity": _diversity(plan.blocks_in_window, plan.batch_size, plan.entropy_loss_bits(labels), labels),
         "memory for cells": f"{3 * window * density * entry_bytes / workers / 2**20:.0f} MiB in each worker",
         "memory for a step": f"{12 * plan.batch_size / workers * data.n_genes * 4 / 2**20:.0f} MiB in each worker",

@@ -116,11 +116,15 @@ def fit_to_spec(data: CellData, spec: ModelSpec) -> CellData:
         lacking = [name for name in spec.var_names if name not in set(found)]
         what = f"lacks {len(lacking)} of them ({', '.join(lacking[:3])})" if lacking else "has others, or another order"
         raise ValueError(f"the model was trained on {len(spec.var_names)} genes, {data.store.uri} {what}")
-    keys = (tuple(column.key for column in data.categorical_covariates), tuple(c.key for c in data.continuous_covariates))
+    keys = (
+        tuple(column.key for column in data.categorical_covariates),
+        tuple(c.key for c in data.continuous_covariates),
+    )
     needed = (tuple(covariate.key for covariate in spec.categorical_covariates), spec.continuous_covariates)
     if keys != needed or (data.batch is None) != (spec.batch is None):
         raise ValueError(
-            f"the model needs batch_key={spec.batch and spec.batch.key!r}, covariates {needed}; {data.store.uri} was opened "
+            f"the model needs batch_key={spec.batch and spec.batch.key!r}, covariates {needed}; {data.store.uri} "
+            f"was opened "
             f"with batch_key={data.batch and data.batch.key!r}, covariates {keys}"
         )
     return replace(

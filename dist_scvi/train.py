@@ -49,7 +49,7 @@ class Trained:
     """Metrics of rank 0; empty elsewhere."""
 
 
-def train(
+def train(  # noqa: C901 - the whole story, in order
     config: RunConfig,
     *,
     data: CellData | None = None,
@@ -59,8 +59,8 @@ def train(
 ) -> Trained:
     """Train SCVI to the end of ``train.max_epochs``, from the newest checkpoint if there is one.
 
-    Every worker calls it with the same arguments, but for its place in `world`. The result does not depend on the number
-    of workers beyond the rounding of sums.
+    Every worker calls it with the same arguments, but for its place in `world`. The result does not depend on the
+    number of workers beyond the rounding of sums.
 
     Parameters
     ----------
@@ -174,8 +174,8 @@ def resolve(config: RunConfig, data: CellData) -> tuple[RunConfig, Plan]:
     Returns
     -------
     RunConfig, Plan
-        ``train.max_epochs`` by the rule of scvi-tools 1.4.2 (model/_utils.py: get_max_epochs_heuristic), the length of the
-        KL warm-up, the validation share, and the sizes of blocks and windows.
+        ``train.max_epochs`` by the rule of scvi-tools 1.4.2 (model/_utils.py: get_max_epochs_heuristic), the length of
+        the KL warm-up, the validation share, and the sizes of blocks and windows.
     """
     settings = config.train
     plan = make_plan(
@@ -245,8 +245,8 @@ def evaluate(
     Returns
     -------
     dict
-        ``elbo`` (as scvi-tools logs it: reconstruction + kl, lower is better), ``reconstruction``, ``kl`` and ``cells``:
-        exact over all workers.
+        ``elbo`` (as scvi-tools logs it: reconstruction + kl, lower is better), ``reconstruction``, ``kl`` and
+        ``cells``: exact over all workers.
     """
     training = module.training
     module.eval()
@@ -288,7 +288,10 @@ def _step(
 
     row_hash = float((hash_rows(minibatch.row_n) >> np.uint64(40)).sum())
     norms = module.norms()
-    mine = [torch.stack([reconstruction.detach(), kl.detach()]).double(), loss.new_tensor([minibatch.n_cells, row_hash]).double()]
+    mine = [
+        torch.stack([reconstruction.detach(), kl.detach()]).double(),
+        loss.new_tensor([minibatch.n_cells, row_hash]).double(),
+    ]
     sums = world.total(torch.cat([*mine, *(norm.sums.double().ravel() for norm in norms if norm.sums is not None)]))
     at = _N_SUMS
     for norm in norms:
@@ -303,7 +306,8 @@ class _Meter:
     def __init__(self, world: World) -> None:
         self._world = world
         self._process = psutil.Process(os.getpid())
-        self._reset()
+        self._sums: Tensor | None = None
+        self._steps, self._waited_s, self._began = 0, 0.0, time.perf_counter()
 
     def timed(self, stream: Iterator[MiniBatch]) -> Iterator[MiniBatch]:
         """Pass `stream` on and time how long it is waited for."""
@@ -332,7 +336,8 @@ class _Meter:
         reconstruction, kl, cells, row_hash = self._sums.tolist()
         if not np.isfinite(reconstruction + kl):
             raise FloatingPointError(
-                f"the loss became {reconstruction / cells} + {kl / cells} at step {where['step']}: lower train.lr, or look for "
+                f"the loss became {reconstruction / cells} + {kl / cells} at step {where['step']}: lower train.lr, "
+                f"or look for "
                 "extreme counts with 'dist-scvi inspect'; the checkpoints before this step are kept"
             )
         elapsed_s = time.perf_counter() - self._began
@@ -354,21 +359,16 @@ class _Meter:
             "wait_share": worst[0],
             "memory_mib": worst[1],
         }
-        self._reset()
-        return row
-
-    def _reset(self) -> None:
-        self._sums: Tensor | None = None
+        self._sums = None
         self._steps, self._waited_s, self._began = 0, 0.0, time.perf_counter()
+        return row
 
 
 def _wrap(module: VAE, data: CellData, world: World) -> nn.Module:
     """Average gradients over the workers."""
     if world.size == 1:
         return module
-    model = DistributedDataParallel(
-        module, broadcast_buffers=False, gradient_as_bucket_view=True, static_graph=True
-    )
+    model = DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True, static_graph=True)
     # DDP lays out its buckets anew after the first backward pass, and with them the order of additions. Let that happen
     # before the first real step, so that a resumed run adds up in the same order as one that was never interrupted.
     count = torch.zeros(0, device=world.device)

@@ -74,9 +74,14 @@ class VAE(nn.Module):
         self.n_genes, self.n_batch = n_genes, n_batch
         shape = (n_genes,) if config.dispersion == "gene" else (n_genes, n_batch)
         self.px_r = nn.Parameter(torch.randn(shape))
-        encoder = {"n_hidden": config.n_hidden, "dropout_rate": config.dropout_rate}
-        self.z_encoder = Encoder(n_genes, config.n_latent, n_layers=config.n_layers, **encoder)
-        self.l_encoder = Encoder(n_genes, 1, n_layers=1, **encoder)
+        self.z_encoder = Encoder(
+            n_genes,
+            config.n_latent,
+            n_layers=config.n_layers,
+            n_hidden=config.n_hidden,
+            dropout_rate=config.dropout_rate,
+        )
+        self.l_encoder = Encoder(n_genes, 1, n_layers=1, n_hidden=config.n_hidden, dropout_rate=config.dropout_rate)
         self.decoder = Decoder(
             config.n_latent + n_continuous_cov,
             n_genes,
@@ -86,14 +91,16 @@ class VAE(nn.Module):
         )
         # Never used with these options. They are made, and saved, because scvi-tools makes and saves them; as constants
         # they cost no gradient, no optimizer state and no traffic between workers.
-        self.l_encoder.requires_grad_(requires_grad=False)
-        self.decoder.px_r_decoder.requires_grad_(requires_grad=False)
+        self.l_encoder.requires_grad_(False)  # noqa: FBT003
+        self.decoder.px_r_decoder.requires_grad_(False)  # noqa: FBT003
         if config.gene_likelihood != "zinb":
-            self.decoder.px_dropout_decoder.requires_grad_(requires_grad=False)
+            self.decoder.px_dropout_decoder.requires_grad_(False)  # noqa: FBT003
         if config.gene_likelihood == "poisson":
-            self.px_r.requires_grad_(requires_grad=False)
+            self.px_r.requires_grad_(False)  # noqa: FBT003
 
-    def encode(self, counts_ng: Tensor, micro_n: tuple[int, ...] = (), noise: Noise | None = None) -> tuple[Tensor, Tensor]:
+    def encode(
+        self, counts_ng: Tensor, micro_n: tuple[int, ...] = (), noise: Noise | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Give the mean and variance of q(z | x), each of shape (n, k)."""
         qzm_nk, qzv_nk = self.z_encoder(torch.log1p(counts_ng), micro_n, noise)
         return qzm_nk, qzv_nk

@@ -12,14 +12,16 @@ from torch import Tensor
 
 T = TypeVar("T")
 
+_CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """This process's place among the workers. With one worker nothing is sent."""
+    """The place of a process among the workers. With one worker nothing is sent."""
 
     rank: int = 0
     size: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = _CPU
 
     def total(self, tensor: Tensor) -> Tensor:
         """Add up `tensor` over all workers, in place."""

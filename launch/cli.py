@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from dist_scvi.world import World
 
 _OK, _FAILED, _MISTAKE, _AGAIN, _INTERRUPTED = 0, 1, 2, 75, 130
-_EPILOG = """exit codes: 0 done; 2 a mistake in the input, named in one line; 75 workers were lost, start the same command
-again to go on; 1 anything else; 130 interrupted"""
+_EPILOG = (
+    "exit codes: 0 done; 2 a mistake in the input, named in one line; 75 workers were lost, start the same command "
+    "again to go on; 1 anything else; 130 interrupted"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -56,6 +58,7 @@ def _simulate(options: argparse.Namespace) -> int:
 
 def _inspect(options: argparse.Namespace) -> int:
     from dist_scvi.loaders.scan import format_inspection, inspect_store
+
     from dist_scvi.loaders.store import open_store
 
     store = open_store(options.source, layer=options.layer)
@@ -212,7 +215,7 @@ def _words(text: str) -> list[str]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dist-scvi",
-        description="Train SCVI on stores of raw counts larger than memory, on one or many workers, and ask the result.",
+        description="Train SCVI on stores of raw counts larger than memory, with many workers, and ask the result.",
         epilog=_EPILOG,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -236,7 +239,7 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--json", action="store_true", help="print JSON")
     inspect.set_defaults(command=_inspect)
 
-    train = commands.add_parser("train", help="train a model; goes on where an earlier start of the same run was stopped")
+    train = commands.add_parser("train", help="train a model; goes on where an earlier start of the run was stopped")
     train.add_argument("config", nargs="+", metavar="RUN.yaml | key=value", help="configuration file and overrides")
     _add_workers(train)
     train.add_argument("--dry-run", action="store_true", help="print cells, genes, steps and memory, and stop")

@@ -1,6 +1,7 @@
-"""Workers on Ray Train. Ray starts them, restarts them and gives them devices; order, checkpoints and metrics are ours."""
+"""Workers on Ray Train: Ray starts, restarts and equips them; order, checkpoints and metrics are ours."""
 
 import json
+import logging
 import os
 import shutil
 import uuid
@@ -14,7 +15,8 @@ _ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
-    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "10",  # how long the living wait for a dead worker before all are restarted
+    # how long the living wait for a dead worker before all are restarted
+    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "10",
 }
 _FAILURE = "failure.json"
 
@@ -38,7 +40,8 @@ def run_on_ray(
     Parameters
     ----------
     task
-        Called with the worker's place in the world. It must be picklable, and must go on where it was when called again.
+        Called with the worker's place in the world. It must be picklable, and must go on where it was when called
+        again.
     workers
         Number of workers.
     folder
@@ -77,7 +80,7 @@ def run_on_ray(
             num_cpus=max(os.cpu_count() or 1, cpus * workers),
             include_dashboard=False,
             log_to_driver=False,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
         )
     trainer = TorchTrainer(
         _worker,
@@ -98,8 +101,8 @@ def run_on_ray(
     except TrainingFailedError as error:
         _raise_failure(attempt)
         raise WorkersFailedError(
-            f"workers were lost more than {max_failures} times ({_last_line(error)}); nothing that was saved is lost, start the "
-            "same command again to go on"
+            f"workers were lost more than {max_failures} times ({_last_line(error)}); nothing that was saved is "
+            "lost, start the same command again to go on"
         ) from error
     finally:
         if started:

@@ -128,8 +128,8 @@ def open_data(
 
     Notes
     -----
-    Categories are sorted by name. scvi-tools keeps the order of a pandas categorical, so codes can differ from it where that
-    order is not the sorted one.
+    Categories are sorted by name. scvi-tools keeps the order of a pandas categorical, so codes can differ from it
+    where that order is not the sorted one.
     """
     store = open_store(source, layer=layer)
     data = CellData(

@@ -37,8 +37,8 @@ def permute(index: NDArray[np.int64], n: int, key: int) -> NDArray[np.int64]:
 
     Notes
     -----
-    A balanced Feistel network on the smallest even number of bits that holds `n`, walked along its cycle until the result
-    is below `n` (Black and Rogaway, CT-RSA 2002).
+    A balanced Feistel network on the smallest even number of bits that holds `n`, walked along its cycle until the
+    result is below `n` (Black and Rogaway, CT-RSA 2002).
     """
     half_bits = max(1, ((n - 1).bit_length() + 1) // 2)
     mask = np.uint64((1 << half_bits) - 1)

@@ -1,9 +1,10 @@
 """Which cells are trained on when. Arithmetic only: no files, no clock, no environment, no array of all rows.
 
-The training cells of an epoch are thought of as one line: the blocks of the store in a seeded order, laid end to end. The
-line is cut into equal spans, one per lane. A lane reads its span window by window, shuffles the cells of a window, and deals
-them out in minibatches. A global minibatch takes the same number of cells from every lane, and rank r of W serves the lanes
-r, r + W, ...: so what a step trains on does not depend on W, and any step is found from (epoch, step) alone.
+The training cells of an epoch are thought of as one line: the blocks of the store in a seeded order, laid end to end.
+The line is cut into equal spans, one per lane. A lane reads its span window by window, shuffles the cells of a window,
+and deals them out in minibatches. A global minibatch takes the same number of cells from every lane, and rank r of W
+serves the lanes r, r + W, ...: so what a step trains on does not depend on W, and any step is found from (epoch, step)
+alone.
 
 Shape letters in this file
     b   blocks or strata
@@ -67,8 +68,8 @@ class Plan:
     def steps_per_epoch(self) -> int:
         """Optimizer steps in an epoch, equal on all ranks.
 
-        The cells left over make a last, smaller step. Less than two a lane would be too few for a variance: they join the
-        step before.
+        The cells left over make a last, smaller step. Less than two a lane would be too few for a variance: they join
+        the step before.
         """
         full, left = divmod(self.n_train // self.lanes, self.lane_cells)
         return full + 1 if left >= 2 or full == 0 else full
@@ -105,11 +106,12 @@ class Plan:
         return self.n_train - done if step == self.steps_per_epoch - 1 else self.batch_size
 
     def entropy_loss_bits(self, n_labels: int) -> float:
-        """Predict by how many bits a minibatch is less diverse than the atlas, in the worst case of single-label blocks.
+        """Predict by how many bits a minibatch is less diverse than the atlas, if every block is of one label.
 
         Notes
         -----
-        ``(K - 1) / (2 ln 2) (1 / m + 1 / R)`` for K labels, m cells and R blocks: the Miller-Madow bias of the plug-in entropy.
+        ``(K - 1) / (2 ln 2) (1 / m + 1 / R)`` for K labels, m cells and R blocks: the Miller-Madow bias of the plug-in
+        entropy.
         """
         blocks = self.blocks_in_window
         return (n_labels - 1) / (2 * math.log(2)) * (1 / self.batch_size + (1 / blocks if blocks else 0.0))
@@ -137,11 +139,13 @@ def make_plan(
     batch_size
         Cells of a global minibatch, a multiple of `lanes` and at least two for each.
     train_size, validation_size
-        Shares of the cells, in steps of 0.001; what they leave is the test split. `validation_size` is the rest by default.
+        Shares of the cells, in steps of 0.001; what they leave is the test split. `validation_size` is the rest by
+        default.
     memory_bytes
         Bound for the windows that one process holds if it serves all lanes; sets `window_cells`.
     block_cells
-        Rows read together, by default the most that leave ``R >= 4 batch_size`` blocks in a window (CorgiPile, SIGMOD 2022).
+        Rows read together, by default the most that leave ``R >= 4 batch_size`` blocks in a window (CorgiPile, SIGMOD
+        2022).
     window_cells
         Cells shuffled together.
 
@@ -159,9 +163,7 @@ def make_plan(
     blocks = [size for size in _BLOCK_CELLS if size % stratum == 0] or [stratum]
     if block_cells is not None and (block_cells < stratum or block_cells % stratum):
         raise ValueError(f"block_cells={block_cells} must be a multiple of {stratum} for train_size={train_size}")
-    plan = Plan(
-        n_cells, batch_size, lanes, micro_cells, block_cells or blocks[0], 1, train_size, validation_size, seed
-    )
+    plan = Plan(n_cells, batch_size, lanes, micro_cells, block_cells or blocks[0], 1, train_size, validation_size, seed)
     if plan.n_train < 2 * lanes:
         raise ValueError(
             f"{plan.n_train} training cells (of {n_cells}) do not give two to each of {lanes} lanes: lower train.lanes"
@@ -183,7 +185,9 @@ def check_world_size(lanes: int, world_size: int) -> None:
     """
     if lanes % world_size:
         allowed = ", ".join(str(size) for size in range(1, lanes + 1) if lanes % size == 0)
-        raise ValueError(f"{world_size} workers cannot share {lanes} lanes evenly: use {allowed}, or change train.lanes")
+        raise ValueError(
+            f"{world_size} workers cannot share {lanes} lanes evenly: use {allowed}, or change train.lanes"
+        )
 
 
 def lane_span(plan: Plan, lane: int, step: int) -> tuple[int, int]:
@@ -292,13 +296,15 @@ def _stratum_cells(train_size: float, validation_size: float) -> int:
 def _check_sizes(batch_size: int, lanes: int, micro_cells: int, train_size: float, validation_size: float) -> None:
     if lanes < 1 or batch_size < 2 * lanes or batch_size % lanes:
         raise ValueError(
-            f"batch_size={batch_size} must be a multiple of lanes={lanes} and at least twice it: every lane gives the same "
+            f"batch_size={batch_size} must be a multiple of lanes={lanes} and at least twice it: every lane gives "
+            f"the same "
             "number of cells to a minibatch, and normalisation needs two"
         )
     if micro_cells < 2:
         raise ValueError(f"micro_cells={micro_cells}: batch normalisation needs at least 2 cells")
     if not 0 < train_size <= 1 or validation_size < 0 or train_size + validation_size > 1 + 1e-9:
         raise ValueError(
-            f"train_size={train_size} and validation_size={validation_size}: shares of all cells are needed, 0 < train_size "
+            f"train_size={train_size} and validation_size={validation_size}: shares of all cells are needed, 0 < "
+            f"train_size "
             "and together at most 1"
         )

@@ -93,9 +93,7 @@ def split_stream(
     yield from _ahead(load, iter(chunks), timeout_s)
 
 
-def row_stream(
-    data: CellData, ranges: Iterator[tuple[int, int]], *, timeout_s: float = 600.0
-) -> Iterator[MiniBatch]:
+def row_stream(data: CellData, ranges: Iterator[tuple[int, int]], *, timeout_s: float = 600.0) -> Iterator[MiniBatch]:
     """Yield the cells of each row range in turn, in the store's own order."""
 
     def load(span: tuple[int, int]) -> MiniBatch:
@@ -118,7 +116,9 @@ def _ahead(load: Callable[[P], T], places: Iterator[P], timeout_s: float) -> Ite
             try:
                 loaded = coming.pop().result(timeout_s)
             except FutureTimeoutError:
-                raise TimeoutError(f"the store has not delivered its next rows in {timeout_s:.0f} s: is its disk alive?") from None
+                raise TimeoutError(
+                    f"the store has not delivered its next rows in {timeout_s:.0f} s: is its disk alive?"
+                ) from None
             coming = [reader.submit(load, place) for place in itertools.islice(places, 1)]
             yield loaded
     finally:
@@ -141,7 +141,9 @@ def _deal(
     epoch: int,
 ) -> MiniBatch:
     """Cut the cells of step `index` out of the window that starts at step `begin`."""
-    parts, sizes, keys = [], [], []
+    parts: list[NDArray[np.int64]] = []
+    sizes: list[int] = []
+    keys: list[int] = []
     for lane, row_n in rows_by_lane.items():
         origin = lane_span(plan, lane, begin)[0]
         low, high = lane_span(plan, lane, index)
