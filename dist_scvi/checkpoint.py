@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -98,7 +99,7 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
                 safetensors.torch.load(files["optimizer.safetensors"]),
                 json.loads(files["state.json"]),
             )
-        except (DamagedFolderError, KeyError) as error:
+        except (DamagedFolderError, KeyError, json.JSONDecodeError, safetensors.SafetensorError) as error:
             aside = path.with_name(f"damaged-{path.name}")
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
@@ -114,7 +115,7 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
 
 
 def restore(checkpoint: Checkpoint, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put weights and optimizer state back.
+    """Put weights and optimizer state back, or change nothing.
 
     Raises
     ------
@@ -126,16 +127,23 @@ def restore(checkpoint: Checkpoint, module: nn.Module, optimizer: torch.optim.Op
     if expected != found:
         names = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
         raise ValueError(f"{checkpoint.path} holds another model: {', '.join(names[:5])} differ in name or shape")
-    module.load_state_dict(checkpoint.weights)
     parameters = dict(module.named_parameters())
     for name, value in checkpoint.optimizer.items():
         owner, _, key = name.rpartition("/")
-        parameter = parameters.get(owner)
-        if parameter is None or (key != "step" and value.shape != parameter.shape):
+        if owner not in parameters or (key != "step" and value.shape != parameters[owner].shape):
             raise ValueError(
                 f"{checkpoint.path} holds optimizer state {name} of shape {tuple(value.shape)}: no such weight"
             )
-        optimizer.state[parameter][key] = value if key == "step" else value.to(parameter.device)
+    optimized = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    needed = {name for name, parameter in parameters.items() if id(parameter) in optimized}
+    lacking = sorted(needed - {name.rpartition("/")[0] for name in checkpoint.optimizer})
+    if lacking and checkpoint.optimizer:
+        raise ValueError(f"{checkpoint.path} lacks the optimizer state of {', '.join(lacking[:5])}")
+    module.load_state_dict(checkpoint.weights)
+    for name, value in checkpoint.optimizer.items():
+        owner, _, key = name.rpartition("/")
+        # The fused Adam keeps its step beside the parameter.
+        optimizer.state[parameters[owner]][key] = value.to(parameters[owner].device)
 
 
 def fingerprint(data: CellData) -> dict[str, Any]:

@@ -133,7 +133,11 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
         key, found, text = override.partition("=")
         if not found:
             raise ValueError(f"'{override}' is no override: write key=value, for example train.max_epochs=10")
-        _set(tree, key.split("."), yaml.safe_load(text))
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(f"'{override}' is no override: {text!r} is not valid YAML ({error})") from error
+        _set(tree, key.split("."), value)
     config = parse_config(tree)
     absolute = {"uri": str(Path(config.data.uri).expanduser().resolve())}
     return config.model_copy(
@@ -153,7 +157,7 @@ def parse_config(tree: dict[str, Any]) -> RunConfig:
         As `load_config`.
     """
     try:
-        return RunConfig.model_validate(tree)
+        return RunConfig.model_validate({"data": {}, **tree})
     except ValidationError as error:
         raise ValueError("; ".join(_explain(item) for item in error.errors())) from None
 

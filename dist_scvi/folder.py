@@ -40,8 +40,8 @@ def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
 def put_in_place(partial: Path, path: Path) -> None:
     """Rename the finished folder `partial` to `path`, moving an older one out of the way first."""
     old = path.with_name(f".old-{path.name}")
-    shutil.rmtree(old, ignore_errors=True)
-    if path.exists():
+    if path.exists():  # else `old`, left by a crash between the two renames, is all there is
+        shutil.rmtree(old, ignore_errors=True)
         path.rename(old)
     partial.rename(path)
     _sync_folder(path.parent)
@@ -60,7 +60,7 @@ def read_folder(path: Path) -> dict[str, bytes]:
         manifest = json.loads((path / MANIFEST).read_bytes())
         listed = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
         found = manifest["format"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise DamagedFolderError(
             f"{path / MANIFEST} is missing or unreadable ({error!r}): {path} is incomplete"
         ) from error

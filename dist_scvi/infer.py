@@ -57,12 +57,21 @@ class ExpressionQuery:
 def rows_asked(indices: Indices, n_cells: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Give the rows asked for, each once and rising, and the place of each of `indices` among them.
 
+    As in scvi-tools, `indices` may be a mask: a bool for each cell.
+
     Raises
     ------
     ValueError
-        If one is out of range.
+        If one is out of range or no whole number, or a mask has another length.
     """
-    unique_n, order = np.unique(np.asarray(indices, dtype=np.int64), return_inverse=True)
+    asked = np.asarray(indices)
+    if asked.dtype == bool:
+        if asked.shape != (n_cells,):
+            raise ValueError(f"indices is a mask of shape {asked.shape}: one bool for each of {n_cells} cells is needed")
+        asked = np.flatnonzero(asked)
+    elif asked.size and not np.issubdtype(asked.dtype, np.integer):
+        raise ValueError(f"indices holds {asked.ravel()[0]!r}: row numbers are needed, from 0 to {n_cells - 1}")
+    unique_n, order = np.unique(asked.astype(np.int64), return_inverse=True)
     if len(unique_n) and not 0 <= unique_n[0] <= unique_n[-1] < n_cells:
         raise ValueError(f"indices run from {unique_n[0]} to {unique_n[-1]}: there are cells 0 to {n_cells - 1}")
     return unique_n, order

@@ -16,7 +16,7 @@ class MetricsLog:
 
     def __init__(self, path: Path | None, *, step: int) -> None:
         self.rows: list[Row] = []
-        self._file: TextIO | None = None
+        self._path = path
         if path is None:
             return
         if path.exists():
@@ -24,19 +24,13 @@ class MetricsLog:
         partial = path.with_suffix(".partial")
         partial.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
         partial.replace(path)
-        self._file = path.open("a")
 
     def write(self, row: Row) -> None:
         """Add a line."""
         self.rows.append(row)
-        if self._file is not None:
-            self._file.write(json.dumps(row) + "\n")
-            self._file.flush()
-
-    def close(self) -> None:
-        """Close the file."""
-        if self._file is not None:
-            self._file.close()
+        if self._path is not None:
+            with self._path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
 
 
 def read_metrics(path: Path) -> list[Row]:

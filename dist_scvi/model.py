@@ -151,7 +151,14 @@ class SCVI:
         config = RunConfig(
             run=str(run or ""),
             seed=self.spec.seed,
-            data=DataConfig(uri=self.data.store.uri, layer=self.data.layer),
+            data=DataConfig(
+                uri=self.data.store.uri,
+                layer=self.data.layer,
+                batch_key=self.data.batch.key if self.data.batch else None,
+                labels_key=self.data.label.key if self.data.label else None,
+                categorical_covariate_keys=tuple(column.key for column in self.data.categorical_covariates),
+                continuous_covariate_keys=tuple(column.key for column in self.data.continuous_covariates),
+            ),
             model=self.spec.model,
             train=TrainConfig(
                 max_epochs=max_epochs,

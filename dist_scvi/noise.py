@@ -62,5 +62,6 @@ def row_normal(seed: int, row_n: NDArray[np.int64], draw: int, n_columns: int) -
     The answer of a query does not change with its chunks or workers.
     """
     bits = np.stack([hash_rows(row_n, seed, _ROW_KEY, draw, column) for column in range(n_columns)], axis=1)
-    uniform = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) / (1 << 53)
+    # 52 bits and a half: with one more, the largest would round to 1 and give infinity.
+    uniform = ((bits >> np.uint64(12)).astype(np.float64) + 0.5) / (1 << 52)
     return ndtri(uniform).astype(np.float32)

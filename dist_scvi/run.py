@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_scvi.loaders import CellData
+from dist_scvi.loaders.plan import check_world_size
 
 from .config import RunConfig, load_config
 from .folder import DamagedFolderError, read_folder
@@ -100,8 +101,15 @@ def is_finished(run: Path) -> bool:
 
 
 def preview(config: RunConfig, data: CellData, *, workers: int) -> dict[str, Any]:
-    """Say what a run would read, hold and do, without doing it."""
+    """Say what a run would read, hold and do, without doing it.
+
+    Raises
+    ------
+    ValueError
+        As training would: sizes that do not fit, or a number of workers that does not divide the lanes.
+    """
     resolved, plan = resolve(config, data)
+    check_world_size(plan.lanes, workers)
     density = data.store.n_entries / data.n_cells
     entry_bytes = 2 + (2 if data.n_genes <= 1 << 16 else 4)
     window = plan.window_steps * plan.batch_size

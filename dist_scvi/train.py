@@ -163,7 +163,6 @@ def train(  # noqa: C901 - the whole story, in order
         if saving or validating:
             save(done)
 
-    log.close()
     model.eval()
     return Trained(module, spec, config, data, log.rows)
 
@@ -290,7 +289,7 @@ def _step(
     norms = module.norms()
     mine = [
         torch.stack([reconstruction.detach(), kl.detach()]).double(),
-        loss.new_tensor([minibatch.n_cells, row_hash]).double(),
+        torch.tensor([minibatch.n_cells, row_hash], dtype=torch.float64, device=world.device),
     ]
     sums = world.total(torch.cat([*mine, *(norm.sums.double().ravel() for norm in norms if norm.sums is not None)]))
     at = _N_SUMS
@@ -368,7 +367,7 @@ def _wrap(module: VAE, data: CellData, world: World) -> nn.Module:
     """Average gradients over the workers."""
     if world.size == 1:
         return module
-    model = DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True, static_graph=True)
+    model = DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
     # DDP lays out its buckets anew after the first backward pass, and with them the order of additions. Let that happen
     # before the first real step, so that a resumed run adds up in the same order as one that was never interrupted.
     count = torch.zeros(0, device=world.device)

@@ -1,0 +1,182 @@
+"""Training: the same on disk and in memory, resumable anywhere, every cell once, nothing saved after a bad loss."""
+
+import json
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pytest
+import torch
+import yaml
+from scipy import sparse
+
+from dist_scvi.config import DataConfig, RunConfig, TrainConfig
+from dist_scvi.loaders import open_data
+from dist_scvi.loaders.hashing import hash_rows
+from dist_scvi.loaders.plan import minibatch_rows
+from dist_scvi.metrics import Row
+from dist_scvi.train import Trained, evaluate, kl_weight, resolve, train
+from dist_scvi.world import World
+
+
+class Stopped(Exception):
+    """Stands for the end of the process."""
+
+
+def config_of(store: Path, **train_options: object) -> RunConfig:
+    options = {"max_epochs": 3, "batch_size": 64, "lanes": 4, "micro_cells": 16, "log_every_n_steps": 1}
+    return RunConfig(
+        data=DataConfig(uri=str(store), batch_key="batch"),
+        train=TrainConfig.model_validate(options | {"save_every_n_steps": 2} | train_options),
+    )
+
+
+def stop_at(step: int) -> object:
+    def on_metrics(row: Row) -> None:
+        if row["step"] == step:
+            raise Stopped
+
+    return on_metrics
+
+
+def weights(trained: Trained) -> dict[str, bytes]:
+    return {name: value.numpy().tobytes() for name, value in trained.module.state_dict().items()}
+
+
+def told(path: Path) -> list[dict[str, object]]:
+    """The metrics of a run without what a clock or the machine says."""
+    noisy = {"cells_per_s", "steps_per_s", "wait_share", "memory_mib"}
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key not in noisy} for row in rows]
+
+
+def test_an_anndata_in_memory_and_the_store_give_the_same_losses(store: Path, adata: ad.AnnData) -> None:
+    config = config_of(store)
+    on_disk = train(config)
+    in_memory = train(config, data=open_data(adata, batch_key="batch"))
+    assert [row["elbo"] for row in on_disk.history] == [row["elbo"] for row in in_memory.history]
+    assert weights(on_disk) == weights(in_memory)
+
+
+def test_the_loss_falls(store: Path) -> None:
+    history = [row for row in train(config_of(store, max_epochs=20)).history if row["kind"] == "validation"]
+    assert history[-1]["elbo"] < 0.9 * history[0]["elbo"]
+
+
+@pytest.mark.parametrize("step", [1, 2, 5, 6, 7, 17])
+def test_a_run_stopped_at_any_step_ends_at_the_weights_of_one_that_was_not(
+    store: Path, tmp_path: Path, step: int
+) -> None:
+    config = config_of(store)
+    whole = train(config, folder=tmp_path / "whole")
+    with pytest.raises(Stopped):
+        train(config, folder=tmp_path / "stopped", on_metrics=stop_at(step))
+    resumed = train(config, folder=tmp_path / "stopped")
+    assert weights(resumed) == weights(whole)
+    assert told(tmp_path / "stopped") == told(tmp_path / "whole")
+
+
+def test_a_step_trains_on_the_cells_of_the_plan(store: Path) -> None:
+    config = config_of(store, max_epochs=2)
+    data = open_data(store, batch_key="batch")
+    _, plan = resolve(config, data)
+    rows = [row for row in train(config).history if row["kind"] == "train"]
+    assert len(rows) == 2 * plan.steps_per_epoch
+    for row in rows:
+        step = row["step"] - 1 - row["epoch"] * plan.steps_per_epoch
+        cells = np.concatenate([minibatch_rows(plan, row["epoch"], step, lane) for lane in range(plan.lanes)])
+        assert row["cells"] == len(cells)
+        assert row["cells_hash"] == int((hash_rows(cells) >> np.uint64(40)).sum())
+
+
+def test_a_longer_run_goes_on_from_the_end_of_a_shorter_one(store: Path, tmp_path: Path) -> None:
+    warmup = {"n_steps_kl_warmup": 5}
+    whole = train(config_of(store, max_epochs=4, **warmup))
+    train(config_of(store, max_epochs=2, **warmup), folder=tmp_path)
+    assert weights(train(config_of(store, max_epochs=4, **warmup), folder=tmp_path)) == weights(whole)
+
+
+def test_the_record_of_a_run_leaves_nothing_to_defaults(store: Path, tmp_path: Path) -> None:
+    train(config_of(store), folder=tmp_path)
+    recorded = RunConfig.model_validate(yaml.safe_load((tmp_path / "config.yaml").read_text()))
+    assert recorded.train.n_steps_kl_warmup == 6
+    assert recorded.train.validation_size == 0.1
+    assert recorded.data.block_cells is not None
+    assert recorded.data.window_cells is not None
+
+
+def test_a_damaged_checkpoint_costs_one_interval_and_not_the_run(store: Path, tmp_path: Path) -> None:
+    config = config_of(store)
+    whole = train(config)
+    with pytest.raises(Stopped):
+        train(config, folder=tmp_path, on_metrics=stop_at(7))
+    newest = sorted((tmp_path / "checkpoints").glob("step-*"))[-1] / "optimizer.safetensors"
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    assert weights(train(config, folder=tmp_path)) == weights(whole)
+    assert len(list((tmp_path / "checkpoints").glob("damaged-*"))) == 1
+
+
+def test_a_changed_configuration_is_refused_key_by_key(store: Path, tmp_path: Path) -> None:
+    train(config_of(store, max_epochs=1), folder=tmp_path)
+    with pytest.raises(ValueError, match=r"belongs to another run: train\.lr was 0\.001, is 0\.01"):
+        train(config_of(store, max_epochs=1, lr=0.01), folder=tmp_path)
+
+
+def test_changed_data_is_refused(store: Path, adata: ad.AnnData, tmp_path: Path) -> None:
+    config = config_of(store, max_epochs=1)
+    train(config, folder=tmp_path)
+    fewer = open_data(adata[:400].copy(), batch_key="batch")
+    with pytest.raises(ValueError, match=r"data\.n_cells was 403, is 400"):
+        train(config, data=fewer, folder=tmp_path)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_saves_nothing(store: Path, tmp_path: Path) -> None:
+    with pytest.raises(FloatingPointError, match=r"the loss became .* at step \d+: lower train\.lr"):
+        train(config_of(store, lr=1e30, log_every_n_steps=100, save_every_n_steps=100), folder=tmp_path)
+    assert not list((tmp_path / "checkpoints").glob("*"))
+
+
+def test_counts_that_turn_out_bad_leave_no_run_behind(adata: ad.AnnData, tmp_path: Path) -> None:
+    bad = adata.copy()
+    bad.X = sparse.csr_matrix(bad.X)
+    bad.X.data[:] += 0.5
+    bad.write_h5ad(tmp_path / "bad.h5ad")
+    with pytest.raises(ValueError, match=r"X of .*bad\.h5ad holds .* at row 0, gene .*: SCVI needs raw counts"):
+        train(config_of(tmp_path / "bad.h5ad"), folder=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_cell_without_counts_trains_with_every_likelihood(adata: ad.AnnData) -> None:
+    empty = adata.copy()
+    empty.X = sparse.csr_matrix(np.vstack([np.zeros((1, adata.n_vars)), adata.X[1:].toarray()]))
+    for likelihood in ("zinb", "nb", "poisson"):
+        config = config_of(Path("memory"), max_epochs=1, train_size=1.0)
+        config = config.model_copy(update={"model": config.model.model_copy(update={"gene_likelihood": likelihood})})
+        trained = train(config, data=open_data(empty, batch_key="batch"))
+        assert all(torch.isfinite(value).all() for value in trained.module.state_dict().values())
+
+
+def test_validation_is_the_mean_over_the_held_out_cells_whatever_the_chunks(store: Path) -> None:
+    trained = train(config_of(store, max_epochs=1))
+    _, plan = resolve(trained.config, trained.data)
+    answer = evaluate(trained.module, trained.data, plan, "validation", World(), trained.config)
+    assert answer["cells"] == plan.split_cells("validation")
+    assert answer["elbo"] == pytest.approx(trained.history[-1]["elbo"], rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [({"n_steps_kl_warmup": 4}, [0, 0.25, 0.5, 0.75, 1, 1]), ({"n_epochs_kl_warmup": 2}, [0, 0, 0.5, 0.5, 1, 1])],
+)
+def test_the_kl_weight_rises_by_steps_or_as_in_scvi_tools_by_epochs(
+    store: Path, options: dict[str, int], expected: list[float]
+) -> None:
+    config = config_of(store, **options)
+    assert [kl_weight(config, step // 2, step) for step in range(6)] == expected
+
+
+def test_two_kinds_of_warmup_at_once_are_refused(store: Path) -> None:
+    with pytest.raises(ValueError, match="both set: choose one"):
+        train(config_of(store, n_steps_kl_warmup=4, n_epochs_kl_warmup=2))
