@@ -6,6 +6,7 @@ Shape letters in this file
     k   latent dimensions
 """
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from dist_scvi.loaders.columns import PagedArray
+from dist_scvi.loaders.columns import PagedArray, read_range
 from dist_scvi.loaders.obs import ObsTable
 from dist_scvi.loaders.rows import row_runs
 from dist_scvi.loaders.zarr_store import complete_array, open_root
@@ -37,15 +38,15 @@ class Atlas:
     def __init__(self, path: Path, *, device: torch.device | str = "cpu") -> None:
         self.path = path
         self.manifest = _manifest(path)
+        _check_described(path / CELLS, self.manifest["described"])
         self._module, self.spec = load_model(path / MODEL)
         self._module.to(device)
         self._root = open_root(path / CELLS)
         self.obs = ObsTable(self._root, self._array, uri=str(path))
         self._qzm, self._qzv = self._array(f"obsm/{QZM}"), self._array(f"obsm/{QZV}")
-        self._library, self._row = (
-            PagedArray(self._array(f"obs/{LIBRARY}")),
-            PagedArray(self._array(f"obs/{SOURCE_ROW}")),
-        )
+        self._names = PagedArray(self._array("obs/_index"), str(path), max_pages=2)
+        self._library = PagedArray(self._array(f"obs/{LIBRARY}"), str(path))
+        self._row = PagedArray(self._array(f"obs/{SOURCE_ROW}"), str(path))
         self.n_cells = self.obs.n_cells
         arrays = (self._qzm, self._qzv)
         found = {*(array.shape[0] for array in arrays), len(self._library), len(self._row), self.manifest["n_cells"]}
@@ -90,7 +91,7 @@ class Atlas:
         """
         place = dict.fromkeys(obs_names, -1)
         for start, stop, _ in self._spans(None):
-            for offset, name in enumerate(self.obs.names(start, stop)):
+            for offset, name in enumerate(self._obs_names(start, stop)):
                 if name in place:
                     place[name] = start + offset
         missing = [name for name, row in place.items() if row < 0]
@@ -102,7 +103,7 @@ class Atlas:
 
     def obs_names(self, indices: Indices | None = None) -> NDArray[np.object_]:
         """Give the names of cells."""
-        parts = [self.obs.names(low, high)[keep_n] for low, high, keep_n in self._spans(indices)]
+        parts = [self._obs_names(low, high)[keep_n] for low, high, keep_n in self._spans(indices)]
         return np.concatenate([np.zeros(0, dtype=object), *parts])[self._order(indices)]
 
     def get_latent_representation(
@@ -215,6 +216,9 @@ class Atlas:
             sizes += np.bincount(column.codes(start, stop)[keep_n] + 1, minlength=len(sizes))
         return pd.Series(sizes[1:], index=pd.Index(column.vocabulary, name=groupby), name="n_cells")
 
+    def _obs_names(self, start: int, stop: int) -> NDArray[np.object_]:
+        return np.array([str(name) for name in self._names[start:stop]], dtype=object)
+
     def _array(self, name: str) -> Any:
         return complete_array(self._root, name)
 
@@ -243,22 +247,15 @@ class Atlas:
         def table(parts: list[NDArray[Any]], dtype: type[np.generic]) -> NDArray[Any]:
             return (np.stack(parts, axis=1) if parts else empty).astype(dtype)[keep_n]
 
-        try:
-            return LatentCells(
-                self._row[start:stop][keep_n],
-                np.asarray(self._qzm[start:stop])[keep_n],
-                np.asarray(self._qzv[start:stop])[keep_n],
-                self._library[start:stop][keep_n],
-                self._batch.required_codes(start, stop)[keep_n] if self._batch else np.zeros(n, np.int32)[keep_n],
-                table([column.required_codes(start, stop) for column in self._categorical], np.int32),
-                table([column.values(start, stop) for column in self._continuous], np.float32),
-            )
-        except (OSError, RuntimeError) as error:
-            raise ValueError(
-                f"cells {start} to {stop - 1} of {self.path} cannot be read: a chunk is truncated or damaged "
-                f"({error}); "
-                "restore it from a copy or minify again"
-            ) from error
+        return LatentCells(
+            self._row[start:stop][keep_n],
+            read_range(self._qzm, start, stop, str(self.path))[keep_n],
+            read_range(self._qzv, start, stop, str(self.path))[keep_n],
+            self._library[start:stop][keep_n],
+            self._batch.required_codes(start, stop)[keep_n] if self._batch else np.zeros(n, np.int32)[keep_n],
+            table([column.required_codes(start, stop) for column in self._categorical], np.int32),
+            table([column.values(start, stop) for column in self._continuous], np.float32),
+        )
 
 
 def open_atlas(path: str | Path, *, device: torch.device | str = "cpu") -> Atlas:
@@ -286,10 +283,34 @@ def open_atlas(path: str | Path, *, device: torch.device | str = "cpu") -> Atlas
 
 def _manifest(path: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
+        manifest = dict(json.loads((path / MANIFEST).read_text()))
         found = manifest["format"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no minified atlas: its {MANIFEST} is missing or unreadable ({error!r})") from error
     if found != ATLAS_FORMAT:
         raise ValueError(f"{path} has format {found!r}: {ATLAS_FORMAT!r} is needed, read it with a newer version")
-    return dict(manifest)
+    if {"n_cells", "described"} - manifest.keys():
+        raise ValueError(f"{path / MANIFEST} lacks n_cells or described: restore it from a copy or minify again")
+    return manifest
+
+
+def describing_files(cells: Path) -> dict[str, str]:
+    """Give the SHA-256 of the small files that say how the others are read: arrays, tables, genes and categories.
+
+    The others are checksummed chunk by chunk.
+    """
+    names = {file.relative_to(cells) for file in cells.rglob("*") if file.is_file()}
+    small = sorted(
+        name for name in names if name.name == "zarr.json" or name.parts[0] == "var" or "categories" in name.parts
+    )
+    return {name.as_posix(): hashlib.sha256((cells / name).read_bytes()).hexdigest() for name in small}
+
+
+def _check_described(cells: Path, described: dict[str, str]) -> None:
+    found = describing_files(cells)
+    differ = sorted(name for name in found.keys() | described.keys() if found.get(name) != described.get(name))
+    if differ:
+        raise ValueError(
+            f"{cells / differ[0]} is missing, new or changed: its SHA-256 is not that in {MANIFEST}; restore it from a "
+            "copy or minify again"
+        )

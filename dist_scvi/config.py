@@ -138,6 +138,7 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
         except yaml.YAMLError as error:
             raise ValueError(f"'{override}' is no override: {text!r} is not valid YAML ({error})") from error
         _set(tree, key.split("."), value)
+    tree.setdefault("data", {})
     config = parse_config(tree)
     absolute = {"uri": str(Path(config.data.uri).expanduser().resolve())}
     return config.model_copy(

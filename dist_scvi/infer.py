@@ -67,7 +67,7 @@ def rows_asked(indices: Indices, n_cells: int) -> tuple[NDArray[np.int64], NDArr
     asked = np.asarray(indices)
     if asked.dtype == bool:
         if asked.shape != (n_cells,):
-            raise ValueError(f"indices is a mask of shape {asked.shape}: one bool for each of {n_cells} cells is needed")
+            raise ValueError(f"indices is a mask of shape {asked.shape}: a bool for each of {n_cells} cells is needed")
         asked = np.flatnonzero(asked)
     elif asked.size and not np.issubdtype(asked.dtype, np.integer):
         raise ValueError(f"indices holds {asked.ravel()[0]!r}: row numbers are needed, from 0 to {n_cells - 1}")

@@ -1,9 +1,21 @@
 """What a run tells of itself: a line of JSON for every few steps, and a line for the person who watches."""
 
 import json
+import os
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+
+from dist_scvi.loaders.minibatch import MiniBatch
+
+from .world import World
 
 Row = dict[str, Any]
 
@@ -31,6 +43,70 @@ class MetricsLog:
         if self._path is not None:
             with self._path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
+
+
+class Meter:
+    """Adds up what happened since the last line of metrics; the sums stay on the device until they are read."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._process = psutil.Process(os.getpid())
+        self._sums: Tensor | None = None
+        self._steps, self._waited_s, self._began = 0, 0.0, time.perf_counter()
+
+    def timed(self, stream: Iterator[MiniBatch]) -> Iterator[MiniBatch]:
+        """Pass `stream` on and time how long it is waited for."""
+        while True:
+            begin = time.perf_counter()
+            minibatch = next(stream, None)
+            self._waited_s += time.perf_counter() - begin
+            if minibatch is None:
+                return
+            yield minibatch
+
+    def add(self, sums: Tensor) -> None:
+        """Count one step."""
+        self._sums = sums.clone() if self._sums is None else self._sums + sums
+        self._steps += 1
+
+    def read(self, where: dict[str, Any]) -> Row:
+        """Average over the steps counted, over all workers, and begin anew.
+
+        Raises
+        ------
+        FloatingPointError
+            If the loss is not finite: on all workers alike, since all hold the same sums.
+        """
+        assert self._sums is not None
+        reconstruction, kl, cells, row_hash = self._sums.tolist()
+        if not np.isfinite(reconstruction + kl):
+            raise FloatingPointError(
+                f"the loss became {reconstruction / cells} + {kl / cells} at step {where['step']}: lower train.lr, "
+                f"or look for "
+                "extreme counts with 'dist-scvi inspect'; the checkpoints before this step are kept"
+            )
+        elapsed_s = time.perf_counter() - self._began
+        worst = self._world.maximum(
+            torch.tensor(
+                [self._waited_s / elapsed_s, self._process.memory_info().rss / 2**20],
+                dtype=torch.float64,
+                device=self._sums.device,
+            )
+        ).tolist()
+        row = {
+            "elbo": (reconstruction + kl) / cells,
+            "reconstruction": reconstruction / cells,
+            "kl": kl / cells,
+            "cells": int(cells),
+            "cells_hash": int(row_hash),
+            "cells_per_s": cells / elapsed_s,
+            "steps_per_s": self._steps / elapsed_s,
+            "wait_share": worst[0],
+            "memory_mib": worst[1],
+        }
+        self._sums = None
+        self._steps, self._waited_s, self._began = 0, 0.0, time.perf_counter()
+        return row
 
 
 def read_metrics(path: Path) -> list[Row]:

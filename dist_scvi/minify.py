@@ -22,7 +22,7 @@ from dist_scvi.loaders.layout import finish_table, new_array, new_categorical, n
 from dist_scvi.loaders.minibatch import MiniBatch
 from dist_scvi.loaders.stream import row_stream
 
-from .atlas import ATLAS_FORMAT, CELLS, LIBRARY, MANIFEST, MODEL, QZM, QZV, SOURCE_ROW
+from .atlas import ATLAS_FORMAT, CELLS, LIBRARY, MANIFEST, MODEL, QZM, QZV, SOURCE_ROW, describing_files
 from .folder import put_in_place
 from .spec import ModelSpec, fit_to_spec, save_model
 from .vae import VAE
@@ -87,6 +87,8 @@ def minify(
     columns = _columns(data, obs_columns)
     if path.exists() and not overwrite:
         raise ValueError(f"{path} exists: give another path, or allow it to be replaced with --overwrite")
+    if path.exists() and not (path / MANIFEST).is_file():
+        raise ValueError(f"{path} is no minified atlas and is not replaced: give another path")
     partial = path.with_name(f".partial-{path.name}")
     shard = min(_SHARD_CELLS, -(-data.n_cells // (16 * _CHUNK_CELLS)) * _CHUNK_CELLS)
     if world.rank == 0:
@@ -104,6 +106,7 @@ def minify(
             "n_genes": data.n_genes,
             "source": {"uri": data.store.uri, "layer": data.layer, "n_entries": data.store.n_entries},
             "lineage": lineage or {},
+            "described": describing_files(partial / CELLS),
         }
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
         put_in_place(partial, path)
@@ -117,6 +120,8 @@ def _columns(data: CellData, obs_columns: Sequence[str]) -> dict[str, _Column]:
     for key in obs_columns:
         if key in columns:
             continue
+        if key in (LIBRARY, SOURCE_ROW):
+            raise ValueError(f"obs column '{key}' cannot be carried over: the atlas has one of that name, rename it")
         try:
             columns[key] = _Column(data.store.numeric(key))
         except ValueError:  # not numbers; a missing column is refused by the next line

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from .atlas import Atlas, open_atlas
 from .config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from .folder import MANIFEST
 from .infer import Indices, LatentCells, expression_query, normalized_expression, rows_asked
 from .loaders.data import CellData, open_data
 from .loaders.minibatch import MiniBatch
@@ -286,6 +287,8 @@ class SCVI:
         target = Path(path).expanduser().resolve()
         if target.exists() and not overwrite:
             raise ValueError(f"{target} exists: give another path, or overwrite=True")
+        if target.exists() and not (target / MANIFEST).is_file():
+            raise ValueError(f"{target} is no model folder and is not replaced: give another path")
         save_model(target, self.module, self.spec)
 
     @classmethod

@@ -4,36 +4,27 @@ Shape letters in this file
     n   cells of this worker's part of a minibatch
 """
 
-import os
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import psutil
 import torch
 import yaml
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from dist_scvi.loaders import CellData, Plan, make_plan, open_data
-from dist_scvi.loaders.hashing import hash_rows
-from dist_scvi.loaders.minibatch import MiniBatch, Tensors
 from dist_scvi.loaders.plan import Split, check_world_size
 from dist_scvi.loaders.stream import split_stream, train_stream
 
 from .checkpoint import Checkpoint, check_same_run, fingerprint, newest_checkpoint, restore, save_checkpoint
 from .config import DataConfig, RunConfig
-from .metrics import MetricsLog, Row
-from .noise import Noise, row_normal, step_noise
+from .metrics import Meter, MetricsLog, Row
+from .noise import row_normal, step_noise
 from .spec import ModelSpec, spec_of
+from .step import average_gradients, take_step
 from .vae import VAE
 from .world import World
 
 _VALIDATION_DRAW = 0
-_N_SUMS = 4  # reconstruction, kl, cells, hash of the rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +90,7 @@ def train(  # noqa: C901 - the whole story, in order
         weight_decay=config.train.weight_decay,
         fused=True,
     )
-    model = _wrap(module, data, world)
+    model = average_gradients(module, world)
     checkpoint = world.from_first(_latest(folder, world))
     epoch, step = 0, 0
     if isinstance(checkpoint, ValueError):
@@ -109,7 +100,7 @@ def train(  # noqa: C901 - the whole story, in order
         restore(checkpoint, module, optimizer)
         epoch, step = checkpoint.state["epoch"], checkpoint.state["step"]
     log = _open_log(folder, config, world, epoch * steps + step)
-    meter = _Meter(world)
+    meter = Meter(world)
 
     def save(at: int) -> None:
         if folder is not None and world.rank == 0:
@@ -149,7 +140,7 @@ def train(  # noqa: C901 - the whole story, in order
         noise = step_noise(
             config.seed, minibatch.epoch, minibatch.step, minibatch.micro_keys, minibatch.micro_n, world.device
         )
-        meter.add(_step(model, module, optimizer, minibatch, noise, weight, world))
+        meter.add(take_step(model, module, optimizer, minibatch, noise, weight, world))
 
         # --- tell, validate, save
         done, last = at + 1, minibatch.step == steps - 1
@@ -264,128 +255,6 @@ def evaluate(
     reconstruction, kl, cells_seen = world.total(sums).tolist()
     mean = [value / max(cells_seen, 1) for value in (reconstruction, kl)]
     return {"elbo": sum(mean), "reconstruction": mean[0], "kl": mean[1], "cells": cells_seen}
-
-
-def _step(
-    model: nn.Module,
-    module: VAE,
-    optimizer: torch.optim.Optimizer,
-    minibatch: MiniBatch,
-    noise: Noise,
-    weight: float,
-    world: World,
-) -> Tensor:
-    """Take one optimizer step and return its sums over all workers."""
-    terms = model(minibatch.to(world.device), minibatch.micro_n, noise)
-    reconstruction, kl = terms.reconstruction_n.sum(), terms.kl_n.sum()
-    # Workers hold different numbers of cells and their gradients are averaged: weighed like this, the average is the
-    # gradient of the mean over all cells of the global minibatch.
-    loss = (reconstruction + weight * kl) * (world.size / minibatch.global_cells)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    optimizer.step()
-
-    row_hash = float((hash_rows(minibatch.row_n) >> np.uint64(40)).sum())
-    norms = module.norms()
-    mine = [
-        torch.stack([reconstruction.detach(), kl.detach()]).double(),
-        torch.tensor([minibatch.n_cells, row_hash], dtype=torch.float64, device=world.device),
-    ]
-    sums = world.total(torch.cat([*mine, *(norm.sums.double().ravel() for norm in norms if norm.sums is not None)]))
-    at = _N_SUMS
-    for norm in norms:
-        norm.update(sums[at : at + 2 * norm.num_features].view(2, -1), minibatch.global_cells)
-        at += 2 * norm.num_features
-    return sums[:_N_SUMS]
-
-
-class _Meter:
-    """Adds up what happened since the last line of metrics; the sums stay on the device until they are read."""
-
-    def __init__(self, world: World) -> None:
-        self._world = world
-        self._process = psutil.Process(os.getpid())
-        self._sums: Tensor | None = None
-        self._steps, self._waited_s, self._began = 0, 0.0, time.perf_counter()
-
-    def timed(self, stream: Iterator[MiniBatch]) -> Iterator[MiniBatch]:
-        """Pass `stream` on and time how long it is waited for."""
-        while True:
-            begin = time.perf_counter()
-            minibatch = next(stream, None)
-            self._waited_s += time.perf_counter() - begin
-            if minibatch is None:
-                return
-            yield minibatch
-
-    def add(self, sums: Tensor) -> None:
-        """Count one step."""
-        self._sums = sums.clone() if self._sums is None else self._sums + sums
-        self._steps += 1
-
-    def read(self, where: dict[str, Any]) -> Row:
-        """Average over the steps counted, over all workers, and begin anew.
-
-        Raises
-        ------
-        FloatingPointError
-            If the loss is not finite: on all workers alike, since all hold the same sums.
-        """
-        assert self._sums is not None
-        reconstruction, kl, cells, row_hash = self._sums.tolist()
-        if not np.isfinite(reconstruction + kl):
-            raise FloatingPointError(
-                f"the loss became {reconstruction / cells} + {kl / cells} at step {where['step']}: lower train.lr, "
-                f"or look for "
-                "extreme counts with 'dist-scvi inspect'; the checkpoints before this step are kept"
-            )
-        elapsed_s = time.perf_counter() - self._began
-        worst = self._world.maximum(
-            torch.tensor(
-                [self._waited_s / elapsed_s, self._process.memory_info().rss / 2**20],
-                dtype=torch.float64,
-                device=self._sums.device,
-            )
-        ).tolist()
-        row = {
-            "elbo": (reconstruction + kl) / cells,
-            "reconstruction": reconstruction / cells,
-            "kl": kl / cells,
-            "cells": int(cells),
-            "cells_hash": int(row_hash),
-            "cells_per_s": cells / elapsed_s,
-            "steps_per_s": self._steps / elapsed_s,
-            "wait_share": worst[0],
-            "memory_mib": worst[1],
-        }
-        self._sums = None
-        self._steps, self._waited_s, self._began = 0, 0.0, time.perf_counter()
-        return row
-
-
-def _wrap(module: VAE, data: CellData, world: World) -> nn.Module:
-    """Average gradients over the workers."""
-    if world.size == 1:
-        return module
-    model = DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
-    # DDP lays out its buckets anew after the first backward pass, and with them the order of additions. Let that happen
-    # before the first real step, so that a resumed run adds up in the same order as one that was never interrupted.
-    count = torch.zeros(0, device=world.device)
-    code = torch.zeros(2, dtype=torch.int64, device=world.device)
-    empty = Tensors(
-        torch.zeros(2, data.n_genes, device=world.device),
-        count.long(),
-        count,
-        torch.ones(2, device=world.device),
-        code,
-        code,
-        code[:, None].expand(2, len(data.categorical_covariates)),
-        torch.zeros(2, len(data.continuous_covariates), device=world.device),
-    )
-    terms = model(empty, (2,), step_noise(0, 0, 0, (0,), (2,), world.device))
-    (terms.reconstruction_n.sum() + terms.kl_n.sum()).backward()
-    model.zero_grad(set_to_none=True)
-    return model
 
 
 def _latest(folder: Path | None, world: World) -> Checkpoint | ValueError | None:

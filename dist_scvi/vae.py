@@ -72,6 +72,7 @@ class VAE(nn.Module):
         super().__init__()
         self.config = config
         self.n_genes, self.n_batch = n_genes, n_batch
+        self.n_categorical_cov, self.n_continuous_cov = len(n_cats_per_cov), n_continuous_cov
         shape = (n_genes,) if config.dispersion == "gene" else (n_genes, n_batch)
         self.px_r = nn.Parameter(torch.randn(shape))
         self.z_encoder = Encoder(

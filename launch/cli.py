@@ -12,8 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from argparse import _SubParsersAction
+
     from dist_scvi.config import RunConfig
     from dist_scvi.world import World
+
+    _Commands = _SubParsersAction[argparse.ArgumentParser]
 
 _OK, _FAILED, _MISTAKE, _AGAIN, _INTERRUPTED = 0, 1, 2, 75, 130
 _EPILOG = (
@@ -58,7 +62,6 @@ def _simulate(options: argparse.Namespace) -> int:
 
 def _inspect(options: argparse.Namespace) -> int:
     from dist_scvi.loaders.scan import format_inspection, inspect_store
-
     from dist_scvi.loaders.store import open_store
 
     store = open_store(options.source, layer=options.layer)
@@ -220,6 +223,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
+    for add in (_add_simulate, _add_inspect, _add_train, _add_resume, _add_minify, _add_query):
+        add(commands)
+    return parser
+
+
+def _add_simulate(commands: "_Commands") -> None:
     simulate = commands.add_parser("simulate", help="write a synthetic atlas")
     simulate.add_argument("out", type=Path, help="Zarr folder to write")
     simulate.add_argument("--cells", type=int, default=20_000)
@@ -231,6 +240,8 @@ def _parser() -> argparse.ArgumentParser:
     simulate.add_argument("--overwrite", action="store_true")
     simulate.set_defaults(command=_simulate)
 
+
+def _add_inspect(commands: "_Commands") -> None:
     inspect = commands.add_parser("inspect", help="read a store once and say what is in it and what to fix")
     inspect.add_argument("source", help="Zarr folder or .h5ad file")
     inspect.add_argument("--layer", help="read layers/LAYER instead of X")
@@ -239,12 +250,16 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--json", action="store_true", help="print JSON")
     inspect.set_defaults(command=_inspect)
 
+
+def _add_train(commands: "_Commands") -> None:
     train = commands.add_parser("train", help="train a model; goes on where an earlier start of the run was stopped")
     train.add_argument("config", nargs="+", metavar="RUN.yaml | key=value", help="configuration file and overrides")
     _add_workers(train)
     train.add_argument("--dry-run", action="store_true", help="print cells, genes, steps and memory, and stop")
     train.set_defaults(command=_train)
 
+
+def _add_resume(commands: "_Commands") -> None:
     resume = commands.add_parser("resume", help="continue a run from its folder")
     resume.add_argument("run", type=Path, help="folder of the run")
     resume.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.max_epochs=40")
@@ -252,6 +267,8 @@ def _parser() -> argparse.ArgumentParser:
     resume.add_argument("--dry-run", action="store_true", help="print cells, genes, steps and memory, and stop")
     resume.set_defaults(command=_resume)
 
+
+def _add_minify(commands: "_Commands") -> None:
     minify = commands.add_parser("minify", help="encode all cells of a finished run into an atlas without counts")
     minify.add_argument("run", type=Path, help="folder of the run")
     minify.add_argument("out", type=Path, nargs="?", help="folder to write; RUN/atlas by default")
@@ -260,6 +277,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_workers(minify)
     minify.set_defaults(command=_minify)
 
+
+def _add_query(commands: "_Commands") -> None:
     query = commands.add_parser("query", help="ask a minified atlas; prints CSV")
     query.add_argument("atlas", type=Path, help="folder of the atlas")
     query.add_argument("what", choices=["latent", "expression"])
@@ -273,7 +292,6 @@ def _parser() -> argparse.ArgumentParser:
     query.add_argument("--seed", type=int, default=0, help="seed of the draws")
     query.add_argument("--out", type=Path, help="write CSV here")
     query.set_defaults(command=_query)
-    return parser
 
 
 def _add_workers(parser: argparse.ArgumentParser) -> None:

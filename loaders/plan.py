@@ -154,7 +154,7 @@ def make_plan(
     ValueError
         If sizes do not fit each other or the store holds too few cells.
     """
-    validation_size = round(1 - train_size, 3) if validation_size is None else validation_size
+    validation_size = round(1 - train_size, 9) if validation_size is None else validation_size
     _check_sizes(batch_size, lanes, micro_cells, train_size, validation_size)
     stratum = _stratum_cells(train_size, validation_size)
     if window_cells is None:

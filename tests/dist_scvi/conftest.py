@@ -9,6 +9,9 @@ import pytest
 import torch
 from scipy import sparse
 
+from dist_scvi.loaders import CellData, open_data
+from dist_scvi.model import SCVI
+
 N_CELLS, N_GENES = 403, 50
 
 
@@ -42,3 +45,23 @@ def store(adata: ad.AnnData, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("store") / "cells.h5ad"
     adata.copy().write_h5ad(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def data(adata: ad.AnnData) -> CellData:
+    return open_data(
+        adata,
+        batch_key="batch",
+        labels_key="label",
+        categorical_covariate_keys=["site"],
+        continuous_covariate_keys=["age"],
+    )
+
+
+@pytest.fixture(scope="session")
+def model(data: CellData) -> SCVI:
+    """A trained model with every kind of covariate; do not train it again."""
+    torch.set_num_threads(1)
+    model = SCVI(data, n_hidden=16, n_latent=4)
+    model.train(2, progress=False)
+    return model

@@ -52,7 +52,10 @@ def test_a_run_whose_worker_is_killed_ends_by_itself_with_the_weights_of_an_undi
     files = [read_folder(Path(config.run) / "model") for config in (undisturbed, disturbed)]
     assert files[0] == files[1]
     told = [
-        [(row["step"], row["kind"], row["elbo"], row.get("cells_hash")) for row in read_metrics(Path(config.run) / "metrics.jsonl")]
+        [
+            (row["step"], row["kind"], row["elbo"], row.get("cells_hash"))
+            for row in read_metrics(Path(config.run) / "metrics.jsonl")
+        ]
         for config in (undisturbed, disturbed)
     ]
     assert told[0] == told[1]

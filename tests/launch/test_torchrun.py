@@ -1,4 +1,4 @@
-"""The number of workers changes neither the cells of a step nor, beyond rounding, its losses; and a run may change it."""
+"""The number of workers changes neither the cells of a step nor, beyond rounding, its losses; and it may change."""
 
 import subprocess
 import sys

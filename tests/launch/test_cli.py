@@ -1,0 +1,123 @@
+"""The command line: the whole way in five commands, and a user's mistake told in one line with its exit code."""
+
+import json
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from dist_scvi.launch.cli import main
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as end:
+        main([str(argument) for argument in arguments])
+    return int(end.value.code or 0)
+
+
+@pytest.fixture
+def short(run_yaml: Path) -> Path:
+    config = yaml.safe_load(run_yaml.read_text())
+    config["train"]["max_epochs"] = 1
+    run_yaml.write_text(yaml.safe_dump(config))
+    return run_yaml
+
+
+def test_the_whole_way_from_simulated_counts_to_an_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store, folder = tmp_path / "atlas.zarr", tmp_path / "run"
+    assert run("simulate", store, "--cells", 600, "--genes", 60, "--seed", 3) == 0
+    assert run("inspect", store, "--batch-key", "batch", "--labels-key", "cell_type", "--json") == 0
+    settings = ["train.max_epochs=2", "train.batch_size=64", "train.lanes=2", "data.labels_key=cell_type"]
+    assert run("train", f"data.uri={store}", f"run={folder}", "data.batch_key=batch", *settings) == 0
+    assert run("minify", folder, "--obs-columns", "donor") == 0
+    capsys.readouterr()
+    assert run("query", folder / "atlas", "expression", "--genes", "gene0001,gene0007", "--by", "cell_type") == 0
+    table = pd.read_csv(pd.io.common.StringIO(capsys.readouterr().out), index_col=0)
+    assert list(table.columns) == ["n_cells", "gene0001", "gene0007"]
+    assert table["n_cells"].sum() == 600
+    assert run("query", folder / "atlas", "latent", "--where", "batch=batch01", "--out", tmp_path / "z.csv") == 0
+    assert pd.read_csv(tmp_path / "z.csv", index_col=0).shape[1] == 10
+    assert "donor" in ad.read_zarr(folder / "atlas" / "cells.zarr").obs
+
+
+def test_a_dry_run_says_what_it_would_do_and_does_nothing(short: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train", short, "--dry-run", "--workers", 2) == 0
+    said = capsys.readouterr().out
+    for words in ("cells  1501", "genes  40", "steps  21 of 64 cells", "2 for each of 2 workers", "memory for cells"):
+        assert words in said
+    assert not (short.parent / "run").exists()
+
+
+def test_training_again_changes_nothing_and_resuming_goes_further(short: Path) -> None:
+    folder = short.parent / "run"
+    assert run("train", short) == 0
+    model = (folder / "model" / "weights.safetensors").read_bytes()
+    assert run("train", short) == 0
+    assert (folder / "model" / "weights.safetensors").read_bytes() == model
+    assert run("resume", folder, "train.max_epochs=2") == 0
+    assert (folder / "model" / "weights.safetensors").read_bytes() != model
+    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps)
+    assert steps[-1] == 42
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "nowhere.yaml"], "there is no configuration file nowhere.yaml"),
+        (["train", "data.uri=nowhere.zarr"], "nowhere.zarr does not exist"),
+        (["train", "train.lr=1"], "data.uri is needed"),
+        (["train", "data.uri=x", "train.max_epoch=3"], "there is no key train.max_epoch: did you mean max_epochs"),
+        (["train", "a.yaml", "b.yaml"], "one configuration file is needed"),
+        (["resume", "nowhere"], "nowhere is no run"),
+        (["minify", "nowhere"], "nowhere is no run"),
+        (["query", "nowhere", "latent"], "there is no minified atlas"),
+        (["inspect", "s3://bucket/atlas.zarr"], "is remote"),
+        (["inspect", "nowhere.h5ad"], "nowhere.h5ad does not exist"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line_and_exits_with_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*arguments) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.startswith("dist-scvi: error: ")
+    assert said.count("\n") == 1
+
+
+def test_a_missing_column_is_refused_before_any_worker_starts(short: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train", short, "data.batch_key=bach", "--workers", 2) == 2
+    assert "no obs column 'bach': did you mean 'batch'?" in capsys.readouterr().err
+    assert not (short.parent / "run").exists()
+
+
+def test_workers_that_do_not_divide_the_lanes_are_refused(short: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train", short, "--workers", 3) == 2
+    assert "3 workers cannot share 4 lanes evenly: use 1, 2, 4" in capsys.readouterr().err
+
+
+def test_an_atlas_is_not_overwritten_unless_asked(short: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = short.parent / "run"
+    assert run("train", short) == 0
+    assert run("minify", folder) == 0
+    assert run("minify", folder) == 2
+    assert "allow it to be replaced with --overwrite" in capsys.readouterr().err
+    assert run("minify", folder, "--overwrite") == 0
+
+
+def test_an_answer_does_not_change_when_it_is_asked_again(short: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = short.parent / "run"
+    run("train", short)
+    run("minify", folder)
+    answers = []
+    for _ in range(2):
+        capsys.readouterr()
+        run("query", folder / "atlas", "expression", "--genes", "gene3", "--cells", "cell9,cell2", "--n-samples", 4)
+        answers.append(capsys.readouterr().out)
+    assert answers[0] == answers[1]
+    assert [line.split(",")[0] for line in answers[0].splitlines()] == ["", "cell9", "cell2"]
+    assert np.isfinite(float(answers[0].splitlines()[1].split(",")[1]))

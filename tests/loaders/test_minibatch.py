@@ -1,0 +1,33 @@
+"""A minibatch is narrow until it is on its device, and dense there."""
+
+import numpy as np
+import pytest
+import torch
+from anndata import AnnData
+from scipy import sparse
+
+from dist_scvi.loaders import open_data
+from dist_scvi.loaders.stream import rows_minibatch
+
+
+@pytest.mark.parametrize(
+    ("highest", "n_genes", "count_type", "gene_type"),
+    [(255, 9, np.uint8, np.uint16), (256, 9, np.uint16, np.uint16), (70_000, 70_000, np.uint32, np.int32)],
+)
+def test_counts_and_genes_travel_in_the_smallest_types_that_hold_them(
+    highest: int, n_genes: int, count_type: type, gene_type: type
+) -> None:
+    counts = sparse.csr_matrix(([1.0, highest], ([0, 1], [0, n_genes - 1])), shape=(2, n_genes), dtype=np.float32)
+    part = rows_minibatch(open_data(AnnData(counts)), np.arange(2))
+    assert (part.counts.counts_e.dtype, part.counts.genes_e.dtype) == (count_type, gene_type)
+    tensors = part.to("cpu")
+    assert tensors.counts_ng.dtype == torch.float32
+    np.testing.assert_array_equal(tensors.counts_ng, counts.toarray())
+
+
+def test_the_stored_entries_point_into_the_dense_counts() -> None:
+    counts = np.array([[0, 2, 0], [0, 0, 0], [5, 0, 7]], dtype=np.float32)
+    tensors = rows_minibatch(open_data(AnnData(counts)), np.arange(3)).to("cpu")
+    np.testing.assert_array_equal(tensors.counts_ng.view(-1)[tensors.place_e], tensors.count_e)
+    assert tensors.count_e.tolist() == [2, 5, 7]
+    assert tensors.library_n.tolist() == [2, 0, 12]

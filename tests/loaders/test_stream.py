@@ -1,0 +1,176 @@
+"""The stream yields what the plan says, for any number of workers and from any place, and waits only so long."""
+
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import sparse
+
+from dist_scvi.loaders import CellData, Plan, make_plan, open_data
+from dist_scvi.loaders.minibatch import MiniBatch
+from dist_scvi.loaders.plan import minibatch_rows
+from dist_scvi.loaders.stream import row_stream, rows_minibatch, split_stream, train_stream
+
+N_CELLS, N_GENES = 333, 11
+
+
+def expected_counts(row_n: np.ndarray) -> np.ndarray:
+    return (row_n[:, None] * 7 + np.arange(N_GENES) * 3) % 5
+
+
+@pytest.fixture(scope="module")
+def data() -> CellData:
+    rows = np.arange(N_CELLS)
+    obs = pd.DataFrame(
+        {
+            "batch": pd.Categorical.from_codes(rows % 3, ["c", "a", "b"]),
+            "label": pd.Categorical.from_codes(np.where(rows % 4 == 0, -1, rows % 2), ["x", "y"]),
+            "site": pd.Categorical.from_codes(rows % 2, ["s", "t"]),
+            "age": rows.astype(np.float32),
+        },
+        index=[f"c{row}" for row in rows],
+    )
+    return open_data(
+        AnnData(sparse.csr_matrix(expected_counts(rows).astype(np.float32)), obs=obs),
+        batch_key="batch",
+        labels_key="label",
+        categorical_covariate_keys=["site"],
+        continuous_covariate_keys=["age"],
+    )
+
+
+def plan_of(lanes: int = 4, window_cells: int = 64) -> Plan:
+    return make_plan(
+        n_cells=N_CELLS,
+        n_entries=3000,
+        n_genes=N_GENES,
+        batch_size=32,
+        lanes=lanes,
+        window_cells=window_cells,
+        micro_cells=4,
+    )
+
+
+def check_contents(data: CellData, part: MiniBatch) -> None:
+    tensors = part.to("cpu")
+    np.testing.assert_array_equal(tensors.counts_ng, expected_counts(part.row_n))
+    np.testing.assert_array_equal(part.library_n, expected_counts(part.row_n).sum(1))
+    np.testing.assert_array_equal(part.batch_n, np.array([2, 0, 1])[part.row_n % 3])  # sorted: a, b, c
+    np.testing.assert_array_equal(part.label_n, np.where(part.row_n % 4 == 0, -1, part.row_n % 2))
+    np.testing.assert_array_equal(part.categorical_nc[:, 0], part.row_n % 2)
+    np.testing.assert_array_equal(part.continuous_nc[:, 0], part.row_n)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_a_global_minibatch_holds_the_same_cells_for_every_number_of_workers(data: CellData, world_size: int) -> None:
+    plan = plan_of()
+    streams = [
+        train_stream(data, plan, rank=rank, world_size=world_size, epoch=0, step=0, n_epochs=2)
+        for rank in range(world_size)
+    ]
+    n_steps = 0
+    for parts in zip(*streams, strict=True):
+        lanes = {int(key) >> 20: None for part in parts for key in part.micro_keys}
+        expected = [minibatch_rows(plan, parts[0].epoch, parts[0].step, lane) for lane in lanes]
+        np.testing.assert_array_equal(np.concatenate([part.row_n for part in parts]), np.concatenate(expected))
+        assert sorted(lanes) == list(range(plan.lanes))
+        assert {part.global_cells for part in parts} == {sum(part.n_cells for part in parts)}
+        for part in parts:
+            assert sum(part.micro_n) == part.n_cells
+            check_contents(data, part)
+        n_steps += 1
+    assert n_steps == 2 * plan.steps_per_epoch
+
+
+@given(st.integers(0, 2), st.integers(0, 8), st.sampled_from([32, 64, 1000]))
+@settings(deadline=None, max_examples=25)
+def test_a_stream_that_begins_anywhere_goes_on_as_one_that_came_there(epoch: int, step: int, window: int) -> None:
+    data = open_data(AnnData(sparse.csr_matrix(expected_counts(np.arange(N_CELLS)).astype(np.float32))))
+    plan = plan_of(window_cells=window)
+    whole = list(train_stream(data, plan, rank=0, world_size=1, epoch=0, step=0, n_epochs=3))
+    rest = list(train_stream(data, plan, rank=0, world_size=1, epoch=epoch, step=step, n_epochs=3))
+    for mine, theirs in zip(rest, whole[epoch * plan.steps_per_epoch + step :], strict=True):
+        assert (mine.epoch, mine.step) == (theirs.epoch, theirs.step)
+        np.testing.assert_array_equal(mine.row_n, theirs.row_n)
+
+
+class Counting:
+    """A store that notes what is read."""
+
+    def __init__(self, data: CellData) -> None:
+        self._store, self.read_rows = data.store, set[int]()
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._store, name)
+
+    def read(self, start: int, stop: int) -> object:
+        self.read_rows |= set(range(start, stop))
+        return self._store.read(start, stop)
+
+
+def test_seeking_to_the_last_window_reads_nothing_of_the_others(data: CellData) -> None:
+    n_cells = 20_000
+    wide = AnnData(sparse.csr_matrix((n_cells, 3), dtype=np.float32))
+    opened = open_data(wide)
+    counting = Counting(opened)
+    plan = make_plan(n_cells=n_cells, n_entries=0, n_genes=3, batch_size=40, lanes=1, window_cells=400, block_cells=20)
+    last = plan.steps_per_epoch - 1
+    parts = list(
+        train_stream(replace(opened, store=counting), plan, rank=0, world_size=1, epoch=0, step=last, n_epochs=1)
+    )
+    assert [part.step for part in parts] == [last]
+    assert len(counting.read_rows) < 2000
+
+
+def test_each_worker_serves_its_share_of_a_split_in_the_order_of_the_store(data: CellData) -> None:
+    plan = plan_of()
+    shares = [
+        [part.row_n for part in split_stream(data, plan, "validation", rank=rank, world_size=2, chunk_cells=10)]
+        for rank in range(2)
+    ]
+    rows = np.concatenate([row for share in shares for row in share])
+    assert len(rows) == len(set(rows)) == plan.split_cells("validation")
+    for share in shares:
+        assert (np.diff(np.concatenate(share)) > 0).all()
+
+
+def test_row_ranges_come_in_their_order_with_their_contents(data: CellData) -> None:
+    parts = list(row_stream(data, iter([(0, 5), (300, 333), (7, 8)])))
+    assert [part.row_n.tolist() for part in parts] == [list(range(5)), list(range(300, 333)), [7]]
+    for part in parts:
+        check_contents(data, part)
+
+
+def test_chosen_rows_are_read_as_one_minibatch(data: CellData) -> None:
+    part = rows_minibatch(data, np.array([1, 200, 201, 332]))
+    check_contents(data, part)
+    assert part.n_cells == 4
+
+
+def test_a_reader_that_does_not_answer_is_waited_for_no_longer_than_allowed(data: CellData) -> None:
+    release = threading.Event()
+
+    class Stuck(Counting):
+        def read(self, start: int, stop: int) -> object:
+            release.wait(20)
+            return super().read(start, stop)
+
+    stream = train_stream(
+        replace(data, store=Stuck(data)), plan_of(), rank=0, world_size=1, epoch=0, step=0, n_epochs=1, timeout_s=0.2
+    )
+    with pytest.raises(TimeoutError, match=r"not delivered its next rows in 0 s"):
+        next(stream)
+    release.set()
+
+
+def test_an_error_of_the_reader_reaches_the_trainer() -> None:
+    counts = expected_counts(np.arange(3000)).astype(np.float32)
+    counts[170, 3] = 0.5  # between the rows that are probed when the store is opened
+    data = open_data(AnnData(sparse.csr_matrix(counts)))
+    with pytest.raises(ValueError, match=r"holds 0\.5 at row 170, gene 3: SCVI needs raw counts"):
+        list(row_stream(data, iter([(0, 1000)])))
