@@ -14,6 +14,7 @@ from dist_scvi.world import World
 _ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_USAGE_STATS_ENABLED": "0",
     # how long the living wait for a dead worker before all are restarted
     "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "10",
@@ -66,7 +67,8 @@ def run_on_ray(
     -----
     Ray 2.60: a run name is never used twice, because a torn snapshot of Ray's own would make it unusable.
     """
-    os.environ.update(_ENVIRONMENT)
+    for key, value in _ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer

@@ -1,0 +1,36 @@
+"""What the README says works."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def block(marker: str, language: str) -> str:
+    found = re.search(rf"<!-- {re.escape(marker)} -->\n```{language}\n(.*?)```", README, flags=re.DOTALL)
+    assert found is not None, marker
+    return found.group(1)
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(280)
+def test_the_commands_and_the_notebook_of_the_readme_run(tmp_path: Path) -> None:
+    commands = block("these commands are run by tests/test_readme.py", "bash")
+    bin_folder = Path(sys.executable).parent
+    subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", f"export PATH={bin_folder}:$PATH\n{commands}"], cwd=tmp_path, check=True
+    )
+    assert (tmp_path / "latent.csv").exists()
+    subprocess.run([sys.executable, "-c", block("so is this", "python")], cwd=tmp_path, check=True)
+    assert (tmp_path / "minified" / "ATLAS.json").exists()
+
+
+def test_the_files_it_points_to_are_there() -> None:
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
+    assert len(links) > 15
+    assert [link for link in links if not (ROOT / link).exists()] == []
