@@ -31,14 +31,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     try:
         code = options.command(options)
-    except (ValueError, FileNotFoundError, FloatingPointError, TimeoutError) as error:
+    except (ValueError, FileNotFoundError, FileExistsError, FloatingPointError) as error:
         print(f"dist-scvi: error: {error}", file=sys.stderr)
         code = _MISTAKE
+    except TimeoutError as error:
+        print(f"dist-scvi: {error}", file=sys.stderr)
+        code = _AGAIN
+    except BrokenPipeError:
+        code = _OK
+    except OSError as error:
+        print(f"dist-scvi: error: {error}", file=sys.stderr)
+        code = _FAILED
     except KeyboardInterrupt:
         print("dist-scvi: interrupted; a run goes on with the same command", file=sys.stderr)
         code = _INTERRUPTED
-    except BrokenPipeError:
-        code = _OK
     sys.exit(code)
 
 

@@ -8,7 +8,7 @@ from anndata.io import read_elem
 from numpy.typing import NDArray
 from scipy import sparse
 
-from .columns import Categorical, Numeric, PagedArray
+from .columns import Categorical, Numeric, PagedArray, read_range
 from .obs import ObsTable, attribute, index_of
 from .rows import CsrRows, from_arrays
 from .store import check_not_empty, check_var_names
@@ -22,8 +22,8 @@ class AnnDataStore:
     root
         The opened file, a ``zarr.Group`` or ``h5py.File``.
     array
-        Opens the numeric array at a path of `root`; the Zarr side adds native decompression and a check that no chunk is
-        missing.
+        Opens the numeric array at a path of `root`; the Zarr side adds native decompression and a check that no chunk
+        is missing.
     uri
         Where it lies, for messages.
     layer
@@ -41,7 +41,7 @@ class AnnDataStore:
             raise ValueError(f"{uri} has no {self._path}: layers present are {layers}; set data.layer")
         self._where = f"{self._path} of {uri}"
         self._obs = ObsTable(root, array, uri=uri)
-        self.var_names = check_var_names(read_elem(index_of(root["var"])), uri)
+        self.var_names = check_var_names(read_elem(index_of(root["var"], uri)), uri)
         self.n_cells = self._obs.n_cells
         check_not_empty(self.n_cells, len(self.var_names), self._where)
         matrix = root[self._path]
@@ -61,15 +61,17 @@ class AnnDataStore:
     def read(self, start: int, stop: int) -> CsrRows:
         """Read the counts of rows ``[start, stop)``; see `CellStore`."""
         if self._dense is not None:
-            dense = sparse.csr_matrix(self._slice(self._dense, start, stop, start, stop))
+            dense = sparse.csr_matrix(read_range(self._dense, start, stop, self.uri))
             return self._checked(dense.data, dense.indices, dense.indptr.astype(np.int64), start)
         indptr = np.asarray(self._indptr[start : stop + 1]).astype(np.int64)
         if (np.diff(indptr) < 0).any() or indptr[0] < 0 or indptr[-1] > self.n_entries:
             row = start + int(np.argmax(np.diff(indptr) < 0))
-            raise ValueError(f"{self._path}/indptr of {self.uri} is damaged at row {row}: it must rise from 0 to {self.n_entries}")
+            raise ValueError(
+                f"{self._path}/indptr of {self.uri} is damaged at row {row}: it must rise from 0 to {self.n_entries}"
+            )
         low, high = int(indptr[0]), int(indptr[-1])
-        data_e = self._slice(self._data, low, high, start, stop)
-        indices_e = self._slice(self._indices, low, high, start, stop)
+        data_e = read_range(self._data, low, high, self.uri)
+        indices_e = read_range(self._indices, low, high, self.uri)
         return self._checked(data_e, indices_e, indptr - low, start)
 
     def obs_columns(self) -> list[str]:
@@ -88,6 +90,10 @@ class AnnDataStore:
         """Names of the cells ``[start, stop)``."""
         return self._obs.names(start, stop)
 
+    def layers(self) -> list[str]:
+        """Names of the layers."""
+        return sorted(self._root["layers"].keys()) if "layers" in self._root else []
+
     def close(self) -> None:
         """Close the file."""
         if hasattr(self._root, "close"):
@@ -98,18 +104,19 @@ class AnnDataStore:
     def _open_csr(self, matrix: Any) -> None:
         self._check_shape(tuple(int(size) for size in attribute(matrix, "shape")))
         self._data, self._indices = self._array(f"{self._path}/data"), self._array(f"{self._path}/indices")
-        self._indptr = PagedArray(self._array(f"{self._path}/indptr"))
+        self._indptr = PagedArray(self._array(f"{self._path}/indptr"), self.uri)
         self.n_entries = int(self._data.shape[0])
         lengths = (len(self._indptr), int(self._indices.shape[0]))
         if lengths != (self.n_cells + 1, self.n_entries):
             raise ValueError(
-                f"{self._where} disagrees with itself: data holds {self.n_entries} entries, indices {lengths[1]}, indptr "
-                f"{lengths[0]} for {self.n_cells} cells (needed {self.n_cells + 1}); write the store again from its source"
+                f"{self._where} disagrees with itself: data holds {self.n_entries} entries, indices {lengths[1]}, "
+                f"indptr {lengths[0]} for {self.n_cells} cells (needed {self.n_cells + 1}); write the store again from "
+                "its source"
             )
-        last = int(self._indptr[self.n_cells : self.n_cells + 1][0])
-        if last != self.n_entries:
+        first, last = int(self._indptr[0:1][0]), int(self._indptr[self.n_cells : self.n_cells + 1][0])
+        if (first, last) != (0, self.n_entries):
             raise ValueError(
-                f"{self._path}/indptr of {self.uri} ends at {last} but there are {self.n_entries} entries: "
+                f"{self._path}/indptr of {self.uri} runs from {first} to {last}, there are {self.n_entries} entries: "
                 "the store is damaged or half written, write it again from its source"
             )
 
@@ -126,16 +133,6 @@ class AnnDataStore:
         return from_arrays(
             data_e, indices_e, indptr, n_genes=len(self.var_names), first_row=first_row, where=self._where
         )
-
-    def _slice(self, array: Any, low: int, high: int, start: int, stop: int) -> NDArray[Any]:
-        try:
-            return np.asarray(array[low:high])
-        except (OSError, RuntimeError, ValueError) as error:
-            name = getattr(array, "name", self._path).strip("/")
-            raise ValueError(
-                f"{name} of {self.uri} cannot be read at rows {start} to {stop - 1}: a chunk is truncated or damaged "
-                f"({error}); restore it from a copy or write the store again"
-            ) from error
 
 
 def _names(group: Any) -> str:

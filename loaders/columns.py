@@ -23,10 +23,17 @@ class PagedArray:
     """A long one-dimensional array on disk, read through a bounded cache of pages.
 
     Holds at most ``max_pages * page_rows`` values, whatever the length of the array.
+
+    Parameters
+    ----------
+    array
+        A ``zarr.Array`` or ``h5py.Dataset``.
+    uri
+        The file it lies in, for messages.
     """
 
-    def __init__(self, array: Any, *, page_rows: int = 65_536, max_pages: int = 32) -> None:
-        self._array = array
+    def __init__(self, array: Any, uri: str = "the store", *, page_rows: int = 65_536, max_pages: int = 32) -> None:
+        self._array, self._uri = array, uri
         self._page_rows = page_rows
         self._page = lru_cache(max_pages)(self._read_page)
 
@@ -45,7 +52,24 @@ class PagedArray:
 
     def _read_page(self, page: int) -> NDArray[Any]:
         start = page * self._page_rows
-        return np.asarray(self._array[start : start + self._page_rows])
+        return read_range(self._array, start, min(start + self._page_rows, len(self)), self._uri)
+
+
+def read_range(array: Any, start: int, stop: int, uri: str) -> NDArray[Any]:
+    """Read ``[start, stop)`` of a ``zarr.Array`` or ``h5py.Dataset``.
+
+    Raises
+    ------
+    ValueError
+        If it cannot be read.
+    """
+    try:
+        return np.asarray(array[start:stop])
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"{array.name.strip('/')} of {uri} cannot be read at {start} to {stop - 1}: a chunk is truncated or "
+            f"damaged ({error}); restore it from a copy or write the store again"
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +86,20 @@ class Categorical:
     """Where each stored code lies in `vocabulary`."""
 
     def codes(self, start: int, stop: int) -> NDArray[np.int32]:
-        """Codes into `vocabulary` of rows ``[start, stop)``, -1 where the value is missing."""
+        """Codes into `vocabulary` of rows ``[start, stop)``, -1 where the value is missing.
+
+        Raises
+        ------
+        ValueError
+            If a code is of no category.
+        """
         stored_n = np.asarray(self.stored[start:stop]).astype(np.int64)
+        if len(stored_n) and not -1 <= stored_n.min() <= stored_n.max() < len(self.place):
+            row = start + int(np.argmax((stored_n < -1) | (stored_n >= len(self.place))))
+            raise ValueError(
+                f"obs column '{self.key}' holds code {stored_n[row - start]} at row {row} for {len(self.place)} "
+                "categories: the store is damaged, write it again from its source"
+            )
         place = np.append(self.place, np.int32(-1))
         return place[stored_n]
 
@@ -100,7 +136,9 @@ class Numeric:
         values_n = np.asarray(self.stored[start:stop]).astype(np.float32)
         if not np.isfinite(values_n).all():
             row = start + int(np.argmin(np.isfinite(values_n)))
-            raise ValueError(f"obs column '{self.key}' is {values_n[row - start]} at row {row}: finite numbers are needed")
+            raise ValueError(
+                f"obs column '{self.key}' is {values_n[row - start]} at row {row}: finite numbers are needed"
+            )
         return values_n
 
 

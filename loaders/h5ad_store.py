@@ -19,5 +19,7 @@ def open_h5ad(path: Path, *, layer: str | None = None) -> AnnDataStore:
     try:
         root: Any = h5py.File(path, mode="r")
     except OSError as error:
-        raise ValueError(f"{path} cannot be opened as HDF5 ({error}): an .h5ad file or a Zarr folder is needed") from error
+        raise ValueError(
+            f"{path} cannot be opened as HDF5 ({error}): an .h5ad file or a Zarr folder is needed"
+        ) from error
     return AnnDataStore(root, lambda name: root[name], uri=str(path), layer=layer)

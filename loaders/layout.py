@@ -8,10 +8,14 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import DTypeLike
-from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.codecs import BloscCodec, ZstdCodec
 
-_STRING = {"encoding-type": "string-array", "encoding-version": "0.2.0"}
-_ARRAY = {"encoding-type": "array", "encoding-version": "0.2.0"}
+_STRING: dict[str, Any] = {"encoding-type": "string-array", "encoding-version": "0.2.0"}
+_ARRAY: dict[str, Any] = {"encoding-type": "array", "encoding-version": "0.2.0"}
+# The checksum is that of zstd: zarrs 0.2.3 passes over crc32c wherever it reads a part of a chunk or shard, and gives
+# wrong
+# values where a byte was flipped. A zstd frame is always decoded, and so verified, as a whole.
+_CODECS = [BloscCodec(cname="lz4", clevel=3), ZstdCodec(level=1, checksum=True)]
 
 
 def new_root(path: Path, var_names: Sequence[str]) -> zarr.Group:
@@ -26,17 +30,29 @@ def new_root(path: Path, var_names: Sequence[str]) -> zarr.Group:
 
 
 def new_array(
-    group: zarr.Group, name: str, shape: tuple[int, ...], dtype: DTypeLike, *, chunk_rows: int, shard_rows: int | None = None
+    group: zarr.Group,
+    name: str,
+    shape: tuple[int, ...],
+    dtype: DTypeLike,
+    *,
+    chunk_rows: int,
+    shard_rows: int | None = None,
 ) -> "zarr.Array[Any]":
-    """Create a numeric array, chunked by rows."""
+    """Create a numeric array, chunked by rows.
+
+    What is lost reads as NaN, -1 or the largest unsigned number, never as 0.
+    """
+    kind = np.dtype(dtype)
+    lost = float("nan") if kind.kind == "f" else np.iinfo(kind).max if kind.kind == "u" else -1
     return group.create_array(
         name,
         shape=shape,
-        dtype=np.dtype(dtype),
+        dtype=kind,
         chunks=(chunk_rows, *shape[1:]),
         shards=(shard_rows, *shape[1:]) if shard_rows else None,
-        compressors=[BloscCodec(cname="lz4", clevel=3), Crc32cCodec()],
+        compressors=_CODECS,
         attributes=_ARRAY,
+        fill_value=lost,
         config={"write_empty_chunks": True},  # so that an absent chunk is always a lost one
     )
 
@@ -50,14 +66,20 @@ def new_strings(group: zarr.Group, name: str, length: int, *, chunk_rows: int = 
             shape=(length,),
             dtype="string",
             chunks=(min(chunk_rows, length),),
-            compressors=[BloscCodec(cname="lz4", clevel=3), Crc32cCodec()],
+            compressors=_CODECS,
             attributes=_STRING,
             config={"write_empty_chunks": True},
         )
 
 
 def new_categorical(
-    table: zarr.Group, key: str, categories: Sequence[str], length: int, *, chunk_rows: int, shard_rows: int | None = None
+    table: zarr.Group,
+    key: str,
+    categories: Sequence[str],
+    length: int,
+    *,
+    chunk_rows: int,
+    shard_rows: int | None = None,
 ) -> "zarr.Array[Any]":
     """Create a categorical column and return its codes, -1 for a missing value."""
     column = table.create_group(

@@ -27,7 +27,7 @@ class MemoryStore:
 
     def __init__(self, adata: "AnnData", *, layer: str | None = None) -> None:
         self.uri = "memory"
-        self._obs = adata.obs
+        self._obs, self._layers = adata.obs, [str(name) for name in adata.layers]
         self._where = f"layers/{layer} of the AnnData" if layer else "X of the AnnData"
         if layer is not None and layer not in adata.layers:
             raise ValueError(f"the AnnData has no layer '{layer}': present are {', '.join(adata.layers) or 'none'}")
@@ -76,6 +76,10 @@ class MemoryStore:
     def obs_names(self, start: int, stop: int) -> NDArray[np.object_]:
         """Names of the cells ``[start, stop)``."""
         return np.asarray([str(name) for name in self._obs.index[start:stop]], dtype=object)
+
+    def layers(self) -> list[str]:
+        """Names of the layers."""
+        return self._layers
 
     def close(self) -> None:
         """Nothing is held open."""

@@ -32,9 +32,7 @@ class ObsTable:
 
     def __init__(self, root: Any, array: Callable[[str], Any], *, uri: str) -> None:
         self._table, self._array, self._uri = root["obs"], array, uri
-        if attribute(self._table, "encoding-type") != "dataframe":
-            raise ValueError(f"obs of {uri} is in a layout older than AnnData 0.8: read and write it with anndata >= 0.8")
-        self._index = index_of(self._table)
+        self._index = index_of(self._table, uri)
         self.n_cells = int(self._index.shape[0])
 
     def columns(self) -> list[str]:
@@ -45,7 +43,7 @@ class ObsTable:
         """Open a column as categories; one that is not stored as such is encoded now."""
         column = self._column(key)
         if attribute(column, "encoding-type") == "categorical":
-            stored = PagedArray(self._array(f"obs/{key}/codes"))
+            stored = PagedArray(self._array(f"obs/{key}/codes"), self._uri)
             self._check_length(len(stored), key)
             return categorical_from_codes(key, list(read_elem(column["categories"])), stored)
         values = read_elem(column)
@@ -56,8 +54,10 @@ class ObsTable:
         """Open a column as numbers."""
         column = self._column(key)
         if not hasattr(column, "dtype") or not np.issubdtype(column.dtype, np.number):
-            raise ValueError(f"obs column '{key}' of {self._uri} does not hold numbers: name it as a categorical covariate")
-        stored = PagedArray(self._array(f"obs/{key}"))
+            raise ValueError(
+                f"obs column '{key}' of {self._uri} does not hold numbers: name it as a categorical covariate"
+            )
+        stored = PagedArray(self._array(f"obs/{key}"), self._uri)
         self._check_length(len(stored), key)
         return Numeric(key, stored)
 
@@ -86,7 +86,18 @@ def attribute(node: Any, name: str) -> Any:
     return value.decode() if isinstance(value, bytes) else value
 
 
-def index_of(table: Any) -> Any:
-    """Give the array that holds the row names of obs or var."""
+def index_of(table: Any, uri: str) -> Any:
+    """Give the array that holds the row names of obs or var.
+
+    Raises
+    ------
+    ValueError
+        If `table` is no data frame as anndata writes it now.
+    """
+    if attribute(table, "encoding-type") != "dataframe":
+        name = table.name.strip("/")
+        raise ValueError(
+            f"{name} of {uri} is in a layout older than AnnData 0.8: read and write it with anndata >= 0.8"
+        )
     index = table[attribute(table, "_index")]
     return index["values"] if hasattr(index, "keys") else index  # a nullable string index is a group

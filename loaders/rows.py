@@ -7,6 +7,7 @@ Shape letters in this file
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,7 +68,7 @@ def concatenate(parts: Sequence[CsrRows]) -> CsrRows:
 
 
 def row_runs(row_n: NDArray[np.int64]) -> Iterator[tuple[int, int, NDArray[np.int64]]]:
-    """Cut the rising rows `row_n` into contiguous reads: first row, row after the last, and the rows wanted of these."""
+    """Cut the rising rows `row_n` into contiguous reads: first row, last + 1, and the rows wanted of these."""
     for run in np.split(row_n, np.flatnonzero(np.diff(row_n) > _GAP_CELLS) + 1):
         for at in range(0, len(run), _READ_CELLS):
             part = run[at : at + _READ_CELLS]
@@ -75,8 +76,8 @@ def row_runs(row_n: NDArray[np.int64]) -> Iterator[tuple[int, int, NDArray[np.in
 
 
 def from_arrays(
-    data_e: NDArray[np.generic],
-    indices_e: NDArray[np.generic],
+    data_e: NDArray[Any],
+    indices_e: NDArray[Any],
     indptr: NDArray[np.int64],
     *,
     n_genes: int,
@@ -113,15 +114,19 @@ def from_arrays(
         raise refuse(bad, str(data_e[bad]), f"{_HINT}; if they lie in another layer, name it with data.layer=NAME")
     if len(indices_e) and (indices_e.min() < 0 or indices_e.max() >= n_genes):
         bad = int(np.argmax((indices_e < 0) | (indices_e >= n_genes)))
-        raise refuse(bad, "an entry", f"there are {n_genes} genes; the store is damaged, write it again from its source")
+        raise refuse(
+            bad, "an entry", f"there are {n_genes} genes; the store is damaged, write it again from its source"
+        )
     repeated = _repeated_gene(indices_e, indptr)
     if repeated is not None:
-        raise refuse(repeated, "a second entry", "each gene may occur once; sum them with X.sum_duplicates() and save again")
-    genes_e = indices_e.astype(np.uint16 if n_genes <= 1 << 16 else np.int32)
+        raise refuse(
+            repeated, "a second entry", "each gene may occur once; sum them with X.sum_duplicates() and save again"
+        )
+    genes_e: NDArray[np.integer] = indices_e.astype(np.uint16 if n_genes <= 1 << 16 else np.int32)
     return CsrRows(counts_e, genes_e, indptr)
 
 
-def _narrow_counts(data_e: NDArray[np.generic]) -> NDArray[np.unsignedinteger] | None:
+def _narrow_counts(data_e: NDArray[Any]) -> NDArray[np.unsignedinteger] | None:
     """Return the counts in the smallest type that holds them, or None if one is not a count."""
     if not len(data_e):
         return np.zeros(0, dtype=np.uint8)
@@ -136,12 +141,13 @@ def _narrow_counts(data_e: NDArray[np.generic]) -> NDArray[np.unsignedinteger] |
     return counts_e
 
 
-def _is_count(data_e: NDArray[np.generic]) -> NDArray[np.bool_]:
+def _is_count(data_e: NDArray[Any]) -> NDArray[np.bool_]:
     value_e = data_e.astype(np.float64)
-    return (value_e >= 0) & (value_e < 1 << 32) & (np.floor(value_e) == value_e)
+    whole_e: NDArray[np.bool_] = np.floor(value_e) == value_e
+    return (value_e >= 0) & (value_e < 1 << 32) & whole_e
 
 
-def _repeated_gene(indices_e: NDArray[np.generic], indptr: NDArray[np.int64]) -> int | None:
+def _repeated_gene(indices_e: NDArray[Any], indptr: NDArray[np.int64]) -> int | None:
     """Find an entry whose gene its row has already named."""
     if len(indices_e) < 2:
         return None

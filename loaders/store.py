@@ -53,6 +53,10 @@ class CellStore(Protocol):
         """Names of the cells ``[start, stop)``."""
         ...
 
+    def layers(self) -> list[str]:
+        """Names of the layers, of which one can be read instead of ``X``."""
+        ...
+
     def close(self) -> None:
         """Let go of open files."""
         ...
@@ -106,8 +110,8 @@ def check_var_names(names: Any, where: str) -> NDArray[np.object_]:
     if len(unique) < len(var_names):
         twice = ", ".join(unique[count > 1][:3])
         raise ValueError(
-            f"{where} has {len(var_names) - len(unique)} duplicated gene names ({twice}): genes are told apart by name, "
-            "call adata.var_names_make_unique() and save again"
+            f"{where} has {len(var_names) - len(unique)} duplicated gene names ({twice}): genes are told apart by "
+            "name, call adata.var_names_make_unique() and save again"
         )
     return var_names
 
@@ -121,4 +125,6 @@ def check_not_empty(n_cells: int, n_genes: int, where: str) -> None:
         If there is nothing to train on.
     """
     if n_cells == 0 or n_genes == 0:
-        raise ValueError(f"{where} is empty ({n_cells} cells x {n_genes} genes): at least one cell and one gene are needed")
+        raise ValueError(
+            f"{where} is empty ({n_cells} cells x {n_genes} genes): at least one cell and one gene are needed"
+        )

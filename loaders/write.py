@@ -15,7 +15,6 @@ import numpy as np
 import zarr
 from numpy.typing import DTypeLike, NDArray
 
-from .columns import Sliceable
 from .layout import code_type, finish_table, new_array, new_categorical, new_root, new_strings
 from .rows import CsrRows
 
@@ -27,7 +26,8 @@ _SHARD_ENTRIES = 1 << 24
 """Entries of a file: 64 MiB for a uint16 count and a uint16 gene each, before compression."""
 _CHUNK_ROWS = 1 << 16
 _SHARD_ROWS = 1 << 20
-_NATIVE = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}
+# One thread: several finish the chunks of a shard in any order, and the same counts would give other bytes.
+_NATIVE = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline", "threading.max_workers": 1}
 
 
 class AnnDataZarrWriter:
@@ -78,13 +78,19 @@ class AnnDataZarrWriter:
         self._root = new_root(self._folder, list(var_names))
         self._obs, self._x = self._root.create_group("obs"), self._root.create_group("X")
         self._entries: tuple[_Appended, _Appended] | None = None
-        self._indptr = _numbers(self._x, "indptr", np.int64)
+        self._indptr = _numbers(self._x, "indptr", np.int64, chunk=_CHUNK_ROWS, shard=_SHARD_ROWS)
         self._indptr.append(np.zeros(1, dtype=np.int64))
-        self._names = _Appended(_CHUNK_ROWS, lambda length, _: new_strings(self._obs, "_index", length, chunk_rows=_CHUNK_ROWS))
+        self._names = _Appended(
+            _CHUNK_ROWS, lambda length, _: new_strings(self._obs, "_index", length, chunk_rows=_CHUNK_ROWS)
+        )
         self._columns = {key: self._codes(key) for key in self._categories}
-        self._columns |= {key: _numbers(self._obs, key, np.float64) for key in self._numeric}
+        self._columns |= {
+            key: _numbers(self._obs, key, np.float64, chunk=_CHUNK_ROWS, shard=_SHARD_ROWS) for key in self._numeric
+        }
 
-    def append(self, rows: CsrRows, *, obs_names: Sequence[str] | NDArray[np.object_], obs: Mapping[str, NDArray[Any]]) -> None:
+    def append(
+        self, rows: CsrRows, *, obs_names: Sequence[str] | NDArray[np.object_], obs: Mapping[str, NDArray[Any]]
+    ) -> None:
         """Add cells below those already written.
 
         Parameters
@@ -170,9 +176,8 @@ class AnnDataZarrWriter:
         for key, names in self._categories.items():
             codes_n = obs[key]
             if len(codes_n) and not -1 <= codes_n.min() <= codes_n.max() < len(names):
-                raise ValueError(
-                    f"obs column '{key}' holds codes from {codes_n.min()} to {codes_n.max()}: -1 to {len(names) - 1} are needed"
-                )
+                low, high = codes_n.min(), codes_n.max()
+                raise ValueError(f"obs column '{key}' holds codes {low} to {high}: -1 to {len(names) - 1} are needed")
         if len(rows.genes_e) and rows.genes_e.max() >= self._n_genes:
             raise ValueError(f"an entry is of gene {rows.genes_e.max()}: there are {self._n_genes} genes")
 
@@ -193,9 +198,9 @@ class AnnDataZarrWriter:
         aside = self._folder / "X" / "narrow"
         if narrow.array is not None:
             (self._folder / "X" / "data").rename(aside)
-            written = self._x["narrow"]
-            for start in range(0, narrow.array.shape[0], narrow.shard):
-                wide.append(np.asarray(written[start : start + narrow.shard]).astype(np.uint32))
+            written: Any = self._x["narrow"]
+            for start in range(0, written.shape[0], narrow.shard):
+                wide.append(written[start : start + narrow.shard].astype(np.uint32))
             shutil.rmtree(aside)
         for part in narrow.pending:
             wide.append(part.astype(np.uint32))
@@ -221,8 +226,8 @@ class _Appended:
     chunk, shard
         Values decompressed together, and values of a file.
     create
-        Makes the array on disk, given its first length and the length of a shard, once the first shard is full or all is
-        known: so a small array gets a small shard.
+        Makes the array on disk, given its first length and the length of a shard, once the first shard is full or all
+        is known: so a small array gets a small shard.
     """
 
     def __init__(
@@ -266,9 +271,7 @@ class _Appended:
                 self.array.append(values)
 
 
-def _numbers(
-    group: zarr.Group, name: str, dtype: DTypeLike, *, chunk: int = _CHUNK_ROWS, shard: int = _SHARD_ROWS
-) -> _Appended:
+def _numbers(group: zarr.Group, name: str, dtype: DTypeLike, *, chunk: int, shard: int) -> _Appended:
     def create(length: int, shard_rows: int) -> "zarr.Array[Any]":
         return new_array(group, name, (length,), dtype, chunk_rows=chunk, shard_rows=shard_rows)
 
@@ -279,6 +282,8 @@ def _check_free(path: Path, *, overwrite: bool) -> None:
     if not path.exists():
         return
     if not overwrite:
-        raise FileExistsError(f"{path} already exists: choose another path, or allow it to be replaced with overwrite=True")
+        raise FileExistsError(
+            f"{path} already exists: choose another path, or allow it to be replaced with overwrite=True"
+        )
     if not (path / "zarr.json").exists() and not (path / ".zgroup").exists():
         raise FileExistsError(f"{path} is no Zarr folder and is not replaced: choose another path")

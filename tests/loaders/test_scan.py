@@ -1,0 +1,134 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+from scipy import sparse
+
+from dist_scvi.loaders import open_store, scan
+from dist_scvi.loaders.scan import format_inspection, inspect_store
+
+
+@pytest.fixture
+def uneven() -> AnnData:
+    """Two batches of different depth, a third of 4 cells."""
+    rng = np.random.default_rng(4)
+    depth_n = np.repeat([2.0, 9.0, 2.0], [400, 596, 4])
+    counts_ng = rng.poisson((0.01 + rng.gamma(0.3, 1.0, 60)) * depth_n[:, None])
+    batch = np.repeat(["a", "b", "c"], [400, 596, 4])
+    names = {"index": [f"cell{row}" for row in range(1000)]}
+    var = pd.DataFrame(index=[f"g{gene}" for gene in range(60)])
+    return AnnData(sparse.csr_matrix(counts_ng), obs=pd.DataFrame({"batch": batch, "type": "t"}, **names), var=var)
+
+
+@pytest.fixture(params=[1 << 22, 700])
+def read_entries(monkeypatch, request):
+    """Read all at once, and some rows at a time."""
+    monkeypatch.setattr(scan, "_READ_ENTRIES", request.param)
+
+
+def test_sizes_and_counts_are_exact(read_entries, cells, expected_ng):
+    found = inspect_store(open_store(cells), batch_key="place", labels_key="gap")
+    assert (found.n_cells, found.n_genes, found.count_max) == (150, 23, expected_ng.max())
+    assert (found.n_entries, found.density) == ((expected_ng > 0).sum(), (expected_ng > 0).mean())
+    assert (found.n_empty_cells, found.first_empty_cell) == (1, 5)
+    assert {name: one.n_cells for name, one in found.batches.items()} == {"s1": 40, "s10": 40, "s2": 70}
+    assert found.labels == {"u": 75, "v": 60, "(missing)": 15}
+    assert (found.obs_columns[0], found.layers) == ("place", ("twice",))
+
+
+def test_log_library_moments_are_those_of_numpy(read_entries, uneven):
+    found = inspect_store(open_store(uneven), batch_key="batch")
+    library_n = uneven.X.toarray().sum(axis=1)
+    for name, one in {**found.batches, "all": found.library}.items():
+        mine = library_n[(uneven.obs["batch"] == name) | (name == "all")]
+        assert (one.n_cells, one.mean) == (len(mine), pytest.approx(mine[mine > 0].mean()))
+        logs = np.log(mine[mine > 0])
+        assert (one.log_mean, one.log_var) == (
+            pytest.approx(logs.mean(), rel=1e-12),
+            pytest.approx(logs.var(), rel=1e-9),
+        )
+
+
+def test_quantiles_are_within_the_stated_error():
+    library_n = np.random.default_rng(0).lognormal(8, 1, 20_000).astype(np.int64)
+    counts = sparse.csr_matrix(library_n[:, None])
+    found = inspect_store(open_store(AnnData(counts)))
+    for share, size in found.library.quantiles.items():
+        assert size == pytest.approx(np.quantile(library_n, float(share)), rel=0.012)
+
+
+def test_cells_without_counts_do_not_enter_the_moments(cells):
+    whole, without = (inspect_store(open_store(adata)) for adata in (cells, cells[np.arange(150) != 5].copy()))
+    assert whole.library.log_mean == pytest.approx(without.library.log_mean)
+    assert (whole.n_empty_cells, without.n_empty_cells) == (1, 0)
+
+
+def test_sound_cells_need_no_advice(uneven):
+    found = inspect_store(open_store(uneven[:996].copy()), batch_key="batch", labels_key="type")
+    assert (found.advice, found.n_unseen_genes) == ((), 0)
+    assert format_inspection(found).endswith("nothing to mend")
+
+
+def test_what_should_be_mended_is_said(cells):
+    counts_ng = cells.X.toarray()
+    counts_ng[:, 7] = 0
+    cells.X = sparse.csr_matrix(counts_ng)
+    found = inspect_store(open_store(cells), batch_key="place", labels_key="gap")
+    few = "the effect of a batch cannot be learned from so few, join it to another or remove it"
+    assert found.advice == (
+        "1 cells have no counts, the first is row 5: remove them, a model learns nothing from them",
+        "1 genes are never seen (g7): remove them, they cost time and memory",
+        f"obs column 'place' has 40 cells of 's1': {few}",
+        f"obs column 'place' has 40 cells of 's10': {few}",
+        "obs column 'gap' has no value in 15 cells: they count as unlabelled",
+    )
+
+
+def test_a_batch_column_with_missing_values_is_told(cells):
+    advice = inspect_store(open_store(cells), batch_key="gap").advice
+    assert "obs column 'gap' has no value in 15 cells: fill it, training refuses them" in advice
+
+
+@pytest.mark.parametrize(
+    ("counts_ng", "advice"),
+    [
+        (np.eye(6), "no count is larger than 1: give the raw counts"),
+        (np.eye(6) * 10_000, "all cells have nearly the same total count"),
+        (np.arange(1, 37).reshape(6, 6), "100% of the counts are above zero"),
+    ],
+)
+def test_counts_that_look_processed_are_told(counts_ng, advice):
+    found = inspect_store(open_store(AnnData(sparse.csr_matrix(counts_ng))))
+    assert any(line.startswith(advice) for line in found.advice)
+
+
+def test_categories_without_cells_are_told(cells):
+    cells.obs["place"] = cells.obs["place"].cat.add_categories("s0")
+    found = inspect_store(open_store(cells), batch_key="place", labels_key="place")
+    assert found.advice.count("obs column 'place' has no cells of 's0': remove the category") == 2
+    assert found.batches["s0"].quantiles["0.5"] == 0
+
+
+def test_a_bad_count_is_refused_with_its_row(read_entries, cells):
+    cells.X.data[-1] = -2
+    with pytest.raises(ValueError, match=r"holds -2.0 at row 149"):
+        inspect_store(open_store(cells))
+
+
+def test_progress_reaches_the_last_cell(monkeypatch, cells):
+    told: list[tuple[int, int]] = []
+    monkeypatch.setattr(scan, "_READ_CELLS", 64)
+    inspect_store(open_store(cells), progress=lambda done, all_cells: told.append((done, all_cells)))
+    assert told == [(64, 150), (128, 150), (150, 150)]
+
+
+def test_a_summary_is_plain_values_and_readable(uneven):
+    found = inspect_store(open_store(uneven), batch_key="batch", labels_key="type")
+    assert json.loads(json.dumps(found.to_dict()))["batches"]["a"]["n_cells"] == 400
+    text = format_inspection(found)
+    assert "1,000 cells x 60 genes" in text
+    assert "    a: 400 cells, mean" in text
+    assert "    t: 1,000 cells" in text
+    assert max(len(line) for line in text.splitlines()) < 200
