@@ -123,9 +123,9 @@ def read_metrics(path: Path) -> list[Row]:
 class Progress:
     """A live line on a terminal, plain lines elsewhere."""
 
-    def __init__(self, stream: TextIO = sys.stderr) -> None:
-        self._stream = stream
-        self._live = stream.isatty()
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr  # of now, not of the import: notebooks and tests put another in its place
+        self._live = self._stream.isatty()
         self._open = False
 
     def __call__(self, row: Row) -> None:

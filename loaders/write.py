@@ -23,7 +23,7 @@ _CHUNK_CELLS = 64
 _CHUNK_ENTRIES = (1024, 1 << 20)
 """Least and most entries of a chunk."""
 _SHARD_ENTRIES = 1 << 24
-"""Entries of a file: 64 MiB for a uint16 count and a uint16 gene each, before compression."""
+"""Entries of a file: 32 MiB of uint16 counts, 64 MiB of int32 genes, before compression."""
 _CHUNK_ROWS = 1 << 16
 _SHARD_ROWS = 1 << 20
 # One thread: several finish the chunks of a shard in any order, and the same counts would give other bytes.
@@ -33,8 +33,8 @@ _NATIVE = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline", "threading.max_wor
 class AnnDataZarrWriter:
     """A growing AnnData on disk; it appears at `path` when it is closed, whole, or not at all.
 
-    Counts are kept as uint16, from the first larger one on as uint32, genes as uint16, or int32 above 65,536 of them.
-    Every chunk carries a checksum. Use it as a context manager: an exception leaves nothing behind.
+    Counts are kept as uint16, from the first larger one on as uint32. Genes and row starts are int32, as in scipy, whose
+    matrices work only where both are of one type; row starts are int64 from 2**31 entries on. Every chunk carries a checksum. Use it as a context manager: an exception leaves nothing behind.
 
     Parameters
     ----------
@@ -112,7 +112,7 @@ class AnnDataZarrWriter:
             return
         data, indices = self._entries = self._entries or self._open_entries(rows)
         if len(rows.counts_e) and data.dtype == np.uint16 and rows.counts_e.max() >= 1 << 16:
-            data = self._widen(data)
+            data = self._retyped("data", data, np.uint32)
             self._entries = data, indices
         data.append(rows.counts_e.astype(data.dtype))
         indices.append(rows.genes_e.astype(indices.dtype))
@@ -134,6 +134,8 @@ class AnnDataZarrWriter:
         if self._entries is None:
             self.abandon()
             raise ValueError(f"no cell was written to {self.path}: at least one is needed")
+        if self.n_entries < 1 << 31:
+            self._indptr = self._retyped("indptr", self._indptr, np.int32)
         for column in (*self._entries, self._indptr, self._names, *self._columns.values()):
             column.finish()
         shape = [self.n_cells, self._n_genes]
@@ -186,25 +188,24 @@ class AnnDataZarrWriter:
         entries = _CHUNK_CELLS * len(first.counts_e) // first.n_cells
         chunk = min(max(entries, _CHUNK_ENTRIES[0]), _CHUNK_ENTRIES[1])
         shard = _SHARD_ENTRIES // chunk * chunk
-        gene_type = np.uint16 if self._n_genes <= 1 << 16 else np.int32
         return (
             _numbers(self._x, "data", np.uint16, chunk=chunk, shard=shard),
-            _numbers(self._x, "indices", gene_type, chunk=chunk, shard=shard),
+            _numbers(self._x, "indices", np.int32, chunk=chunk, shard=shard),
         )
 
-    def _widen(self, narrow: "_Appended") -> "_Appended":
-        """Copy the counts written so far into an array of uint32."""
-        wide = _numbers(self._x, "data", np.uint32, chunk=narrow.chunk, shard=narrow.shard)
-        aside = self._folder / "X" / "narrow"
-        if narrow.array is not None:
-            (self._folder / "X" / "data").rename(aside)
-            written: Any = self._x["narrow"]
-            for start in range(0, written.shape[0], narrow.shard):
-                wide.append(written[start : start + narrow.shard].astype(np.uint32))
+    def _retyped(self, name: str, old: "_Appended", dtype: DTypeLike) -> "_Appended":
+        """Copy what was written to ``X/name`` so far into an array of another type."""
+        new = _numbers(self._x, name, dtype, chunk=old.chunk, shard=old.shard)
+        if old.array is not None:
+            aside = self._folder / "X" / "aside"
+            (self._folder / "X" / name).rename(aside)
+            written: Any = self._x["aside"]
+            for start in range(0, written.shape[0], old.shard):
+                new.append(written[start : start + old.shard].astype(dtype))
             shutil.rmtree(aside)
-        for part in narrow.pending:
-            wide.append(part.astype(np.uint32))
-        return wide
+        for part in old.pending:
+            new.append(part.astype(dtype))
+        return new
 
     def _codes(self, key: str) -> "_Appended":
         names = self._categories[key]

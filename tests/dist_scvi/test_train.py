@@ -19,7 +19,7 @@ from dist_scvi.train import Trained, evaluate, kl_weight, resolve, train
 from dist_scvi.world import World
 
 
-class Stopped(Exception):
+class Stopped(Exception):  # noqa: N818
     """Stands for the end of the process."""
 
 

@@ -1,0 +1,123 @@
+"""A run is a folder: what it would cost, what it leaves, and that it is done once."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dist_scvi.atlas import open_atlas
+from dist_scvi.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from dist_scvi.folder import read_folder
+from dist_scvi.run import is_finished, minify_worker, preview, run_config, train_worker
+from dist_scvi.spec import load_model
+from dist_scvi.train import open_from
+from dist_scvi.world import World
+
+
+def config_of(store: Path, run: Path, **train: object) -> RunConfig:
+    return RunConfig(
+        run=str(run),
+        data=DataConfig(uri=str(store), batch_key="batch", labels_key="label"),
+        model=ModelConfig(n_hidden=16, n_latent=4),
+        train=TrainConfig.model_validate({"max_epochs": 2, "batch_size": 64, "lanes": 4} | train),
+    )
+
+
+@pytest.fixture(scope="module")
+def run(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run."""
+    folder = tmp_path_factory.mktemp("runs") / "a"
+    train_worker(config_of(store, folder), World())
+    return folder
+
+
+def test_a_preview_says_what_a_run_would_do(store: Path, tmp_path: Path) -> None:
+    config = config_of(store, tmp_path / "run")
+    told = preview(config, open_from(config.data), workers=2)
+    expected = {
+        "store": str(store),
+        "cells": 403,
+        "genes": 50,
+        "batches": 2,
+        "train / validation / test": "363 / 40 / 0",
+        "epochs": 2,
+        "steps": "12 of 64 cells, 6 an epoch",
+        "lanes": "4, 2 for each of 2 workers",
+        "run folder": str(tmp_path / "run"),
+    }
+    assert expected.items() <= told.items()
+    assert told["memory for cells"].endswith("MiB in each worker")
+    assert told["diversity"].startswith("a minibatch loses at most")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_preview_warns_of_a_window_of_few_blocks(store: Path, tmp_path: Path) -> None:
+    config = config_of(store, tmp_path).model_copy(update={"data": DataConfig(uri=str(store), window_cells=64)})
+    told = preview(config, open_from(config.data), workers=1)
+    assert "fewer than the 256 that an unshuffled store needs: raise data.memory_mib" in told["diversity"]
+
+
+def test_a_run_leaves_its_configuration_metrics_workers_and_model(store: Path, run: Path) -> None:
+    assert {entry.name for entry in run.iterdir()} == {
+        "config.yaml",
+        "metrics.jsonl",
+        "checkpoints",
+        "workers",
+        "model",
+    }
+    resolved = run_config(run)
+    assert (resolved.run, resolved.data.uri, resolved.train.max_epochs) == (str(run), str(store), 2)
+    assert resolved.train.n_steps_kl_warmup == 6
+    assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [6, 6, 10, 12, 12]
+    worker = json.loads((run / "workers" / "0.json").read_text())
+    assert (worker["rank"], worker["world_size"], worker["pid"]) == (0, 1, os.getpid())
+    assert load_model(run / "model")[1].model.n_latent == 4
+
+
+def test_a_finished_run_started_again_does_nothing_new(store: Path, run: Path) -> None:
+    before = read_folder(run / "model"), (run / "metrics.jsonl").read_text(), (run / "config.yaml").read_text()
+    told: list[object] = []
+    train_worker(config_of(store, run), World(), on_metrics=told.append)
+    assert told == []
+    after = read_folder(run / "model"), (run / "metrics.jsonl").read_text(), (run / "config.yaml").read_text()
+    assert after == before
+
+
+def test_the_resolved_configuration_gives_the_same_run(run: Path) -> None:
+    before = read_folder(run / "model")
+    train_worker(run_config(run), World())
+    assert read_folder(run / "model") == before
+
+
+def test_a_run_is_finished_when_its_model_is_whole(run: Path, tmp_path: Path) -> None:
+    assert is_finished(run)
+    assert not is_finished(tmp_path)
+
+
+def test_minifying_a_finished_run_says_where_the_atlas_comes_from(run: Path, tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    minify_worker(run, tmp_path / "atlas", World(), obs_columns=["site"], on_progress=lambda *at: told.append(at))
+    atlas = open_atlas(tmp_path / "atlas")
+    assert np.isfinite(atlas.get_latent_representation()).all()
+    assert (atlas.manifest["lineage"]["run"], atlas.manifest["lineage"]["train"]["max_epochs"]) == (str(run), 2)
+    assert {"batch", "label", "site"} <= set(atlas.obs.columns())
+    assert told == [(403, 403)]
+
+
+def test_a_run_that_has_not_ended_is_not_minified(store: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(FileNotFoundError, match=r"run is no run: it has no config\.yaml; start one with"):
+        minify_worker(run, tmp_path / "atlas", World())
+    train_worker(config_of(store, run, max_epochs=1), World())
+    (run / "model" / "spec.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"run has no finished model: continue it with 'dist-scvi resume"):
+        minify_worker(run, tmp_path / "atlas", World())
+    assert not (tmp_path / "atlas").exists()
+
+
+def test_overrides_apply_to_the_configuration_of_a_run(run: Path) -> None:
+    assert run_config(run, ["train.max_epochs=9"]).train.max_epochs == 9
+    with pytest.raises(ValueError, match=r"^there is no key train\.epochs"):
+        run_config(run, ["train.epochs=9"])

@@ -1,0 +1,139 @@
+"""A saved model: equal when read, refused when damaged, and used only on genes and categories it knows."""
+
+import json
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from dist_scvi.folder import read_folder, write_folder
+from dist_scvi.loaders import CellData, open_data
+from dist_scvi.model import SCVI
+from dist_scvi.spec import Covariate, fit_to_spec, load_model, save_model
+
+
+def reopen(adata: ad.AnnData, **changes: object) -> CellData:
+    keys = {"batch_key": "batch", "categorical_covariate_keys": ["site"], "continuous_covariate_keys": ["age"]}
+    return open_data(adata.copy(), **(keys | changes))
+
+
+@pytest.fixture
+def saved(model: SCVI, tmp_path: Path) -> Path:
+    save_model(tmp_path / "model", model.module, model.spec)
+    return tmp_path / "model"
+
+
+def test_a_saved_model_reads_back_equal(model: SCVI, saved: Path) -> None:
+    module, spec = load_model(saved)
+    assert spec == model.spec
+    assert not module.training
+    for name, value in model.module.state_dict().items():
+        assert torch.equal(module.state_dict()[name], value), name
+
+
+def test_building_leaves_the_random_state_of_torch_alone(model: SCVI) -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first, second = model.spec.build(), model.spec.build()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(first.px_r, second.px_r)
+
+
+def test_weights_of_another_shape_are_refused(saved: Path) -> None:
+    files = read_folder(saved)
+    weights = safetensors.torch.load(files["weights.safetensors"]) | {"px_r": torch.zeros(7)}
+    write_folder(saved, files | {"weights.safetensors": safetensors.torch.save(weights)})
+    with pytest.raises(ValueError, match=r"^weights and specification in .* do not fit each other: px_r$"):
+        load_model(saved)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("spec.json", b"{}", r"^the model in .*model cannot be read"),
+        ("spec.json", b"\x80\x04K\x01.", r"^the model in .*model cannot be read"),
+        ("weights.safetensors", b"\x80\x04K\x01.", r"^the model in .*model cannot be read"),
+    ],
+)
+def test_files_that_hold_no_model_are_refused(saved: Path, name: str, content: bytes, message: str) -> None:
+    write_folder(saved, read_folder(saved) | {name: content})
+    with pytest.raises(ValueError, match=message):
+        load_model(saved)
+
+
+def test_a_specification_of_another_format_is_refused(saved: Path) -> None:
+    files = read_folder(saved)
+    changed = json.loads(files["spec.json"]) | {"format": "dist_scvi.model/2"}
+    write_folder(saved, files | {"spec.json": json.dumps(changed).encode()})
+    with pytest.raises(ValueError, match=r"cannot be read(.|\n)*dist_scvi\.model/1"):
+        load_model(saved)
+
+
+def test_a_folder_of_something_else_is_no_model(tmp_path: Path) -> None:
+    write_folder(tmp_path / "model", {"state.json": b"{}"})
+    with pytest.raises(ValueError, match=r"is no model folder: weights\.safetensors and spec\.json are needed"):
+        load_model(tmp_path / "model")
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "spec.json", "MANIFEST.json"])
+def test_a_flipped_byte_is_refused_with_the_path(saved: Path, name: str) -> None:
+    content = bytearray((saved / name).read_bytes())
+    for at in np.linspace(0, len(content) - 3, 9).astype(int):
+        content[at] ^= 0x80
+        (saved / name).write_bytes(content)
+        with pytest.raises(ValueError, match=str(saved)):
+            load_model(saved)
+        content[at] ^= 0x80
+
+
+def test_lacking_genes_are_named(model: SCVI, adata: ad.AnnData) -> None:
+    with pytest.raises(ValueError, match=r"on 50 genes, memory lacks 3 of them \(gene0, gene1, gene2\)$"):
+        fit_to_spec(reopen(adata[:, 3:]), model.spec)
+
+
+def test_genes_in_another_order_and_further_genes_are_refused(model: SCVI, adata: ad.AnnData) -> None:
+    more = ad.concat(
+        [adata, ad.AnnData(adata.X[:, :1], adata.obs, adata.var[:0].reindex(["new"]))], axis=1, merge="same"
+    )
+    for other in (adata[:, ::-1], more):
+        with pytest.raises(ValueError, match=r"on 50 genes, memory has others, or another order$"):
+            fit_to_spec(reopen(other), model.spec)
+
+
+def test_unknown_categories_are_named(model: SCVI, adata: ad.AnnData) -> None:
+    other = adata.copy()
+    other.obs["site"] = other.obs["site"].cat.rename_categories({"y": "w"})
+    with pytest.raises(ValueError, match=r"^obs column 'site' has 1 categories the model was not trained on \(w\)"):
+        fit_to_spec(reopen(other), model.spec)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"batch_key": None}, {"categorical_covariate_keys": []}, {"continuous_covariate_keys": []}]
+)
+def test_a_missing_covariate_is_named(model: SCVI, adata: ad.AnnData, changes: dict[str, object]) -> None:
+    with pytest.raises(
+        ValueError, match=r"^the model needs batch_key='batch', covariates .*'site'.*'age'.* was opened"
+    ):
+        fit_to_spec(reopen(adata, **changes), model.spec)
+
+
+def test_cells_with_some_of_the_categories_get_the_codes_of_the_model(model: SCVI, adata: ad.AnnData) -> None:
+    some = np.flatnonzero((adata.obs["site"] != "x") & (adata.obs["batch"] == "b1"))
+    opened = reopen(adata[some])
+    assert opened.categorical_covariates[0].vocabulary == ("y", "z")
+    fitted = fit_to_spec(opened, model.spec)
+    assert fitted.batch is not None
+    np.testing.assert_array_equal(fitted.batch.codes(0, 50), np.ones(50))
+    np.testing.assert_array_equal(
+        fitted.categorical_covariates[0].codes(0, len(some)), model.data.categorical_covariates[0].codes(0, 403)[some]
+    )
+
+
+def test_categories_in_another_order_get_the_codes_of_the_model(model: SCVI, adata: ad.AnnData) -> None:
+    site = Covariate(key="site", categories=("z", "x", "y"))
+    spec = model.spec.model_copy(update={"categorical_covariates": (site,)})
+    column = fit_to_spec(reopen(adata), spec).categorical_covariates[0]
+    assert [site.categories[code] for code in column.codes(0, 403)] == list(adata.obs["site"])
