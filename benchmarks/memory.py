@@ -1,8 +1,8 @@
 """Measure whether the memory of training grows with the number of cells, here and in scvi-tools 1.4.2.
 
-Simulated atlases of 2,000 genes are trained on for as many steps as need several windows; the peak resident memory of each
-process is what the kernel says at its end. scvi-tools holds the AnnData, so it runs a few steps only, in its own environment
-(see elbo.py for how to make it; without it the peer is left out and the result says so).
+Simulated atlases of 2,000 genes are trained on for as many steps as need several windows; the peak resident memory of
+each process is what the kernel says at its end. scvi-tools holds the AnnData, so it runs a few steps only, in its own
+environment (see elbo.py for how to make it; without it the peer is left out and the result says so).
 
     python benchmarks/memory.py --scratch /big/disk --peer-python .peers/scvi-tools/bin/python
 """
@@ -13,27 +13,23 @@ import subprocess
 import sys
 from pathlib import Path
 
+from dist_scvi.loaders.simulate import simulate
+
+N_GENES = 2000
 RESULT = Path(__file__).parent / "results" / "memory.json"
 OURS = """
 import json, os, resource, sys, torch
 from dist_scvi.config import DataConfig, RunConfig, TrainConfig
 from dist_scvi.train import train
-from dist_scvi.world import World, process_group, worker_device
 job = json.loads(sys.argv[1])
 torch.set_num_threads(1)
-config = RunConfig(data=DataConfig(uri=job["store"], batch_key="batch"), train=TrainConfig(max_epochs=100))
-rows = []
-class Enough(Exception): pass
 def told(row):
-    rows.append(row)
-    if row["step"] >= job["steps"]: raise Enough
-def go(world):
-    try: train(config, world=world, on_metrics=told if world.rank == 0 else None)
-    except Enough: pass
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"peak_mib": peak, "steps": rows[-1]["step"], "median_mib": sorted(r.get("memory_mib", 0) for r in rows)[len(rows) // 2]}))
-    os._exit(0)
-go(World())
+    if row["step"] >= job["steps"]:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(json.dumps({"peak_mib": peak, "steps": row["step"]}), flush=True)
+        os._exit(0)
+data = DataConfig(uri=job["store"], batch_key="batch")
+train(RunConfig(data=data, train=TrainConfig(max_epochs=100)), on_metrics=told)
 """
 PEER = """
 import json, resource, sys, warnings
@@ -58,7 +54,7 @@ def measure(python: str | Path, script: str, job: dict) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scratch", type=Path, required=True, help="folder for the simulated atlases; kept for the next run")
+    parser.add_argument("--scratch", type=Path, required=True, help="folder for the simulated atlases, which are kept")
     parser.add_argument("--cells", type=int, nargs="+", default=[200_000, 2_000_000])
     parser.add_argument("--steps", type=int, default=600, help="steps of 1,024 cells")
     parser.add_argument("--peer-python", type=Path, default=Path(".peers/scvi-tools/bin/python"))
@@ -69,11 +65,9 @@ def main() -> None:
     for cells in options.cells:
         store = options.scratch / f"simulated-{cells}.zarr"
         if not store.exists():
-            subprocess.run(
-                [sys.executable, "-m", "dist_scvi.launch.cli", "simulate", store, "--cells", str(cells), "--processes", "2"],
-                check=True,
-            )
-        run = {"cells": cells, "genes": 2000, "ours": measure(sys.executable, OURS, {"store": str(store), "steps": options.steps})}
+            simulate(store, n_cells=cells, n_genes=N_GENES)
+        ours = measure(sys.executable, OURS, {"store": str(store), "steps": options.steps})
+        run = {"cells": cells, "genes": N_GENES, "ours": ours}
         if options.peer_python.exists():
             run["scvi_tools"] = measure(options.peer_python, PEER, {"store": str(store), "steps": options.peer_steps})
         print(json.dumps(run), file=sys.stderr)

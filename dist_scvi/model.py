@@ -177,9 +177,10 @@ class SCVI:
         )
         shown = Progress() if progress else None
         world = World(device=self.module.px_r.device)
-        trained = train(
-            config, data=self.data, world=world, folder=Path(run).resolve() if run else None, on_metrics=shown
-        )
+        folder = Path(run).expanduser().resolve() if run else None
+        trained = train(config, data=self.data, world=world, folder=folder, on_metrics=shown)
+        if folder is not None:
+            save_model(folder / "model", trained.module, trained.spec)
         if shown is not None:
             shown.close()
         self.module, self._history, self.is_trained = trained.module, trained.history, True

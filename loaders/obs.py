@@ -14,6 +14,7 @@ from .columns import (
     categorical_from_codes,
     categorical_from_values,
     missing_column,
+    read_range,
 )
 
 
@@ -32,7 +33,7 @@ class ObsTable:
 
     def __init__(self, root: Any, array: Callable[[str], Any], *, uri: str) -> None:
         self._table, self._array, self._uri = root["obs"], array, uri
-        self._index = index_of(self._table, uri)
+        self._index = self._opened(index_of(self._table, uri))
         self.n_cells = int(self._index.shape[0])
 
     def columns(self) -> list[str]:
@@ -45,7 +46,7 @@ class ObsTable:
         if attribute(column, "encoding-type") == "categorical":
             stored = PagedArray(self._array(f"obs/{key}/codes"), self._uri)
             self._check_length(len(stored), key)
-            return categorical_from_codes(key, list(read_elem(column["categories"])), stored)
+            return categorical_from_codes(key, list(read_elem(self._opened(column["categories"]))), stored)
         values = read_elem(column)
         self._check_length(len(values), key)
         return categorical_from_values(key, values)
@@ -63,10 +64,12 @@ class ObsTable:
 
     def names(self, start: int, stop: int) -> NDArray[np.object_]:
         """Names of the cells ``[start, stop)``."""
-        index = self._index
-        if hasattr(index, "asstr") and index.dtype.kind == "O":
-            index = index.asstr()
-        return np.asarray([str(name) for name in index[start:stop]], dtype=object)
+        stored = read_range(self._index, start, stop, self._uri)
+        return np.asarray([name.decode() if isinstance(name, bytes) else str(name) for name in stored], dtype=object)
+
+    def _opened(self, node: Any) -> Any:
+        """Open an array found in the table the way all others are, so that a lost part of it is noticed."""
+        return node if hasattr(node, "keys") else self._array(node.name.strip("/"))
 
     def _column(self, key: str) -> Any:
         if key not in self.columns():

@@ -33,8 +33,9 @@ _NATIVE = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline", "threading.max_wor
 class AnnDataZarrWriter:
     """A growing AnnData on disk; it appears at `path` when it is closed, whole, or not at all.
 
-    Counts are kept as uint16, from the first larger one on as uint32. Genes and row starts are int32, as in scipy, whose
-    matrices work only where both are of one type; row starts are int64 from 2**31 entries on. Every chunk carries a checksum. Use it as a context manager: an exception leaves nothing behind.
+    Counts are kept as uint16, from the first larger one on as uint32. Genes and row starts are int32, as scipy wants
+    them, whose matrices need one type for both; row starts are int64 from 2**31 entries on. Every chunk carries a
+    checksum. Use it as a context manager: an exception leaves nothing behind.
 
     Parameters
     ----------

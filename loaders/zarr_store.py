@@ -26,8 +26,9 @@ def open_zarr(path: Path, *, layer: str | None = None) -> AnnDataStore:
     root = open_root(path)
 
     def array(name: str) -> Any:
-        # Where all codes of a chunk are 0 it is rightly absent.
-        return native_array(root, name) if name.startswith("obs/") else complete_array(root, name)
+        # anndata leaves out a chunk of obs in which all is 0; one that would read as anything else has been lost.
+        opened = native_array(root, name)
+        return opened if name.startswith("obs/") and opened.fill_value == 0 else complete_array(root, name)
 
     return AnnDataStore(root, array, uri=str(path), layer=layer)
 

@@ -1,5 +1,6 @@
 """What the README says works."""
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -28,6 +29,15 @@ def test_the_commands_and_the_notebook_of_the_readme_run(tmp_path: Path) -> None
     assert (tmp_path / "latent.csv").exists()
     subprocess.run([sys.executable, "-c", block("so is this", "python")], cwd=tmp_path, check=True)
     assert (tmp_path / "minified" / "ATLAS.json").exists()
+
+
+def test_its_numbers_are_those_of_the_result_files() -> None:
+    spec = importlib.util.spec_from_file_location("table", ROOT / "benchmarks" / "table.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.table() in README
 
 
 def test_the_files_it_points_to_are_there() -> None:

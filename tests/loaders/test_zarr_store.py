@@ -161,3 +161,11 @@ def test_reading_in_threads_gives_each_its_rows(path, expected_ng):
     with ThreadPoolExecutor(4) as pool:
         parts = list(pool.map(lambda start: store.read(start, start + 10), range(0, 150, 10)))
     assert_array_equal(np.concatenate([dense(rows, 23) for rows in parts]), expected_ng)
+
+
+@pytest.mark.parametrize("name", ["_index", "place/categories"])
+def test_a_lost_chunk_of_names_is_refused(path, name) -> None:
+    for file in [part for part in (path / "obs" / name / "c").rglob("*") if part.is_file()]:
+        file.unlink()
+    with pytest.raises(ValueError, match=f"obs/{name} of .* lacks 1 of 1 chunks"):
+        open_store(path).categorical("place")
