@@ -4,6 +4,7 @@ Only this file prints, and torch, zarr and ray are imported by the command that 
 """
 
 import argparse
+import io
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -29,6 +30,8 @@ _EPILOG = (
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit with its code."""
     options = _parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # in step with the progress on stderr, also in a file
     try:
         code = options.command(options)
     except (ValueError, FileNotFoundError, FileExistsError, FloatingPointError) as error:

@@ -66,7 +66,17 @@ else
 fi
 
 say "Report"
-tail -n 1 "$out/run/metrics.jsonl"
+python - "$out/run/metrics.jsonl" <<'PY'
+import statistics, sys
+from pathlib import Path
+from dist_scvi.metrics import read_metrics
+rows = read_metrics(Path(sys.argv[1]))
+held_out = [row["elbo"] for row in rows if row["kind"] == "validation"]
+speed = statistics.median(row["cells_per_s"] for row in rows if row["kind"] == "train")
+memory = max(row.get("memory_mib", 0) for row in rows)
+print(f"held-out elbo {held_out[0]:.1f} after the first epoch, {held_out[-1]:.1f} after the last (lower is better)")
+print(f"{speed:.0f} cells/s over all workers, at most {memory:.0f} MiB in each")
+PY
 cat <<END
 
   cells     $store
