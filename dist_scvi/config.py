@@ -34,7 +34,7 @@ class DataConfig(_Section):
     """Rows read together; by default as many as keep minibatches diverse."""
     window_cells: int | None = Field(None, ge=1)
     """Cells shuffled together; by default what data.memory_mib holds."""
-    timeout_s: float = Field(600.0, gt=0)
+    timeout_s: float = Field(240.0, gt=0)
     """Longest wait for a read."""
 
 
@@ -90,8 +90,8 @@ class TrainConfig(_Section):
     """Newest checkpoints kept."""
     log_every_n_steps: int = Field(10, ge=1)
     """Steps between lines of metrics."""
-    collective_timeout_s: float = Field(120.0, gt=0)
-    """Longest wait of one worker for the others."""
+    collective_timeout_s: float = Field(300.0, gt=0)
+    """Longest wait of one worker for the others; longer than data.timeout_s, or a slow read of one ends them all."""
 
 
 class RunConfig(_Section):

@@ -33,7 +33,7 @@ def run_on_ray(
     folder: Path,
     cpus_per_worker: int | None = None,
     gpus_per_worker: float = 0,
-    timeout_s: float = 120.0,
+    timeout_s: float = 300.0,
     max_failures: int = 3,
 ) -> None:
     """Run `task` on every worker of a Ray Train group.
@@ -46,7 +46,7 @@ def run_on_ray(
     workers
         Number of workers.
     folder
-        A folder that every worker sees, for Ray's records and for word of failures.
+        A folder that every worker sees, for Ray's records, word of failures, and the warnings of each worker.
     cpus_per_worker
         By default an equal share of this machine's.
     gpus_per_worker
@@ -86,7 +86,7 @@ def run_on_ray(
         )
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"task": task, "attempt": str(attempt), "cpus": cpus},
+        train_loop_config={"task": task, "folder": str(folder), "attempt": str(attempt), "cpus": cpus},
         scaling_config=ScalingConfig(
             num_workers=workers,
             use_gpu=gpus_per_worker > 0,
@@ -123,8 +123,12 @@ def _worker(settings: dict[str, Any]) -> None:
     if failure.exists():
         return  # the group was restarted, but what stopped it would stop it again: the driver reads the failure
     torch.set_num_threads(settings["cpus"])
+    world = joined_world(get_device())
+    warnings_of_this_worker = Path(settings["folder"]) / "workers" / f"{world.rank}.log"
+    warnings_of_this_worker.parent.mkdir(parents=True, exist_ok=True)
+    logging.getLogger("dist_scvi").addHandler(logging.FileHandler(warnings_of_this_worker, delay=True))
     try:
-        settings["task"](joined_world(get_device()))
+        settings["task"](world)
     except (ValueError, FileNotFoundError, FloatingPointError) as error:
         failure.write_text(json.dumps({"message": str(error)}))
         raise

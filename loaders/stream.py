@@ -39,7 +39,7 @@ def train_stream(
     epoch: int,
     step: int,
     n_epochs: int,
-    timeout_s: float = 600.0,
+    timeout_s: float = 240.0,
 ) -> Iterator[MiniBatch]:
     """Yield this rank's part of every global minibatch from (`epoch`, `step`) to the end of epoch ``n_epochs - 1``.
 
@@ -80,7 +80,7 @@ def split_stream(
     rank: int,
     world_size: int,
     chunk_cells: int = 1024,
-    timeout_s: float = 600.0,
+    timeout_s: float = 240.0,
 ) -> Iterator[MiniBatch]:
     """Yield this rank's share of a split in the store's own order, in chunks dealt out in turn."""
     total = plan.split_cells(split)
@@ -93,7 +93,7 @@ def split_stream(
     yield from _ahead(load, iter(chunks), timeout_s)
 
 
-def row_stream(data: CellData, ranges: Iterator[tuple[int, int]], *, timeout_s: float = 600.0) -> Iterator[MiniBatch]:
+def row_stream(data: CellData, ranges: Iterator[tuple[int, int]], *, timeout_s: float = 240.0) -> Iterator[MiniBatch]:
     """Yield the cells of each row range in turn, in the store's own order."""
 
     def load(span: tuple[int, int]) -> MiniBatch:
