@@ -82,59 +82,11 @@ def test_a_missing_chunk_of_a_dense_matrix_is_refused_with_the_setting_for_zeros
         open_store(path)
 
 
-@pytest.mark.parametrize("name", PARTS)
-def test_arrays_that_disagree_in_length_are_refused(cells, save, rewrite, name):
-    path = save(cells)
-    rewrite(path, name, zarr.open_array(path / name, mode="r")[:-1])
-    with pytest.raises(ValueError, match=r"X of .* disagrees with itself: data holds .* entries, indices .*, indptr"):
-        open_store(path)
-
-
-def test_an_obs_column_of_another_length_is_refused(cells, save, rewrite):
-    path = save(cells)
-    rewrite(path, "obs/place/codes", np.zeros(149, dtype=np.int8))
-    with pytest.raises(ValueError, match=r"obs/place of .* has 149 values for 150 cells"):
-        open_store(path).categorical("place")
-
-
 def test_a_code_of_no_category_is_refused_with_its_row(cells, save, rewrite):
     path = save(cells)
     rewrite(path, "obs/place/codes", np.where(np.arange(150) == 99, 3, 0).astype(np.int8))
     with pytest.raises(ValueError, match="obs column 'place' holds code 3 at row 99 for 3 categories"):
         open_store(path).categorical("place").codes(90, 110)
-
-
-@pytest.mark.parametrize(
-    ("row", "value", "message"),
-    [
-        (0, 1, "runs from 1 to"),
-        (150, 9, "runs from 0 to 9, there are"),
-        (70, 0, "is damaged at row 69: it must rise"),
-        (70, 10**6, "is damaged at row 70: it must rise"),
-    ],
-)
-def test_a_row_pointer_that_falls_is_refused(cells, save, rewrite, row, value, message):
-    path = save(cells)
-    indptr = np.array(cells.X.indptr)
-    indptr[row] = value
-    rewrite(path, "X/indptr", indptr)
-    with pytest.raises(ValueError, match=f"X/indptr of .* {message}"):
-        open_store(path).read(0, 150)
-
-
-@pytest.mark.parametrize("gene", [-1, 23])
-def test_an_entry_of_no_gene_is_refused(cells, save, gene):
-    cells.X.indices[cells.X.indptr[8]] = gene
-    with pytest.raises(
-        ValueError, match=f"holds an entry at row 8, gene {gene}: there are 23 genes; the store is damaged"
-    ):
-        open_store(save(cells)).read(0, 20)
-
-
-def test_columns_compressed_are_refused_with_the_way_to_convert_them(cells, save):
-    cells.X = cells.X.tocsc()
-    with pytest.raises(ValueError, match=r"stored as csc_matrix.*adata.X = scipy.sparse.csr_matrix\(adata.X\)"):
-        open_store(save(cells))
 
 
 def test_a_folder_that_is_no_zarr_is_refused(tmp_path):
@@ -148,12 +100,6 @@ def test_a_zarr_group_that_is_no_anndata_is_refused(tmp_path):
         open_store(tmp_path / "other.zarr")
 
 
-def test_a_shape_that_obs_and_var_do_not_have_is_refused(path):
-    zarr.open_group(path, mode="r+", use_consolidated=False)["X"].attrs["shape"] = [150, 24]
-    with pytest.raises(ValueError, match=r"X of .* has shape \(150, 24\) but obs has 150 rows and var 23"):
-        open_store(path)
-
-
 def test_reading_in_threads_gives_each_its_rows(path, expected_ng):
     from concurrent.futures import ThreadPoolExecutor
 
@@ -161,11 +107,3 @@ def test_reading_in_threads_gives_each_its_rows(path, expected_ng):
     with ThreadPoolExecutor(4) as pool:
         parts = list(pool.map(lambda start: store.read(start, start + 10), range(0, 150, 10)))
     assert_array_equal(np.concatenate([dense(rows, 23) for rows in parts]), expected_ng)
-
-
-@pytest.mark.parametrize("name", ["_index", "place/categories"])
-def test_a_lost_chunk_of_names_is_refused(path, name) -> None:
-    for file in [part for part in (path / "obs" / name / "c").rglob("*") if part.is_file()]:
-        file.unlink()
-    with pytest.raises(ValueError, match=f"obs/{name} of .* lacks 1 of 1 chunks"):
-        open_store(path).categorical("place")

@@ -1,0 +1,50 @@
+"""The table of cells is read by range, and what is lost or of another length is refused."""
+
+import numpy as np
+import pytest
+
+from dist_scvi.loaders import open_store
+
+
+@pytest.fixture
+def path(cells, save):
+    return save(cells)
+
+
+def test_an_obs_column_of_another_length_is_refused(cells, save, rewrite):
+    path = save(cells)
+    rewrite(path, "obs/place/codes", np.zeros(149, dtype=np.int8))
+    with pytest.raises(ValueError, match=r"obs/place of .* has 149 values for 150 cells"):
+        open_store(path).categorical("place")
+
+
+@pytest.mark.parametrize("name", ["_index", "place/categories"])
+def test_a_lost_chunk_of_names_is_refused(path, name) -> None:
+    for file in [part for part in (path / "obs" / name / "c").rglob("*") if part.is_file()]:
+        file.unlink()
+    with pytest.raises(ValueError, match=f"obs/{name} of .* lacks 1 of 1 chunks"):
+        open_store(path).categorical("place")
+
+
+@pytest.mark.parametrize("kind", ["zarr2", "zarr3", "h5ad"])
+def test_names_of_any_range_are_those_of_the_cells(cells, save, kind):
+    store = open_store(save(cells, kind))
+    for start, stop in ((0, 3), (70, 71), (149, 150), (20, 20)):
+        assert list(store.obs_names(start, stop)) == [f"cell{row}" for row in range(start, stop)]
+
+
+def test_a_truncated_chunk_of_names_is_refused_with_its_place(path):
+    file = next(part for part in (path / "obs" / "_index" / "c").rglob("*") if part.is_file())
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(ValueError, match=r"obs/_index of .* cannot be read at 0 to 4: a chunk is truncated"):
+        open_store(path).obs_names(0, 5)
+
+
+def test_a_table_of_an_older_anndata_is_refused_with_the_way_out(cells, save):
+    import h5py
+
+    where = save(cells, "h5ad")
+    with h5py.File(where, "a") as file:
+        del file["obs"].attrs["encoding-type"]
+    with pytest.raises(ValueError, match=r"obs of .* is in a layout older than AnnData 0\.8"):
+        open_store(where)
