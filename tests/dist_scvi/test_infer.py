@@ -1,6 +1,6 @@
 """Expected expression of cells in the latent space: the decoder's, whatever is asked together with what."""
 
-from dataclasses import astuple
+from dataclasses import astuple, replace
 
 import numpy as np
 import pytest
@@ -128,3 +128,10 @@ def test_a_mask_chooses_the_cells_it_marks() -> None:
 def test_indices_that_are_no_rows_are_refused(indices: list, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         rows_asked(indices, 10)
+
+
+def test_cells_alike_in_all_but_their_row_get_draws_of_their_own(model: SCVI, cells: LatentCells) -> None:
+    twins = replace(part(cells, np.array([3, 3])), row_n=np.array([3, 4]))
+    first, second = ask(model, twins, n_samples=1)
+    assert np.abs(np.log(first / second)).mean() > 0.02
+    np.testing.assert_array_equal(*ask(model, twins))
