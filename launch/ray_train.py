@@ -123,7 +123,10 @@ def _worker(settings: dict[str, Any]) -> None:
     if failure.exists():
         return  # the group was restarted, but what stopped it would stop it again: the driver reads the failure
     torch.set_num_threads(settings["cpus"])
-    world = joined_world(get_device())
+    device = get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    world = joined_world(device)
     warnings_of_this_worker = Path(settings["folder"]) / "workers" / f"{world.rank}.log"
     warnings_of_this_worker.parent.mkdir(parents=True, exist_ok=True)
     logging.getLogger("dist_scvi").addHandler(logging.FileHandler(warnings_of_this_worker, delay=True))
