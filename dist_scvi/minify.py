@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 import zarr
+from numpy.typing import NDArray
 
 from dist_scvi.loaders import CellData
 from dist_scvi.loaders.columns import Categorical, Numeric
 from dist_scvi.loaders.layout import finish_table, new_array, new_categorical, new_root, new_strings
-from dist_scvi.loaders.minibatch import MiniBatch
 from dist_scvi.loaders.stream import row_stream
 
 from .atlas import ATLAS_FORMAT, CELLS, LIBRARY, MANIFEST, MODEL, QZM, QZV, SOURCE_ROW, describing_files
@@ -168,18 +168,17 @@ def _encode(
     ]
     share = sum(stop - start for start, stop in mine)
     done = 0
-    held: list[tuple[MiniBatch, Any, Any]] = []
+    held: list[tuple[NDArray[Any], ...]] = []  # of a shard, without its counts
     for minibatch in row_stream(data, _pieces(mine)):
         qzm_nk, qzv_nk = module.encode(minibatch.to(module.px_r.device).counts_ng)
-        held.append((minibatch, qzm_nk.cpu().numpy(), qzv_nk.cpu().numpy()))
+        held.append((qzm_nk.cpu().numpy(), qzv_nk.cpu().numpy(), minibatch.library_n.astype(np.float32)))
         done += minibatch.n_cells
-        start, stop = int(held[0][0].row_n[0]), int(minibatch.row_n[-1]) + 1
-        if stop - start < shard and stop < data.n_cells:
+        stop = int(minibatch.row_n[-1]) + 1
+        if stop % shard and stop < data.n_cells:
             continue
-        written = {
-            f"obsm/{QZM}": np.concatenate([qzm for _, qzm, _ in held]),
-            f"obsm/{QZV}": np.concatenate([qzv for _, _, qzv in held]),
-            f"obs/{LIBRARY}": np.concatenate([cells.library_n for cells, _, _ in held]).astype(np.float32),
+        start = (stop - 1) // shard * shard
+        latent = [np.concatenate(parts) for parts in zip(*held, strict=True)]
+        written = dict(zip((f"obsm/{QZM}", f"obsm/{QZV}", f"obs/{LIBRARY}"), latent, strict=True)) | {
             f"obs/{SOURCE_ROW}": np.arange(start, stop),
             "obs/_index": data.store.obs_names(start, stop),
         }
