@@ -10,7 +10,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+        allow_inf_nan=False,
+        coerce_numbers_to_str=True,  # YAML reads a folder or column named 3 as a number
+    )
 
 
 class DataConfig(_Section):
@@ -41,11 +48,11 @@ class DataConfig(_Section):
 class ModelConfig(_Section):
     """The network; names and defaults of scvi.model.SCVI 1.4.2."""
 
-    n_hidden: int = Field(128, ge=1)
+    n_hidden: int = Field(128, ge=1, le=65_536)
     """Units of a hidden layer."""
-    n_latent: int = Field(10, ge=1)
+    n_latent: int = Field(10, ge=1, le=4_096)
     """Dimensions of the latent space."""
-    n_layers: int = Field(1, ge=1)
+    n_layers: int = Field(1, ge=1, le=64)
     """Hidden layers of encoder and decoder."""
     dropout_rate: float = Field(0.1, ge=0, lt=1)
     """Dropout in the encoder."""
@@ -99,7 +106,7 @@ class RunConfig(_Section):
 
     run: str = "run"
     """Folder that receives checkpoints, metrics and the model."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=1 << 63)
     """Seed of weights, split, order and noise."""
     data: DataConfig
     model: ModelConfig = ModelConfig()

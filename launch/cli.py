@@ -29,13 +29,13 @@ _EPILOG = (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit with its code."""
-    options = _parser().parse_args(arguments)
+    options = _parse(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # in step with the progress on stderr, also in a file
     try:
         code = options.command(options)
     except (ValueError, FileNotFoundError, FileExistsError, FloatingPointError) as error:
-        print(f"dist-scvi: error: {error}", file=sys.stderr)
+        print(f"dist-scvi: error: {' '.join(str(error).split())}", file=sys.stderr)
         code = _MISTAKE
     except TimeoutError as error:
         print(f"dist-scvi: {error}", file=sys.stderr)
@@ -43,12 +43,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         code = _OK
     except OSError as error:
-        print(f"dist-scvi: error: {error}", file=sys.stderr)
+        print(f"dist-scvi: error: {' '.join(str(error).split())}", file=sys.stderr)
         code = _FAILED
     except KeyboardInterrupt:
         print("dist-scvi: interrupted; a run goes on with the same command", file=sys.stderr)
         code = _INTERRUPTED
     sys.exit(code)
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the arguments; overrides may also stand behind options, which argparse alone does not allow."""
+    parser = _parser()
+    options, behind = parser.parse_known_args(arguments)
+    words = getattr(options, "words", None)
+    strange = [word for word in behind if words is None or word.startswith("-")]
+    if strange:
+        parser.error(f"unrecognized arguments: {' '.join(strange)}")
+    if words is not None:
+        words.extend(behind)
+    return options
 
 
 def _simulate(options: argparse.Namespace) -> int:
@@ -84,17 +97,17 @@ def _inspect(options: argparse.Namespace) -> int:
 def _train(options: argparse.Namespace) -> int:
     from dist_scvi.config import load_config
 
-    named = [word for word in options.config if "=" not in word]
+    named = [word for word in options.words if "=" not in word]
     if len(named) > 1:
         raise ValueError(f"one configuration file is needed, found {', '.join(named)}; overrides are written key=value")
-    overrides = [word for word in options.config if "=" in word]
+    overrides = [word for word in options.words if "=" in word]
     return _run(load_config(Path(named[0]) if named else None, overrides), options)
 
 
 def _resume(options: argparse.Namespace) -> int:
     from dist_scvi.run import run_config
 
-    return _run(run_config(options.run.resolve(), options.overrides), options)
+    return _run(run_config(options.run.resolve(), options.words), options)
 
 
 def _run(config: "RunConfig", options: argparse.Namespace) -> int:
@@ -220,6 +233,15 @@ def _progress(verb: str) -> "Callable[[int, int], None] | None":
     return show
 
 
+def _at_least(low: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < low:
+            raise argparse.ArgumentTypeError(f"{text!r}: a whole number from {low} on is needed")
+        return int(text)
+
+    return number
+
+
 def _words(text: str) -> list[str]:
     return [word for word in text.split(",") if word]
 
@@ -240,12 +262,14 @@ def _parser() -> argparse.ArgumentParser:
 def _add_simulate(commands: "_Commands") -> None:
     simulate = commands.add_parser("simulate", help="write a synthetic atlas")
     simulate.add_argument("out", type=Path, help="Zarr folder to write")
-    simulate.add_argument("--cells", type=int, default=20_000)
-    simulate.add_argument("--genes", type=int, default=2_000)
-    simulate.add_argument("--types", type=int, default=8, help="cell types")
-    simulate.add_argument("--batches", type=int, default=4)
-    simulate.add_argument("--seed", type=int, default=0)
-    simulate.add_argument("--processes", type=int, default=1, help="processes to draw cells in; the atlas is the same")
+    simulate.add_argument("--cells", type=_at_least(1), default=20_000)
+    simulate.add_argument("--genes", type=_at_least(1), default=2_000)
+    simulate.add_argument("--types", type=_at_least(1), default=8, help="cell types")
+    simulate.add_argument("--batches", type=_at_least(1), default=4)
+    simulate.add_argument("--seed", type=_at_least(0), default=0)
+    simulate.add_argument(
+        "--processes", type=_at_least(1), default=1, help="processes to draw cells in; the atlas is the same"
+    )
     simulate.add_argument("--overwrite", action="store_true")
     simulate.set_defaults(command=_simulate)
 
@@ -262,7 +286,7 @@ def _add_inspect(commands: "_Commands") -> None:
 
 def _add_train(commands: "_Commands") -> None:
     train = commands.add_parser("train", help="train a model; goes on where an earlier start of the run was stopped")
-    train.add_argument("config", nargs="+", metavar="RUN.yaml | key=value", help="configuration file and overrides")
+    train.add_argument("words", nargs="+", metavar="RUN.yaml | key=value", help="configuration file and overrides")
     _add_workers(train)
     train.add_argument("--dry-run", action="store_true", help="print cells, genes, steps and memory, and stop")
     train.set_defaults(command=_train)
@@ -271,7 +295,7 @@ def _add_train(commands: "_Commands") -> None:
 def _add_resume(commands: "_Commands") -> None:
     resume = commands.add_parser("resume", help="continue a run from its folder")
     resume.add_argument("run", type=Path, help="folder of the run")
-    resume.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.max_epochs=40")
+    resume.add_argument("words", nargs="*", metavar="key=value", help="for example train.max_epochs=40")
     _add_workers(resume)
     resume.add_argument("--dry-run", action="store_true", help="print cells, genes, steps and memory, and stop")
     resume.set_defaults(command=_resume)
@@ -304,10 +328,10 @@ def _add_query(commands: "_Commands") -> None:
 
 
 def _add_workers(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--workers", type=int, default=1, help="more than one are started with Ray Train")
-    parser.add_argument("--cpus-per-worker", type=int, help="by default an equal share of this machine's")
-    parser.add_argument("--gpus-per-worker", type=float, default=0)
-    parser.add_argument("--max-failures", type=int, default=3, help="how often lost workers are replaced")
+    parser.add_argument("--workers", type=_at_least(1), default=1, help="more than one are started with Ray Train")
+    parser.add_argument("--cpus-per-worker", type=_at_least(1), help="by default an equal share of this machine's")
+    parser.add_argument("--gpus-per-worker", type=_at_least(0), default=0)
+    parser.add_argument("--max-failures", type=_at_least(0), default=3, help="how often lost workers are replaced")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def run_on_ray(
     workers: int,
     folder: Path,
     cpus_per_worker: int | None = None,
-    gpus_per_worker: float = 0,
+    gpus_per_worker: int = 0,
     timeout_s: float = 300.0,
     max_failures: int = 3,
 ) -> None:
@@ -79,7 +80,7 @@ def run_on_ray(
     started = not ray.is_initialized()
     if started:
         ray.init(
-            num_cpus=max(os.cpu_count() or 1, cpus * workers),
+            num_cpus=max(os.cpu_count() or 1, workers),
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
@@ -98,6 +99,7 @@ def run_on_ray(
         torch_config=TorchConfig(timeout_s=int(timeout_s)),
     )
     try:
+        _check_resources(ray.cluster_resources(), workers, cpus, gpus_per_worker)  # type: ignore[no-untyped-call]
         trainer.fit()
         _raise_failure(attempt)
     except TrainingFailedError as error:
@@ -109,7 +111,9 @@ def run_on_ray(
     finally:
         if started:
             ray.shutdown()
-        shutil.rmtree(folder / ".ray", ignore_errors=True)
+        shutil.rmtree(attempt, ignore_errors=True)
+        with suppress(OSError):  # another start of the same run may use it
+            attempt.parent.rmdir()
 
 
 def _worker(settings: dict[str, Any]) -> None:
@@ -135,6 +139,16 @@ def _worker(settings: dict[str, Any]) -> None:
     except (ValueError, FileNotFoundError, FloatingPointError) as error:
         failure.write_text(json.dumps({"message": str(error)}))
         raise
+
+
+def _check_resources(found: dict[str, float], workers: int, cpus: int, gpus: int) -> None:
+    """Refuse what Ray would wait for without end."""
+    for name, each in (("CPU", cpus), ("GPU", gpus)):
+        if workers * each > found.get(name, 0):
+            raise ValueError(
+                f"{workers} workers with {each} {name}s each need {workers * each}, Ray has {found.get(name, 0):.0f}: "
+                f"lower --workers or --{name.lower()}s-per-worker"
+            )
 
 
 def _raise_failure(attempt: Path) -> None:

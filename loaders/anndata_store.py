@@ -4,12 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from anndata.io import read_elem
 from numpy.typing import NDArray
 from scipy import sparse
 
 from .columns import Categorical, Numeric, PagedArray, read_range
-from .obs import ObsTable, attribute, index_of
+from .obs import ObsTable, attribute, index_of, read_whole
 from .rows import CsrRows, from_arrays
 from .store import check_not_empty, check_var_names
 
@@ -41,7 +40,7 @@ class AnnDataStore:
             raise ValueError(f"{uri} has no {self._path}: layers present are {layers}; set data.layer")
         self._where = f"{self._path} of {uri}"
         self._obs = ObsTable(root, array, uri=uri)
-        self.var_names = check_var_names(read_elem(index_of(root["var"], uri)), uri)
+        self.var_names = check_var_names(read_whole(index_of(root["var"], uri), uri), uri)
         self.n_cells = self._obs.n_cells
         check_not_empty(self.n_cells, len(self.var_names), self._where)
         matrix = root[self._path]

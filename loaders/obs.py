@@ -46,8 +46,8 @@ class ObsTable:
         if attribute(column, "encoding-type") == "categorical":
             stored = PagedArray(self._array(f"obs/{key}/codes"), self._uri)
             self._check_length(len(stored), key)
-            return categorical_from_codes(key, list(read_elem(self._opened(column["categories"]))), stored)
-        values = read_elem(column)
+            return categorical_from_codes(key, list(read_whole(self._opened(column["categories"]), self._uri)), stored)
+        values = read_whole(column, self._uri)
         self._check_length(len(values), key)
         return categorical_from_values(key, values)
 
@@ -81,6 +81,23 @@ class ObsTable:
             raise ValueError(
                 f"obs/{key} of {self._uri} has {length} values for {self.n_cells} cells: write the store again"
             )
+
+
+def read_whole(node: Any, uri: str) -> Any:
+    """Read a whole column, list of categories or list of names.
+
+    Raises
+    ------
+    ValueError
+        If it cannot be read.
+    """
+    try:
+        return read_elem(node)
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{node.name.strip('/')} of {uri} cannot be read: it is truncated or damaged ({error}); restore it from a "
+            "copy or write the store again"
+        ) from error
 
 
 def attribute(node: Any, name: str) -> Any:

@@ -43,7 +43,7 @@ def open_root(path: Path) -> zarr.Group:
     """
     try:
         return zarr.open_group(path, mode="r")
-    except (FileNotFoundError, KeyError, ValueError) as error:
+    except (FileNotFoundError, KeyError, ValueError, TypeError, AttributeError) as error:  # of metadata that is damaged
         raise ValueError(
             f"{path} is a folder but no Zarr group ({error}): give the folder that anndata wrote"
         ) from error

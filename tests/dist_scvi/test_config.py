@@ -64,7 +64,7 @@ def test_an_unknown_key_is_refused_with_the_near_ones(tree: dict, message: str) 
         ("model.gene_likelihood=normal", r"^model\.gene_likelihood='normal' does not fit: .*'zinb', 'nb' or 'poisson'"),
         ("model.use_observed_lib_size=false", r"^model\.use_observed_lib_size=False does not fit"),
         ("model.dropout_rate=1", r"^model\.dropout_rate=1 does not fit"),
-        ("data.continuous_covariate_keys=[1]", r"^data\.continuous_covariate_keys\.0=1 does not fit"),
+        ("data.continuous_covariate_keys=[[1]]", r"^data\.continuous_covariate_keys\.0=\[1\] does not fit"),
         ("train=fast", r"^train='fast' does not fit"),
     ],
 )

@@ -77,6 +77,9 @@ def test_training_again_changes_nothing_and_resuming_goes_further(short: Path) -
         (["query", "nowhere", "latent"], "there is no minified atlas"),
         (["inspect", "s3://bucket/atlas.zarr"], "is remote"),
         (["inspect", "nowhere.h5ad"], "nowhere.h5ad does not exist"),
+        (["train", "data.uri=nowhere", "train.lr={"], "'{' is not valid YAML"),
+        (["train", "data.uri=nowhere", "--dry-run", "train.max_epochs=0"], "train.max_epochs=0 does not fit"),
+        (["train", "data.uri=nowhere", "train.lr=.inf"], "train.lr=inf does not fit"),
     ],
 )
 def test_a_mistake_is_told_in_one_line_and_exits_with_2(
@@ -93,6 +96,15 @@ def test_a_missing_column_is_refused_before_any_worker_starts(short: Path, capsy
     assert run("train", short, "data.batch_key=bach", "--workers", 2) == 2
     assert "no obs column 'bach': did you mean 'batch'?" in capsys.readouterr().err
     assert not (short.parent / "run").exists()
+
+
+@pytest.mark.parametrize("arguments", [["--workers", "0"], ["--workers", "-1"], ["--cpus-per-worker", "0"], ["--odd"]])
+def test_numbers_of_workers_that_make_no_sense_are_refused(
+    short: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("train", short, "--dry-run", *arguments) == 2
+    said = capsys.readouterr().err
+    assert "a whole number from 1 on is needed" in said or "unrecognized arguments: --odd" in said
 
 
 def test_workers_that_do_not_divide_the_lanes_are_refused(short: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -61,6 +61,15 @@ def test_a_run_whose_worker_is_killed_ends_by_itself_with_the_weights_of_an_undi
     assert told[0] == told[1]
 
 
+def test_workers_that_ray_could_never_place_are_refused_rather_than_waited_for(run_yaml: Path) -> None:
+    config = load_config(run_yaml)
+    with pytest.raises(
+        ValueError, match=r"2 workers with 99 GPUs each need 198, Ray has \d+: lower --workers or --gpus"
+    ):
+        run_on_ray(partial(train_worker, config), workers=2, folder=Path(config.run), gpus_per_worker=99)
+    assert not (Path(config.run) / ".ray").exists()
+
+
 def test_a_mistake_that_no_restart_can_mend_is_told_and_not_retried(run_yaml: Path) -> None:
     config = load_config(run_yaml, ["train.lr=1e30", "train.log_every_n_steps=50"])
     with pytest.raises(ValueError, match=r"the loss became .*: lower train\.lr"):

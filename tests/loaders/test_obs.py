@@ -40,6 +40,21 @@ def test_a_truncated_chunk_of_names_is_refused_with_its_place(path):
         open_store(path).obs_names(0, 5)
 
 
+@pytest.mark.parametrize("name", ["var/_index", "obs/place/categories"])
+def test_truncated_names_are_refused_with_their_place(path, name):
+    file = next(part for part in (path / name / "c").rglob("*") if part.is_file())
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(ValueError, match=f"{name} of .* cannot be read: it is truncated or damaged"):
+        open_store(path).categorical("place")
+
+
+@pytest.mark.parametrize("content", ["[]", "{", "3"])
+def test_damaged_metadata_is_refused(path, content):
+    (path / "zarr.json").write_text(content)
+    with pytest.raises(ValueError, match="is a folder but no Zarr group"):
+        open_store(path)
+
+
 def test_a_table_of_an_older_anndata_is_refused_with_the_way_out(cells, save):
     import h5py
 
