@@ -22,6 +22,7 @@ from dist_scvi.loaders.obs import ObsTable
 from dist_scvi.loaders.rows import row_runs
 from dist_scvi.loaders.zarr_store import complete_array, open_root
 
+from .folder import MANIFEST as FOLDER_MANIFEST
 from .infer import Indices, LatentCells, expression_query, normalized_expression, rows_asked
 from .spec import load_model
 
@@ -38,7 +39,7 @@ class Atlas:
     def __init__(self, path: Path, *, device: torch.device | str = "cpu") -> None:
         self.path = path
         self.manifest = _manifest(path)
-        _check_described(path / CELLS, self.manifest["described"])
+        _check_described(path, self.manifest["described"])
         self._module, self.spec = load_model(path / MODEL)
         self._module.to(device)
         self._root = open_root(path / CELLS)
@@ -285,32 +286,33 @@ def _manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = dict(json.loads((path / MANIFEST).read_text()))
         found = manifest["format"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is no minified atlas: its {MANIFEST} is missing or unreadable ({error!r})") from error
     if found != ATLAS_FORMAT:
         raise ValueError(f"{path} has format {found!r}: {ATLAS_FORMAT!r} is needed, read it with a newer version")
-    if {"n_cells", "described"} - manifest.keys():
+    kinds = (type(manifest.get("n_cells")), type(manifest.get("described")))
+    if kinds != (int, dict):
         raise ValueError(f"{path / MANIFEST} lacks n_cells or described: restore it from a copy or minify again")
     return manifest
 
 
-def describing_files(cells: Path) -> dict[str, str]:
-    """Give the SHA-256 of the small files that say how the others are read: arrays, tables, genes and categories.
+def describing_files(path: Path) -> dict[str, str]:
+    """Give the SHA-256 of the small files of the atlas `path` that say how the others are read.
 
-    The others are checksummed chunk by chunk.
+    They are the metadata of arrays and tables, genes, categories, and the manifest of the model, which holds the hashes
+    of its weights. The others are checksummed chunk by chunk.
     """
-    names = {file.relative_to(cells) for file in cells.rglob("*") if file.is_file()}
-    small = sorted(
-        name for name in names if name.name == "zarr.json" or name.parts[0] == "var" or "categories" in name.parts
-    )
-    return {name.as_posix(): hashlib.sha256((cells / name).read_bytes()).hexdigest() for name in small}
+    names = {file.relative_to(path) for file in (path / CELLS).rglob("*") if file.is_file()}
+    small = {name for name in names if name.name == "zarr.json" or name.parts[1] == "var" or "categories" in name.parts}
+    small.add(Path(MODEL) / FOLDER_MANIFEST)
+    return {name.as_posix(): hashlib.sha256((path / name).read_bytes()).hexdigest() for name in sorted(small)}
 
 
-def _check_described(cells: Path, described: dict[str, str]) -> None:
-    found = describing_files(cells)
+def _check_described(path: Path, described: dict[str, str]) -> None:
+    found = describing_files(path)
     differ = sorted(name for name in found.keys() | described.keys() if found.get(name) != described.get(name))
     if differ:
         raise ValueError(
-            f"{cells / differ[0]} is missing, new or changed: its SHA-256 is not that in {MANIFEST}; restore it from a "
+            f"{path / differ[0]} is missing, new or changed: its SHA-256 is not that in {MANIFEST}; restore it from a "
             "copy or minify again"
         )

@@ -97,9 +97,9 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
                 path,
                 safetensors.torch.load(files["model.safetensors"]),
                 safetensors.torch.load(files["optimizer.safetensors"]),
-                json.loads(files["state.json"]),
+                _state(files["state.json"]),
             )
-        except (DamagedFolderError, KeyError, json.JSONDecodeError, safetensors.SafetensorError) as error:
+        except (ValueError, KeyError, RecursionError, safetensors.SafetensorError) as error:
             aside = path.with_name(f"damaged-{path.name}")
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
@@ -112,6 +112,14 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
             "folder with run=PATH"
         )
     return None
+
+
+def _state(content: bytes) -> dict[str, Any]:
+    state = json.loads(content)
+    kinds = {"epoch": int, "step": int, "config": dict, "data": dict}
+    if not isinstance(state, dict) or any(not isinstance(state.get(key), kind) for key, kind in kinds.items()):
+        raise DamagedFolderError(f"state.json does not hold {', '.join(kinds)}")
+    return state
 
 
 def restore(checkpoint: Checkpoint, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:

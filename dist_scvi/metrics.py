@@ -110,13 +110,16 @@ class Meter:
 
 
 def read_metrics(path: Path) -> list[Row]:
-    """Read JSON lines; a last line cut off by a kill is left out."""
+    """Read JSON lines up to the first that is none of ours, such as a last one cut off by a kill."""
     rows = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(errors="replace").splitlines():
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            row = json.loads(line)
+        except (json.JSONDecodeError, RecursionError):
             break
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int) or not isinstance(row.get("kind"), str):
+            break
+        rows.append(row)
     return rows
 
 

@@ -106,7 +106,7 @@ def minify(
             "n_genes": data.n_genes,
             "source": {"uri": data.store.uri, "layer": data.layer, "n_entries": data.store.n_entries},
             "lineage": lineage or {},
-            "described": describing_files(partial / CELLS),
+            "described": describing_files(partial),
         }
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
         put_in_place(partial, path)

@@ -9,7 +9,7 @@ import numpy as np
 import safetensors
 import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dist_scvi.loaders import CellData
 from dist_scvi.loaders.columns import Categorical
@@ -37,7 +37,7 @@ class ModelSpec(BaseModel):
 
     format: Literal["dist_scvi.model/1"] = "dist_scvi.model/1"
     model: ModelConfig
-    seed: int
+    seed: int = Field(ge=0, lt=1 << 63)
     layer: str | None
     var_names: tuple[str, ...]
     batch: Covariate | None

@@ -102,6 +102,8 @@ def run_on_ray(
         _check_resources(ray.cluster_resources(), workers, cpus, gpus_per_worker)  # type: ignore[no-untyped-call]
         trainer.fit()
         _raise_failure(attempt)
+    except SystemExit:  # Ray's own answer to Ctrl-C, after it has ended the workers
+        raise KeyboardInterrupt from None
     except TrainingFailedError as error:
         _raise_failure(attempt)
         raise WorkersFailedError(

@@ -247,3 +247,18 @@ def test_a_flipped_byte_of_a_description_is_refused_with_its_path(copy: Path) ->
             open_atlas(copy)
         file.write_bytes(good)
     ask_everything(copy)
+
+
+def test_a_model_that_did_not_encode_the_cells_is_refused(copy: Path, model: SCVI) -> None:
+    shutil.rmtree(copy / "model")
+    SCVI(model.data, n_latent=3).save(copy / "model")
+    with pytest.raises(ValueError, match=r"model/MANIFEST\.json is missing, new or changed"):
+        open_atlas(copy)
+
+
+@pytest.mark.parametrize("change", [{"n_cells": "403"}, {"n_cells": [1]}, {"described": []}, {"described": 3}])
+def test_a_manifest_of_other_kinds_of_values_is_refused(copy: Path, change: dict) -> None:
+    manifest = json.loads((copy / "ATLAS.json").read_text())
+    (copy / "ATLAS.json").write_text(json.dumps(manifest | change))
+    with pytest.raises(ValueError, match="lacks n_cells or described"):
+        open_atlas(copy)

@@ -214,3 +214,15 @@ def test_the_fingerprint_tells_genes_columns_and_categories_apart(adata: Any, da
     assert (here["n_genes"], here["n_cells"], here["batch"]["categories"]) == (50, 403, ["b0", "b1"])
     assert fingerprint(open_data(adata[:, ::-1].copy()))["var_names_sha256"] != here["var_names_sha256"]
     assert fingerprint(open_data(adata, batch_key="site"))["batch"] != here["batch"]
+
+
+@pytest.mark.parametrize(
+    "state", [b"[]", b"{}", b'{"epoch": "1", "step": 0, "config": {}, "data": {}}', b"[" * 100_000]
+)
+def test_a_state_that_makes_no_sense_is_set_aside(saved: Path, state: bytes) -> None:
+    newest = max(saved.glob("step-*"))
+    write_folder(newest, read_folder(newest) | {"state.json": state})
+    checkpoint = newest_checkpoint(saved)
+    assert checkpoint is not None
+    assert checkpoint.path.name < newest.name
+    assert (saved / f"damaged-{newest.name}").exists()

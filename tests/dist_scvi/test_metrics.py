@@ -1,6 +1,7 @@
 """Metrics: each step told once, also across restarts, and one line for the person who watches."""
 
 import io
+import json
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,10 @@ def test_a_line_says_where_the_run_is_and_how_it_goes() -> None:
         "0.0 min left"
     )
     assert describe(row(8, "validation")).startswith("epoch 2/3  step 8/12  validation  elbo 12.50")
+
+
+@pytest.mark.parametrize("line", ["[]", "3", '{"step": 2}', '{"kind": "train", "step": "2"}', "[" * 100_000])
+def test_lines_from_the_first_that_is_none_of_ours_are_left_out(path: Path, line: str) -> None:
+    good = json.dumps({"kind": "train", "step": 1})
+    path.write_text(f"{good}\n{line}\n{good}\n")
+    assert [row["step"] for row in read_metrics(path)] == [1]
