@@ -179,9 +179,8 @@ def check_same_run(checkpoint: Checkpoint, config: RunConfig, data: dict[str, An
     ]
     if differences:
         raise ValueError(
-            f"{checkpoint.path} belongs to another run: {'; '.join(differences[:8])}; undo the change, or train "
-            f"into a new "
-            "folder with run=PATH"
+            f"{checkpoint.path} belongs to another run: {'; '.join(differences[:8])}; undo the change, go on "
+            "with 'dist-scvi resume', which keeps what is recorded, or train into a new folder with run=PATH"
         )
 
 

@@ -8,7 +8,7 @@ Shape letters in this file
     b   batches averaged over
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,6 +64,10 @@ def rows_asked(indices: Indices, n_cells: int) -> tuple[NDArray[np.int64], NDArr
     ValueError
         If one is out of range or no whole number, or a mask has another length.
     """
+    if hasattr(indices, "obs_names"):
+        raise ValueError(
+            "indices is an AnnData: rows are needed; the cells are those the model or atlas was opened with"
+        )
     asked = np.asarray(indices)
     if asked.dtype == bool:
         if asked.shape != (n_cells,):
@@ -104,7 +108,10 @@ def expression_query(
         raise ValueError(f"library_size={library_size!r}: a number is needed, or 'latent' for each cell's own total")
     if n_samples is not None and n_samples < 1:
         raise ValueError(f"n_samples={n_samples}: at least 1 is needed, or None for the mean of the posterior")
-    batches = [transform_batch] if isinstance(transform_batch, str) else list(transform_batch or ())
+    if transform_batch is None:
+        transform_batch = ()
+    several = isinstance(transform_batch, Iterable) and not isinstance(transform_batch, str)
+    batches = [str(name) for name in (transform_batch if several else [transform_batch])]  # categories are names here
     categories = spec.batch.categories if spec.batch else ()
     missing = [name for name in batches if name not in categories]
     if missing:

@@ -185,9 +185,12 @@ def _encode(
         for key, column in columns.items():
             name = f"obs/{key}/codes" if isinstance(column.source, Categorical) else f"obs/{key}"
             written[name] = column.values(start, stop)
-        for name, values in written.items():
-            array: Any = root[name]
-            array[start:stop] = values
+        # Without this a chunk in which all is the fill value, such as 4,096 cells without a label, would be left out,
+        # and an absent chunk counts as lost.
+        with zarr.config.set({"array.write_empty_chunks": True}):
+            for name, values in written.items():
+                array: Any = root[name]
+                array[start:stop] = values
         held = []
         if on_progress is not None and world.rank == 0:
             on_progress(done, share)

@@ -88,13 +88,15 @@ def open_store(source: "str | Path | AnnData", *, layer: str | None = None) -> C
     path = Path(source).expanduser().resolve()
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: a Zarr folder or an .h5ad file is needed (data.uri)")
-    if path.is_dir():
-        from .zarr_store import open_zarr
-
-        return open_zarr(path, layer=layer)
     from .h5ad_store import open_h5ad
+    from .zarr_store import open_zarr
 
-    return open_h5ad(path, layer=layer)
+    try:
+        return open_zarr(path, layer=layer) if path.is_dir() else open_h5ad(path, layer=layer)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is no whole AnnData, a part of it is missing ({error}): write the store again from its source"
+        ) from error
 
 
 def check_var_names(names: Any, where: str) -> NDArray[np.object_]:

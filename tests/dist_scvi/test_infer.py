@@ -3,10 +3,13 @@
 from dataclasses import astuple, replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from anndata import AnnData
 
 from dist_scvi.infer import ExpressionQuery, LatentCells, expression_query, normalized_expression, rows_asked
+from dist_scvi.loaders import open_data
 from dist_scvi.model import SCVI
 
 N = 40
@@ -135,3 +138,20 @@ def test_cells_alike_in_all_but_their_row_get_draws_of_their_own(model: SCVI, ce
     first, second = ask(model, twins, n_samples=1)
     assert np.abs(np.log(first / second)).mean() > 0.02
     np.testing.assert_allclose(*ask(model, twins), rtol=1e-5)
+
+
+def test_a_batch_may_be_named_by_a_number_and_0_is_one() -> None:
+    cells = AnnData(
+        np.ones((20, 3), dtype=np.float32), obs=pd.DataFrame({"lane": [0, 1] * 10}, index=list(map(str, range(20))))
+    )
+    spec = SCVI(open_data(cells, batch_key="lane")).spec
+    options = {"gene_list": None, "library_size": 1.0, "n_samples": None, "seed": 0}
+    codes = [
+        expression_query(spec, transform_batch=name, **options).transform_batch for name in (0, 1, "1", [0, 1], None)
+    ]
+    assert codes == [(0,), (1,), (1,), (0, 1), (None,)]
+
+
+def test_an_anndata_in_place_of_indices_is_refused_at_once() -> None:
+    with pytest.raises(ValueError, match="indices is an AnnData: rows are needed"):
+        rows_asked(AnnData(np.ones((20, 3), dtype=np.float32)), 20)

@@ -204,3 +204,14 @@ def test_data_that_does_not_fit_the_model_is_refused(write, adata: ad.AnnData, t
     with pytest.raises(ValueError, match=r"on 50 genes, memory lacks 10 of them"):
         write(open_data(adata[:, 10:].copy(), **KEYS))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_cells_without_any_label_are_kept_as_such(model: SCVI, adata: ad.AnnData, tmp_path: Path) -> None:
+    cells = adata.copy()
+    cells.obs["label"] = pd.Categorical([None] * cells.n_obs, categories=["T", "B"])
+    keys = {"batch_key": "batch", "labels_key": "label"}
+    covariates = {"categorical_covariate_keys": ["site"], "continuous_covariate_keys": ["age"]}
+    minify(model.module, model.spec, open_data(cells, **keys, **covariates), tmp_path / "atlas")
+    atlas = open_atlas(tmp_path / "atlas")
+    assert atlas.group_sizes("label").tolist() == [0, 0]
+    assert atlas.mean_expression("label", ["gene0"]).empty

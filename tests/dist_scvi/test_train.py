@@ -180,3 +180,10 @@ def test_the_kl_weight_rises_by_steps_or_as_in_scvi_tools_by_epochs(
 def test_two_kinds_of_warmup_at_once_are_refused(store: Path) -> None:
     with pytest.raises(ValueError, match="both set: choose one"):
         train(config_of(store, n_steps_kl_warmup=4, n_epochs_kl_warmup=2))
+
+
+def test_a_run_that_is_past_the_epochs_asked_for_is_not_passed_off_as_shorter(store: Path, tmp_path: Path) -> None:
+    warmup = {"n_steps_kl_warmup": 5}
+    train(config_of(store, max_epochs=3, **warmup), folder=tmp_path)
+    with pytest.raises(ValueError, match=r"is already in epoch 3, beyond max_epochs=2: raise train\.max_epochs"):
+        train(config_of(store, max_epochs=2, **warmup), folder=tmp_path)

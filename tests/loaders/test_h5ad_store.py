@@ -47,3 +47,12 @@ def test_arrays_that_disagree_in_length_are_refused(cells, save, name):
         file[f"X/{name}"] = values
     with pytest.raises(ValueError, match=r"X of .* disagrees with itself: data holds .* entries, indices .*, indptr"):
         open_store(path)
+
+
+@pytest.mark.parametrize("part", ["obs", "var", "X/indptr", "obs/_index", "var/_index"])
+def test_a_file_that_lacks_a_part_is_refused(cells, save, part):
+    path = save(cells, "h5ad")
+    with h5py.File(path, "a") as file:
+        del file[part]
+    with pytest.raises(ValueError, match=r"is no whole AnnData|is no AnnData"):
+        open_store(path)
