@@ -101,8 +101,8 @@ def train(  # noqa: C901 - the whole story, in order
         epoch, step = checkpoint.state["epoch"], checkpoint.state["step"]
         if epoch + (step > 0) > (config.train.max_epochs or 1):
             raise ValueError(
-                f"{checkpoint.path} is already in epoch {epoch + (step > 0)}, beyond "
-                f"max_epochs={config.train.max_epochs}: raise train.max_epochs, or train into a new folder with run=PATH"
+                f"{checkpoint.path} is already in epoch {epoch + (step > 0)}, beyond max_epochs="
+                f"{config.train.max_epochs}: raise train.max_epochs, or train into a new folder with run=PATH"
             )
     log = _open_log(folder, config, world, epoch * steps + step)
     meter = Meter(world)
