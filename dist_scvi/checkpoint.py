@@ -17,6 +17,7 @@ from dist_scvi.loaders import CellData
 
 from .config import RunConfig
 from .folder import DamagedFolderError, read_folder, write_folder
+from .spec import differing_names, pack_tensors
 
 log = logging.getLogger(__name__)
 
@@ -69,8 +70,8 @@ def save_checkpoint(
     write_folder(
         path,
         {
-            "model.safetensors": safetensors.torch.save(_plain(module.state_dict())),
-            "optimizer.safetensors": safetensors.torch.save(_plain(moments)),
+            "model.safetensors": pack_tensors(module.state_dict()),
+            "optimizer.safetensors": pack_tensors(moments),
             "state.json": json.dumps(state, indent=1).encode(),
         },
     )
@@ -130,10 +131,8 @@ def restore(checkpoint: Checkpoint, module: nn.Module, optimizer: torch.optim.Op
     ValueError
         If names or shapes are not those of the model.
     """
-    expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in checkpoint.weights.items()}
-    if expected != found:
-        names = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    names = differing_names(module, checkpoint.weights)
+    if names:
         raise ValueError(f"{checkpoint.path} holds another model: {', '.join(names[:5])} differ in name or shape")
     parameters = dict(module.named_parameters())
     for name, value in checkpoint.optimizer.items():
@@ -186,10 +185,6 @@ def check_same_run(checkpoint: Checkpoint, config: RunConfig, data: dict[str, An
 
 def _newest_first(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"), reverse=True)
-
-
-def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What a trained model must know besides its weights, as JSON; and the folder that holds both."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -10,6 +11,7 @@ import safetensors
 import safetensors.torch
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor, nn
 
 from dist_scvi.loaders import CellData
 from dist_scvi.loaders.columns import Categorical
@@ -72,8 +74,19 @@ def save_model(path: Path, module: VAE, spec: ModelSpec) -> None:
 
 def model_files(module: VAE, spec: ModelSpec) -> dict[str, bytes]:
     """Give the files of a model folder."""
-    weights = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
-    return {_WEIGHTS: safetensors.torch.save(weights), _SPEC: spec.model_dump_json(indent=1).encode()}
+    return {_WEIGHTS: pack_tensors(module.state_dict()), _SPEC: spec.model_dump_json(indent=1).encode()}
+
+
+def pack_tensors(tensors: Mapping[str, Tensor]) -> bytes:
+    """Pack tensors of any device as safetensors."""
+    return safetensors.torch.save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
+
+
+def differing_names(module: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
+    """Name the weights that `module` and `weights` do not share, or hold in different shapes."""
+    expected = {name: value.shape for name, value in module.state_dict().items()}
+    found = {name: value.shape for name, value in weights.items()}
+    return sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
 
 
 def load_model(path: Path) -> tuple[VAE, ModelSpec]:
@@ -93,10 +106,8 @@ def load_model(path: Path) -> tuple[VAE, ModelSpec]:
     except (ValidationError, json.JSONDecodeError, safetensors.SafetensorError) as error:
         raise ValueError(f"the model in {path} cannot be read: {error}") from error
     module = spec.build()
-    expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in weights.items()}
-    if expected != found:
-        differ = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    differ = differing_names(module, weights)
+    if differ:
         raise ValueError(f"weights and specification in {path} do not fit each other: {', '.join(differ[:5])}")
     module.load_state_dict(weights)
     module.eval()
