@@ -18,7 +18,7 @@ if [ -z "${VIRTUAL_ENV:-}" ] || ! "$VIRTUAL_ENV/bin/python" -c "import dist_scvi
     if [ ! -f "$stamp" ]; then
         echo "setup: installing into .venv with $("$python" --version)"
         "$python" -m venv --clear .venv
-        .venv/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
+        .venv/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[soma,pcodec,test]"
         touch "$stamp"
     fi
     export VIRTUAL_ENV=$PWD/.venv

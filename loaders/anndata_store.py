@@ -1,6 +1,6 @@
 """An AnnData on disk, in Zarr or HDF5: both give a tree of named arrays, and one class reads either."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ from scipy import sparse
 
 from .columns import Categorical, Numeric, PagedArray, read_range
 from .obs import ObsTable, attribute, index_of, read_whole
-from .rows import CsrRows, from_arrays
+from .rows import CsrRows, concatenate, from_arrays
 from .store import check_not_empty, check_var_names
 
 
@@ -33,6 +33,7 @@ class AnnDataStore:
         if attribute(root, "encoding-type") != "anndata" and not ("obs" in root and "var" in root):
             raise ValueError(f"{uri} is no AnnData: groups 'obs' and 'var' are needed, found {_names(root)}")
         self.uri = uri
+        self.chunk_cells = 64
         self._root, self._array = root, array
         self._path = f"layers/{layer}" if layer else "X"
         if self._path not in root:
@@ -72,6 +73,10 @@ class AnnDataStore:
         data_e = read_range(self._data, low, high, self.uri)
         indices_e = read_range(self._indices, low, high, self.uri)
         return self._checked(data_e, indices_e, indptr - low, start)
+
+    def read_ranges(self, ranges: Sequence[tuple[int, int]]) -> CsrRows:
+        """Read several ranges of rows; see `CellStore`."""
+        return concatenate([self.read(start, stop) for start, stop in ranges])
 
     def obs_columns(self) -> list[str]:
         """Names of the obs columns, in the order of the file."""

@@ -1,5 +1,6 @@
 """An AnnData in memory, read the way a store is, so that both give the same minibatches."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -7,7 +8,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from .columns import Categorical, Numeric, categorical_from_codes, categorical_from_values, missing_column
-from .rows import CsrRows, from_arrays
+from .rows import CsrRows, concatenate, from_arrays
 from .store import check_not_empty, check_var_names
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ class MemoryStore:
 
     def __init__(self, adata: "AnnData", *, layer: str | None = None) -> None:
         self.uri = "memory"
+        self.chunk_cells = 1
         self._obs, self._layers = adata.obs, [str(name) for name in adata.layers]
         self._where = f"layers/{layer} of the AnnData" if layer else "X of the AnnData"
         if layer is not None and layer not in adata.layers:
@@ -52,6 +54,10 @@ class MemoryStore:
             first_row=start,
             where=self._where,
         )
+
+    def read_ranges(self, ranges: Sequence[tuple[int, int]]) -> CsrRows:
+        """Read several ranges of rows; see `CellStore`."""
+        return concatenate([self.read(start, stop) for start, stop in ranges])
 
     def obs_columns(self) -> list[str]:
         """Names of the obs columns."""

@@ -1,5 +1,6 @@
 """What a store of cells is, and how one is opened."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -26,6 +27,8 @@ class CellStore(Protocol):
     """Stored entries of the whole count matrix."""
     var_names: NDArray[np.object_]
     """Gene names, shape (g,), unique."""
+    chunk_cells: int
+    """Rows that are decompressed together: a read of fewer costs as much."""
 
     def read(self, start: int, stop: int) -> CsrRows:
         """Read the counts of rows ``[start, stop)``.
@@ -34,6 +37,13 @@ class CellStore(Protocol):
         ------
         ValueError
             If the rows are damaged or are not raw counts; the message names store, array, row, and what to do.
+        """
+        ...
+
+    def read_ranges(self, ranges: Sequence[tuple[int, int]]) -> CsrRows:
+        """Read the rows of each range ``[start, stop)``, one below the other; ranges rise and do not overlap.
+
+        A store that can reads them side by side, so this is the way to read a window.
         """
         ...
 
