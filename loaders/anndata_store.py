@@ -7,7 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from .chunks import ChunkedArray
 from .columns import Categorical, Numeric, PagedArray, read_range
+from .csr import read_rows
 from .obs import ObsTable, attribute, index_of, read_whole
 from .rows import CsrRows, concatenate, from_arrays
 from .store import check_not_empty, check_var_names
@@ -33,7 +35,6 @@ class AnnDataStore:
         if attribute(root, "encoding-type") != "anndata" and not ("obs" in root and "var" in root):
             raise ValueError(f"{uri} is no AnnData: groups 'obs' and 'var' are needed, found {_names(root)}")
         self.uri = uri
-        self.chunk_cells = 64
         self._root, self._array = root, array
         self._path = f"layers/{layer}" if layer else "X"
         if self._path not in root:
@@ -52,6 +53,7 @@ class AnnDataStore:
             self._dense = array(self._path)
             self._check_shape(tuple(self._dense.shape))
             self.n_entries = self.n_cells * len(self.var_names)
+            self.chunk_cells = int((self._dense.chunks or (1,))[0])
         else:
             raise ValueError(
                 f"{self._where} is stored as {encoding}, rows cannot be read from it: convert it once with "
@@ -60,23 +62,40 @@ class AnnDataStore:
 
     def read(self, start: int, stop: int) -> CsrRows:
         """Read the counts of rows ``[start, stop)``; see `CellStore`."""
-        if self._dense is not None:
-            dense = sparse.csr_matrix(read_range(self._dense, start, stop, self.uri))
-            return self._checked(dense.data, dense.indices, dense.indptr.astype(np.int64), start)
-        indptr = np.asarray(self._indptr[start : stop + 1]).astype(np.int64)
-        if (np.diff(indptr) < 0).any() or indptr[0] < 0 or indptr[-1] > self.n_entries:
-            row = start + int(np.argmax(np.diff(indptr) < 0))
-            raise ValueError(
-                f"{self._path}/indptr of {self.uri} is damaged at row {row}: it must rise from 0 to {self.n_entries}"
-            )
-        low, high = int(indptr[0]), int(indptr[-1])
-        data_e = read_range(self._data, low, high, self.uri)
-        indices_e = read_range(self._indices, low, high, self.uri)
-        return self._checked(data_e, indices_e, indptr - low, start)
+        return self.read_ranges([(start, stop)])
 
     def read_ranges(self, ranges: Sequence[tuple[int, int]]) -> CsrRows:
         """Read several ranges of rows; see `CellStore`."""
-        return concatenate([self.read(start, stop) for start, stop in ranges])
+        if self._dense is not None:
+            return concatenate([self._read_dense(start, stop) for start, stop in ranges])
+        starts = [self._row_starts(start, stop) for start, stop in ranges]
+        if isinstance(self._data, ChunkedArray) and isinstance(self._indices, ChunkedArray):
+            rows = read_rows(self._data, self._indices, starts, len(self.var_names))
+            if rows is not None:
+                return rows
+        return concatenate([self._read_exactly(*one) for one in zip(ranges, starts, strict=True)])
+
+    def _read_dense(self, start: int, stop: int) -> CsrRows:
+        dense = sparse.csr_matrix(read_range(self._dense, start, stop, self.uri))
+        return self._checked(dense.data, dense.indices, dense.indptr.astype(np.int64), start)
+
+    def _read_exactly(self, span: tuple[int, int], starts: NDArray[np.int64]) -> CsrRows:
+        """Read one range of rows whose counts may be large, or wrong: then the place is named."""
+        low, high = int(starts[0]), int(starts[-1])
+        data_e = read_range(self._data, low, high, self.uri)
+        indices_e = read_range(self._indices, low, high, self.uri)
+        return self._checked(data_e, indices_e, starts - low, span[0])
+
+    def _row_starts(self, start: int, stop: int) -> NDArray[np.int64]:
+        """Read where the rows ``[start, stop)`` begin, and where the last one ends."""
+        starts = np.asarray(self._indptr[start : stop + 1]).astype(np.int64)
+        falls = np.diff(starts) < 0
+        if falls.any() or starts[0] < 0 or starts[-1] > self.n_entries:
+            row = start + int(np.argmax(falls))
+            raise ValueError(
+                f"{self._path}/indptr of {self.uri} is damaged at row {row}: it must rise from 0 to {self.n_entries}"
+            )
+        return starts
 
     def obs_columns(self) -> list[str]:
         """Names of the obs columns, in the order of the file."""
@@ -110,6 +129,7 @@ class AnnDataStore:
         self._data, self._indices = self._array(f"{self._path}/data"), self._array(f"{self._path}/indices")
         self._indptr = PagedArray(self._array(f"{self._path}/indptr"), self.uri)
         self.n_entries = int(self._data.shape[0])
+        self.chunk_cells = max(1, self.n_cells * int((self._data.chunks or (1,))[0]) // max(1, self.n_entries))
         lengths = (len(self._indptr), int(self._indices.shape[0]))
         if lengths != (self.n_cells + 1, self.n_entries):
             raise ValueError(

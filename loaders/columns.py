@@ -11,6 +11,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 
+class DamagedError(ValueError):
+    """A part of a store that cannot be read; the message names it."""
+
+
 class Sliceable(Protocol):
     """A one-dimensional array, in memory or on disk, that gives a range of itself."""
 
@@ -60,13 +64,15 @@ def read_range(array: Any, start: int, stop: int, uri: str) -> NDArray[Any]:
 
     Raises
     ------
-    ValueError
+    DamagedError
         If it cannot be read.
     """
     try:
         return np.asarray(array[start:stop])
+    except DamagedError:
+        raise
     except (OSError, RuntimeError, ValueError) as error:
-        raise ValueError(
+        raise DamagedError(
             f"{array.name.strip('/')} of {uri} cannot be read at {start} to {stop - 1}: a chunk is truncated or "
             f"damaged ({error}); restore it from a copy or write the store again"
         ) from error

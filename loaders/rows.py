@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .kernels import keep_genes, repeated_gene, sum_rows, take_rows
+
 _GAP_CELLS = 64
 """Rows between two wanted ones that are read along rather than asked for separately."""
 _READ_CELLS = 16_384
@@ -46,14 +48,37 @@ class CsrRows:
         length_n = self.indptr[index_n + 1] - begin_n
         indptr = np.zeros(len(index_n) + 1, dtype=np.int64)
         np.cumsum(length_n, out=indptr[1:])
-        entry_e = np.repeat(begin_n - indptr[:-1], length_n) + np.arange(indptr[-1])
-        return CsrRows(self.counts_e[entry_e], self.genes_e[entry_e], indptr)
+        counts_e, genes_e = np.empty(indptr[-1], self.counts_e.dtype), np.empty(indptr[-1], self.genes_e.dtype)
+        take_rows(self.counts_e, self.genes_e, begin_n, indptr, counts_e, genes_e)
+        return CsrRows(counts_e, genes_e, indptr)
 
     def library_n(self) -> NDArray[np.int64]:
         """Total count of each cell."""
-        total_e = np.zeros(len(self.counts_e) + 1, dtype=np.int64)
-        np.cumsum(self.counts_e, dtype=np.int64, out=total_e[1:])
-        return total_e[self.indptr[1:]] - total_e[self.indptr[:-1]]
+        # A row of 65,536 counts below 65,536 fits 32 bits, and these are added up several at a time.
+        small = self.counts_e.itemsize < 4 and self.genes_e.itemsize < 4
+        total_n = np.zeros(self.n_cells, dtype=np.uint32 if small else np.int64)
+        sum_rows(self.counts_e, self.indptr, total_n)
+        return total_n.astype(np.int64)
+
+    def keep(self, place_g: NDArray[np.int32], n_genes: int) -> "CsrRows":
+        """Keep the entries of some genes and renumber them.
+
+        Parameters
+        ----------
+        place_g
+            New number of every gene, -1 for one that is dropped.
+        n_genes
+            Genes there are then.
+        """
+        counts_e, genes_e = np.empty_like(self.counts_e), np.empty(len(self.genes_e), gene_type(n_genes))
+        indptr = np.empty_like(self.indptr)
+        keep_genes(self.counts_e, self.genes_e, self.indptr, place_g, counts_e, genes_e, indptr)
+        return CsrRows(counts_e[: indptr[-1]].copy(), genes_e[: indptr[-1]].copy(), indptr)
+
+
+def gene_type(n_genes: int) -> type[np.integer]:
+    """Give the type in which gene numbers are held."""
+    return np.uint16 if n_genes <= 1 << 16 else np.int32
 
 
 def concatenate(parts: Sequence[CsrRows]) -> CsrRows:
@@ -117,12 +142,12 @@ def from_arrays(
         raise refuse(
             bad, "an entry", f"there are {n_genes} genes; the store is damaged, write it again from its source"
         )
-    repeated = _repeated_gene(indices_e, indptr)
-    if repeated is not None:
+    genes_e: NDArray[np.integer] = indices_e.astype(gene_type(n_genes))
+    repeated = repeated_gene(genes_e, indptr, n_genes)
+    if repeated >= 0:
         raise refuse(
             repeated, "a second entry", "each gene may occur once; sum them with X.sum_duplicates() and save again"
         )
-    genes_e: NDArray[np.integer] = indices_e.astype(np.uint16 if n_genes <= 1 << 16 else np.int32)
     return CsrRows(counts_e, genes_e, indptr)
 
 
@@ -145,19 +170,3 @@ def _is_count(data_e: NDArray[Any]) -> NDArray[np.bool_]:
     value_e = data_e.astype(np.float64)
     whole_e: NDArray[np.bool_] = np.floor(value_e) == value_e
     return (value_e >= 0) & (value_e < 1 << 32) & whole_e
-
-
-def _repeated_gene(indices_e: NDArray[Any], indptr: NDArray[np.int64]) -> int | None:
-    """Find an entry whose gene its row has already named."""
-    if len(indices_e) < 2:
-        return None
-    same_row = np.ones(len(indices_e) - 1, dtype=bool)
-    inner = indptr[1:-1]
-    same_row[inner[(inner > 0) & (inner < len(indices_e))] - 1] = False
-    rising = indices_e[1:] > indices_e[:-1]
-    if (rising | ~same_row).all():
-        return None
-    row_e = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
-    order = np.lexsort((indices_e, row_e))
-    twice = (np.diff(indices_e[order]) == 0) & (np.diff(row_e[order]) == 0)
-    return int(order[1:][twice][0]) if twice.any() else None

@@ -13,6 +13,8 @@ import zarr
 from zarr.codecs import Crc32cCodec, ShardingCodec
 
 from .anndata_store import AnnDataStore
+from .chunks import ChunkedArray, decoder_of
+from .remote import open_objects
 
 
 def open_zarr(path: Path, *, layer: str | None = None) -> AnnDataStore:
@@ -24,11 +26,18 @@ def open_zarr(path: Path, *, layer: str | None = None) -> AnnDataStore:
         If it is no Zarr group or no AnnData, or a chunk of the counts is missing: Zarr itself would read zeros there.
     """
     root = open_root(path)
+    objects = open_objects(path)
 
     def array(name: str) -> Any:
         # anndata leaves out a chunk of obs in which all is 0; one that would read as anything else has been lost.
-        opened = native_array(root, name)
-        return opened if name.startswith("obs/") and opened.fill_value == 0 else complete_array(root, name)
+        opened: Any = root[name]
+        lost_is_seen = not (name.startswith("obs/") and opened.fill_value == 0)
+        if lost_is_seen:
+            complete_array(root, name)
+        decode = decoder_of(opened)
+        if decode is None:
+            return native_array(root, name)
+        return ChunkedArray(opened, objects, decode, absent_is_fill=not lost_is_seen)
 
     return AnnDataStore(root, array, uri=str(path), layer=layer)
 

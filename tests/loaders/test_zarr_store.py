@@ -59,7 +59,7 @@ def test_a_lost_chunk_is_refused_by_name(path, name, which):
 def test_a_truncated_chunk_is_refused_by_name(path, name):
     file = path / name / "c" / "0"
     file.write_bytes(file.read_bytes()[:-10])
-    with pytest.raises(ValueError, match=f"{name} of .* cannot be read at .*: a chunk is truncated or damaged"):
+    with pytest.raises(ValueError, match=f"{name} of .* cannot be read at .*: .* is truncated or damaged"):
         open_store(path).read(0, 150)
 
 

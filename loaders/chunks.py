@@ -1,0 +1,254 @@
+"""One-dimensional Zarr arrays, read by ranges: only the chunks needed, each fetched and decoded once, side by side.
+
+Shape letters in this file
+    r   ranges of entries, rising
+    e   the entries of all ranges, joined
+"""
+
+import itertools
+import os
+import threading
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from zarr.codecs import Crc32cCodec, ShardingCodec
+from zarr.codecs.sharding import ShardingCodecIndexLocation
+
+from .codecs import Decoder, checked_crc32c, decoder, decoder_v2
+from .columns import DamagedError
+from .remote import Objects
+
+_TASK_CHUNKS = 8
+"""Chunks that one thread fetches and decodes in one go."""
+_SHARD_INDICES = 4096
+"""Shard indices held, 16 bytes for each chunk."""
+_ABSENT = np.uint64(2**64 - 1)
+_REMOTE_THREADS = 32
+_WASTE = 1.25
+"""Bytes read for one wanted, up to which chunks are fetched in one piece."""
+
+Task = Callable[[], None]
+
+
+class ChunkedArray:
+    """A numeric array of a Zarr store, v2 or v3, sharded or not.
+
+    Parameters
+    ----------
+    array
+        The array as zarr opened it; its metadata is used.
+    objects
+        The files of the store.
+    decode
+        Its codecs, from `decoder_of`.
+    absent_is_fill
+        Whether a chunk that is not there stands for the fill value, rather than for one that was lost.
+    """
+
+    def __init__(self, array: Any, objects: Objects, decode: Decoder, *, absent_is_fill: bool = False) -> None:
+        self.name, self.dtype, self.shape = str(array.path), array.dtype, (int(array.shape[0]),)
+        self.chunks = (int(array.chunks[0]),)
+        self.remote = objects.remote
+        self._objects, self._decode = objects, decode
+        self._chunk_key: Callable[[tuple[int]], str] = array.metadata.encode_chunk_key
+        self._fill = array.fill_value if absent_is_fill else None
+        self._sharding = _sharding(array)
+        self._per_object = int(array.shards[0]) // self.chunks[0] if array.shards else 1
+        self._index = lru_cache(_SHARD_INDICES)(self._read_index)
+        self._scratch = threading.local()
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> NDArray[Any]:
+        start, stop, _ = rows.indices(len(self))
+        out_e = np.empty(max(0, stop - start), dtype=self.dtype)
+
+        def copy(values_e: NDArray[Any], at: int) -> None:
+            out_e[at : at + len(values_e)] = values_e
+
+        run_side_by_side([task for task, _, _ in self.tasks([(start, stop)], out_e, copy)], remote=self.remote)
+        return out_e
+
+    def tasks(
+        self, ranges: Iterable[tuple[int, int]], out_e: NDArray[Any], place: Callable[[NDArray[Any], int], None]
+    ) -> Iterator[tuple[Task, int, int]]:
+        """Divide the reading of `ranges` into tasks for threads, each with the part of `out_e` that it fills.
+
+        Parameters
+        ----------
+        ranges
+            First entry and last + 1 of each, rising, not overlapping.
+        out_e
+            Receives the entries of all ranges, joined. Chunks are decoded right there if its type is that of the array.
+        place
+            Called with values, and where in `out_e` they belong, if they could not be decoded there.
+        """
+        at = 0
+        group: list[tuple[int, int, int]] = []
+        for low, high in _cut(ranges, self.chunks[0] * _TASK_CHUNKS):
+            if group and low // self.chunks[0] > (group[-1][1] - 1) // self.chunks[0]:
+                yield self._task(group, out_e, place), group[0][2], at
+                group = []
+            group.append((low, high, at))
+            at += high - low
+        if group:
+            yield self._task(group, out_e, place), group[0][2], at
+
+    def _task(
+        self, spans: list[tuple[int, int, int]], out_e: NDArray[Any], place: Callable[[NDArray[Any], int], None]
+    ) -> Task:
+        """Give what fetches the chunks under `spans` (first entry, last + 1, place in `out_e`) and decodes them."""
+        size = self.chunks[0]
+        direct = out_e.dtype == self.dtype
+
+        def work() -> None:
+            for number, raw in self._fetch(spans[0][0] // size, (spans[-1][1] - 1) // size + 1):
+                begin = number * size
+                pieces = [(max(low, begin), min(high, begin + size), at - low) for low, high, at in spans]
+                pieces = [(low, high, shift) for low, high, shift in pieces if low < high]
+                low, high, shift = pieces[0]
+                if direct and high - low == size:
+                    self._decode_chunk(number, raw, out_e[low + shift : high + shift])
+                    continue
+                chunk_e = self._scratch_of(size)
+                self._decode_chunk(number, raw, chunk_e)
+                for low, high, shift in pieces:
+                    place(chunk_e[low - begin : high - begin], low + shift)
+
+        return work
+
+    def _key(self, number: int) -> str:
+        """Name the object that holds the chunk, or shard, of this number."""
+        return f"{self.name}/{self._chunk_key((number,))}"
+
+    def _scratch_of(self, size: int) -> NDArray[Any]:
+        """Give this thread's buffer for a chunk."""
+        if not hasattr(self._scratch, "chunk_e"):
+            self._scratch.chunk_e = np.empty(size, dtype=self.dtype)
+        chunk_e: NDArray[Any] = self._scratch.chunk_e
+        return chunk_e
+
+    def _decode_chunk(self, number: int, raw: Any, out_e: NDArray[Any]) -> None:
+        key = self._key(number // self._per_object)
+        if raw is None:
+            if self._fill is None:
+                raise self._damaged(number, number + 1, key, "the chunk is missing")
+            out_e[:] = self._fill
+            return
+        try:
+            self._decode.decode(raw, out_e)
+        except (ValueError, RuntimeError, TypeError, EOFError, OSError, zlib.error) as error:
+            raise self._damaged(number, number + 1, key, error) from error
+
+    def _damaged(self, first: int, last: int, key: str, found: object) -> DamagedError:
+        """Build the error for the chunks ``[first, last)``, which lie in the object `key`."""
+        low, high = first * self.chunks[0], min(last * self.chunks[0], len(self)) - 1
+        return DamagedError(
+            f"{self.name} of {self._objects.uri} cannot be read at {low} to {high}: {key} is truncated or damaged "
+            f"({found}); restore it from a copy or write the store again"
+        )
+
+    def _fetch(self, first: int, last: int) -> Iterator[tuple[int, Any]]:
+        """Fetch the bytes of the chunks ``[first, last)``, None for one that is not there."""
+        if self._sharding is None:
+            for number in range(first, last):
+                yield number, self._read_whole(number)
+            return
+        for shard in range(first // self._per_object, (last - 1) // self._per_object + 1):
+            origin = shard * self._per_object
+            numbers = range(max(first, origin), min(last, origin + self._per_object))
+            yield from self._fetch_from_shard(shard, numbers)
+
+    def _read_whole(self, number: int) -> Any:
+        try:
+            return self._objects.read_whole(self._key(number))
+        except FileNotFoundError:
+            return None
+
+    def _fetch_from_shard(self, shard: int, numbers: range) -> Iterator[tuple[int, Any]]:
+        index = self._index(shard)
+        origin = shard * self._per_object
+        places = [] if index is None else [(int(index[n - origin, 0]), int(index[n - origin, 1])) for n in numbers]
+        present = [place for place in places if place[0] != _ABSENT]
+        if not present:
+            yield from ((number, None) for number in numbers)
+            return
+        key = self._key(shard)
+        begin, end = min(offset for offset, _ in present), max(sum(place) for place in present)
+        together = end - begin <= _WASTE * sum(length for _, length in present)
+        joined = memoryview(self._objects.read(key, begin, end - begin)) if together else None
+        for number, (offset, length) in zip(numbers, places, strict=True):
+            if offset == _ABSENT:
+                yield number, None
+            elif joined is not None:
+                yield number, joined[offset - begin : offset - begin + length]
+            else:
+                yield number, self._objects.read(key, offset, length)
+
+    def _read_index(self, shard: int) -> NDArray[np.uint64] | None:
+        """Read where the chunks of a shard lie, shape (chunks, 2), or None if the shard is not there."""
+        assert self._sharding is not None
+        key = self._key(shard)
+        size = self._objects.size(key)
+        if size is None:
+            return None
+        summed = any(isinstance(codec, Crc32cCodec) for codec in self._sharding.index_codecs)
+        length = 16 * self._per_object + 4 * summed
+        at_end = self._sharding.index_location is ShardingCodecIndexLocation.end
+        try:
+            raw = self._objects.read(key, size - length if at_end else 0, length)
+            index = np.frombuffer(checked_crc32c(raw) if summed else raw, dtype="<u8").reshape(-1, 2)
+        except ValueError as error:
+            raise self._damaged(shard * self._per_object, (shard + 1) * self._per_object, key, error) from error
+        return index
+
+
+def decoder_of(array: Any) -> Decoder | None:
+    """Give the decoder of a one-dimensional Zarr array of numbers, or None if it has to be left to zarr itself."""
+    if array.ndim != 1 or array.dtype.kind not in "iufb" or array.shape[0] == 0:
+        return None
+    metadata = array.metadata
+    if metadata.zarr_format == 2:
+        return decoder_v2(array.dtype, metadata.compressor, metadata.filters)
+    sharding = _sharding(array)
+    if sharding is None:
+        return decoder(array.dtype, metadata.codecs)
+    known = all(type(codec).__name__ in ("BytesCodec", "Crc32cCodec") for codec in sharding.index_codecs)
+    return decoder(array.dtype, sharding.codecs) if known and len(metadata.codecs) == 1 else None
+
+
+def run_side_by_side(tasks: Iterable[Task], *, remote: bool = False) -> None:
+    """Run `tasks` in the threads of this process; the first error is raised."""
+    tasks = list(tasks)
+    if len(tasks) == 1:
+        tasks[0]()
+        return
+    for _ in _pool(os.getpid(), remote=remote).map(lambda task: task(), tasks):
+        pass
+
+
+@lru_cache(2)
+def _pool(pid: int, *, remote: bool) -> ThreadPoolExecutor:
+    """Give the threads that decode, as many as processors may be used; more where they wait for a network."""
+    processors = len(os.sched_getaffinity(pid)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processors = min(processors, int(os.environ.get("OMP_NUM_THREADS") or processors))
+    return ThreadPoolExecutor(max(processors, _REMOTE_THREADS) if remote else processors, "decoder")
+
+
+def _cut(ranges: Iterable[tuple[int, int]], step: int) -> Iterator[tuple[int, int]]:
+    """Cut ranges at the multiples of `step`."""
+    for low, high in ranges:
+        borders = [low, *range((low // step + 1) * step, high, step), high]
+        yield from ((a, b) for a, b in itertools.pairwise(borders) if a < b)
+
+
+def _sharding(array: Any) -> ShardingCodec | None:
+    """Give the sharding codec of a Zarr v3 array."""
+    codecs = array.metadata.codecs if array.metadata.zarr_format == 3 else ()
+    return next((codec for codec in codecs if isinstance(codec, ShardingCodec)), None)

@@ -1,0 +1,115 @@
+"""How the bytes of a Zarr chunk become values: the codecs an array names, run by numcodecs, checksums verified.
+
+numcodecs lets go of the interpreter's lock while it decompresses. zarrs does not verify crc32c where it reads a part of
+a shard (0.2.3), and zarr itself goes through an event loop for every chunk; so the counts are decoded here.
+"""
+
+import struct
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import google_crc32c
+import numcodecs
+import numpy as np
+from numcodecs import blosc
+from numpy.typing import NDArray
+from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, ZstdCodec
+
+Step = Callable[[Any], Any]
+
+
+class Decoder:
+    """The codecs of an array.
+
+    Parameters
+    ----------
+    dtype
+        Type of the values.
+    steps
+        What turns the bytes of a chunk into its values, first to last; `blosc_last` follows them.
+    blosc_last
+        Whether the last step is blosc, which can write where the values are wanted.
+    """
+
+    def __init__(self, dtype: np.dtype[Any], steps: list[Step], *, blosc_last: bool) -> None:
+        self.dtype = dtype
+        self._steps, self._blosc_last = steps, blosc_last
+
+    def decode(self, raw: Any, out_e: NDArray[Any]) -> None:
+        """Decode the whole chunk `raw` into `out_e`.
+
+        Raises
+        ------
+        ValueError, RuntimeError
+            If it is damaged.
+        """
+        for step in self._steps:
+            raw = step(raw)
+        if self._blosc_last:
+            n_values, n_stored = struct.unpack_from("<4xI4xI", raw)
+            if (n_values, n_stored) != (out_e.nbytes, len(raw)):
+                raise ValueError(f"{len(raw)} bytes say they are {n_stored} and hold {n_values}, not {out_e.nbytes}")
+            blosc.decompress(raw, out_e)
+            return
+        values = np.frombuffer(memoryview(raw), dtype=self.dtype)
+        if len(values) != len(out_e):
+            raise ValueError(f"it holds {len(values)} values, not {len(out_e)}")
+        out_e[:] = values
+
+
+def decoder(dtype: np.dtype[Any], codecs: Iterable[Any]) -> Decoder | None:
+    """Give the decoder for the codecs of a Zarr v3 array, in the order of its metadata, or None if one is not known."""
+    steps: list[Step] = []
+    blosc_last = False
+    for codec in reversed(list(codecs)):
+        if isinstance(codec, BytesCodec):
+            if codec.endian is not None and codec.endian.value != "little":
+                return None
+            continue
+        if isinstance(codec, BloscCodec) and not blosc_last:
+            blosc_last = True
+            continue
+        step = _step(codec)
+        if step is None or blosc_last:
+            return None
+        steps.append(step)
+    return Decoder(dtype, steps, blosc_last=blosc_last)
+
+
+def decoder_v2(dtype: np.dtype[Any], compressor: Any, filters: Iterable[Any] | None) -> Decoder | None:
+    """Give the decoder for a Zarr v2 array, whose codecs are numcodecs' own."""
+    if not dtype.isnative:
+        return None
+    if isinstance(compressor, blosc.Blosc) and not filters:
+        return Decoder(dtype, [], blosc_last=True)
+    steps = [codec.decode for codec in (compressor, *reversed(list(filters or ()))) if codec is not None]
+    return Decoder(dtype, steps, blosc_last=False)
+
+
+def checked_crc32c(raw: Any) -> memoryview:
+    """Cut off the checksum behind `raw` and compare it.
+
+    Raises
+    ------
+    ValueError
+        If it differs.
+    """
+    view = memoryview(raw)
+    content, stored = view[:-4], view[-4:]
+    if len(view) < 4 or google_crc32c.value(bytes(content)) != int.from_bytes(stored, "little"):
+        raise ValueError("its checksum (crc32c) does not fit its bytes")
+    return content
+
+
+def _step(codec: Any) -> Step | None:
+    """Give what undoes one codec of Zarr v3."""
+    if isinstance(codec, Crc32cCodec):
+        return checked_crc32c
+    config: dict[str, Any] | None = getattr(codec, "codec_config", None)  # zarr's wrapping of a codec of numcodecs
+    if isinstance(codec, (ZstdCodec, GzipCodec)):
+        config = {"id": "zstd" if isinstance(codec, ZstdCodec) else "gzip"}
+    try:
+        step: Step | None = numcodecs.get_codec(dict(config)).decode if config else None
+    except ValueError:  # one that is not installed
+        step = None
+    return step

@@ -1,0 +1,124 @@
+"""The loops over stored entries, compiled, and free of the interpreter's lock so that threads run them side by side.
+
+Conditions are added up rather than branched on, and rows are copied by plain loops over slices: so the compiler uses
+vector instructions.
+
+Shape letters in this file
+    n   cells (rows)
+    e   stored entries of these cells
+    g   genes
+"""
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+REFUSED = -1
+
+
+@njit(nogil=True, cache=True)
+def settle(value_e: NDArray[Any], out_e: NDArray[Any], limit: int) -> bool:
+    """Copy values into a narrower unsigned type, and say whether all are whole numbers from 0 to `limit`."""
+    strange = 0
+    for e in range(len(value_e)):
+        value = value_e[e]
+        inside = (value >= 0) & (value <= limit)
+        whole = out_e.dtype.type(value if inside else 0)
+        strange += 1 - (inside & (value_e.dtype.type(whole) == value))
+        out_e[e] = whole
+    return strange == 0
+
+
+@njit(nogil=True, cache=True)
+def descents(gene_e: NDArray[Any], n_genes: int) -> int:
+    """Count how often a gene is not larger than the one before; `REFUSED` if one is not from 0 to ``n_genes - 1``."""
+    lowest = highest = gene_e.dtype.type(0)
+    count = 0
+    for e in range(len(gene_e)):
+        lowest = min(lowest, gene_e[e])
+        highest = max(highest, gene_e[e])
+    for e in range(1, len(gene_e)):
+        count += gene_e[e] <= gene_e[e - 1]
+    return REFUSED if lowest < 0 or highest >= n_genes else count
+
+
+@njit(nogil=True, cache=True)
+def descents_at(gene_e: NDArray[Any], start_s: NDArray[np.int64]) -> int:
+    """Count the rising places `start_s` at which the entry is not larger than the one before; each place once."""
+    count = 0
+    before = 0
+    for start in start_s:
+        if before < start < len(gene_e):
+            count += gene_e[start] <= gene_e[start - 1]
+            before = start
+    return count
+
+
+@njit(nogil=True, cache=True)
+def repeated_gene(gene_e: NDArray[Any], indptr: NDArray[np.int64], n_genes: int) -> int:
+    """Find an entry whose gene its row has already named, -1 if there is none."""
+    last_row_g = np.full(n_genes, -1, dtype=np.int64)
+    for row in range(len(indptr) - 1):
+        for e in range(indptr[row], indptr[row + 1]):
+            if last_row_g[gene_e[e]] == row:
+                return e
+            last_row_g[gene_e[e]] = row
+    return -1
+
+
+@njit(nogil=True, cache=True)
+def take_rows(
+    count_e: NDArray[Any],
+    gene_e: NDArray[Any],
+    begin_n: NDArray[np.int64],
+    indptr: NDArray[np.int64],
+    out_count_e: NDArray[Any],
+    out_gene_e: NDArray[Any],
+) -> None:
+    """Copy the rows that begin at `begin_n` one below the other, to where `indptr` says."""
+    for n in range(len(begin_n)):
+        begin, end = begin_n[n], begin_n[n] + indptr[n + 1] - indptr[n]
+        from_e, to_e = count_e[begin:end], out_count_e[indptr[n] : indptr[n + 1]]
+        for e in range(len(from_e)):
+            to_e[e] = from_e[e]
+        gene_from_e, gene_to_e = gene_e[begin:end], out_gene_e[indptr[n] : indptr[n + 1]]
+        for e in range(len(gene_from_e)):
+            gene_to_e[e] = gene_from_e[e]
+
+
+@njit(nogil=True, cache=True)
+def sum_rows(count_e: NDArray[Any], indptr: NDArray[np.int64], total_n: NDArray[Any]) -> None:
+    """Add up each row in the type of `total_n`."""
+    for n in range(len(total_n)):
+        row_e = count_e[indptr[n] : indptr[n + 1]]
+        total = total_n.dtype.type(0)
+        for e in range(len(row_e)):
+            total += total_n.dtype.type(row_e[e])
+        total_n[n] = total
+
+
+@njit(nogil=True, cache=True)
+def keep_genes(
+    count_e: NDArray[Any],
+    gene_e: NDArray[Any],
+    indptr: NDArray[np.int64],
+    place_g: NDArray[np.int32],
+    out_count_e: NDArray[Any],
+    out_gene_e: NDArray[Any],
+    out_indptr: NDArray[np.int64],
+) -> None:
+    """Copy the entries whose gene has a place, renumbered; -1 in `place_g` drops a gene.
+
+    The outputs may be the inputs themselves: what is written never overtakes what is read.
+    """
+    at = 0
+    for n in range(len(indptr) - 1):
+        out_indptr[n] = at
+        for e in range(indptr[n], indptr[n + 1]):
+            place = place_g[gene_e[e]]
+            out_count_e[at] = count_e[e]
+            out_gene_e[at] = place
+            at += place >= 0
+    out_indptr[len(indptr) - 1] = at
