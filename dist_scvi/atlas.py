@@ -230,8 +230,8 @@ class Atlas:
                 yield start, min(start + _CHUNK_CELLS, self.n_cells), slice(None)
             return
         unique_n, _ = rows_asked(indices, self.n_cells)
-        for low, high, part in row_runs(unique_n):
-            yield low, high, part - low
+        for low, high in row_runs(unique_n):
+            yield low, high, unique_n[slice(*np.searchsorted(unique_n, (low, high)))] - low
 
     def _order(self, indices: Indices | None) -> NDArray[np.int64] | slice:
         """Put what was read by rising row into the order asked for."""

@@ -251,9 +251,8 @@ class SCVI:
         )
         parts = [(cells.row_n, normalized_expression(self.module, cells, query)) for cells in self._latent(indices)]
         row_n = np.concatenate([rows for rows, _ in parts])
-        names = np.concatenate(
-            [self.data.store.obs_names(low, high)[part - low] for low, high, part in row_runs(row_n)]
-        )
+        spans = [(low, high, row_n[slice(*np.searchsorted(row_n, (low, high)))]) for low, high in row_runs(row_n)]
+        names = np.concatenate([self.data.store.obs_names(low, high)[part - low] for low, high, part in spans])
         genes = [self.spec.var_names[index] for index in query.gene_index]
         frame = pd.DataFrame(np.concatenate([values for _, values in parts]), index=names, columns=genes)
         return frame if indices is None else frame.iloc[rows_asked(indices, self.data.n_cells)[1]]

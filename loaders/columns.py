@@ -11,6 +11,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 
+Ranges = Sequence[tuple[int, int]]
+
+
 class DamagedError(ValueError):
     """A part of a store that cannot be read; the message names it."""
 
@@ -92,34 +95,31 @@ class Categorical:
     """Where each stored code lies in `vocabulary`."""
 
     def codes(self, start: int, stop: int) -> NDArray[np.int32]:
-        """Codes into `vocabulary` of rows ``[start, stop)``, -1 where the value is missing.
-
-        Raises
-        ------
-        ValueError
-            If a code is of no category.
-        """
-        stored_n = np.asarray(self.stored[start:stop]).astype(np.int64)
-        if len(stored_n) and not -1 <= stored_n.min() <= stored_n.max() < len(self.place):
-            row = start + int(np.argmax((stored_n < -1) | (stored_n >= len(self.place))))
-            raise ValueError(
-                f"obs column '{self.key}' holds code {stored_n[row - start]} at row {row} for {len(self.place)} "
-                "categories: the store is damaged, write it again from its source"
-            )
-        place = np.append(self.place, np.int32(-1))
-        return place[stored_n]
+        """Codes into `vocabulary` of rows ``[start, stop)``, -1 where the value is missing; see `codes_of`."""
+        return self.codes_of([(start, stop)])
 
     def required_codes(self, start: int, stop: int) -> NDArray[np.int32]:
-        """Codes of rows ``[start, stop)``.
+        """Codes of rows ``[start, stop)``, of which none may be missing; see `codes_of`."""
+        return self.codes_of([(start, stop)], required=True)
+
+    def codes_of(self, ranges: Ranges, *, required: bool = False) -> NDArray[np.int32]:
+        """Codes of several ranges of rows, joined.
 
         Raises
         ------
         ValueError
-            If a value is missing.
+            If a code is of no category, or if `required` and a value is missing.
         """
-        codes_n = self.codes(start, stop)
-        if (codes_n < 0).any():
-            row = start + int(np.argmax(codes_n < 0))
+        stored_n = _gather(self.stored, ranges).astype(np.int64)
+        if len(stored_n) and not -1 <= stored_n.min() <= stored_n.max() < len(self.place):
+            at = int(np.argmax((stored_n < -1) | (stored_n >= len(self.place))))
+            raise ValueError(
+                f"obs column '{self.key}' holds code {stored_n[at]} at row {_row_of(ranges, at)} for {len(self.place)} "
+                "categories: the store is damaged, write it again from its source"
+            )
+        codes_n = np.append(self.place, np.int32(-1))[stored_n]
+        if required and (codes_n < 0).any():
+            row = _row_of(ranges, int(np.argmax(codes_n < 0)))
             raise ValueError(f"obs column '{self.key}' has no value at row {row}: fill it, or choose another column")
         return codes_n
 
@@ -132,20 +132,34 @@ class Numeric:
     stored: Sliceable
 
     def values(self, start: int, stop: int) -> NDArray[np.float32]:
-        """Values of rows ``[start, stop)``.
+        """Values of rows ``[start, stop)``; see `values_of`."""
+        return self.values_of([(start, stop)])
+
+    def values_of(self, ranges: Ranges) -> NDArray[np.float32]:
+        """Values of several ranges of rows, joined.
 
         Raises
         ------
         ValueError
             If a value is missing or infinite.
         """
-        values_n = np.asarray(self.stored[start:stop]).astype(np.float32)
+        values_n = _gather(self.stored, ranges).astype(np.float32)
         if not np.isfinite(values_n).all():
-            row = start + int(np.argmin(np.isfinite(values_n)))
+            at = int(np.argmin(np.isfinite(values_n)))
             raise ValueError(
-                f"obs column '{self.key}' is {values_n[row - start]} at row {row}: finite numbers are needed"
+                f"obs column '{self.key}' is {values_n[at]} at row {_row_of(ranges, at)}: finite numbers are needed"
             )
         return values_n
+
+
+def _gather(stored: Sliceable, ranges: Ranges) -> NDArray[Any]:
+    parts = [np.asarray(stored[start:stop]) for start, stop in ranges]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _row_of(ranges: Ranges, at: int) -> int:
+    """Give the row that stands at place `at` of the joined ranges."""
+    return int(np.concatenate([np.arange(start, stop) for start, stop in ranges])[at])
 
 
 def categorical_from_codes(key: str, categories: Sequence[object], stored: Sliceable) -> Categorical:

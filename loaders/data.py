@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .columns import Categorical, Numeric
+from .columns import Categorical, Numeric, Ranges
 from .minibatch import MiniBatch
-from .rows import CsrRows, row_runs
+from .rows import CsrRows
 from .store import CellStore, open_store
 
 if TYPE_CHECKING:
@@ -55,22 +55,20 @@ class CellData:
             "continuous_covariates": [column.key for column in self.continuous_covariates],
         }
 
-    def columns_of(self, row_n: NDArray[np.int64]) -> "ColumnValues":
-        """Read the covariates of the rising rows `row_n`, touching only the ranges they span."""
-        pieces = list(row_runs(row_n))
-
-        def gather(read: Any, dtype: type[np.generic]) -> NDArray[Any]:
-            return np.concatenate([read(low, high)[part - low] for low, high, part in pieces]).astype(dtype, copy=False)
+    def columns_of(self, ranges: Ranges) -> "ColumnValues":
+        """Read the covariates of several ranges of rows, joined."""
+        n = sum(stop - start for start, stop in ranges)
 
         def table(columns: list[NDArray[Any]], dtype: type[np.generic]) -> NDArray[Any]:
-            return np.stack(columns, axis=1) if columns else np.zeros((len(row_n), 0), dtype=dtype)
+            return np.stack(columns, axis=1) if columns else np.zeros((n, 0), dtype=dtype)
 
-        zeros = np.zeros(len(row_n), dtype=np.int32)
+        zeros = np.zeros(n, dtype=np.int32)
+        categorical = [column.codes_of(ranges, required=True) for column in self.categorical_covariates]
         return ColumnValues(
-            gather(self.batch.required_codes, np.int32) if self.batch else zeros,
-            gather(self.label.codes, np.int32) if self.label else zeros,
-            table([gather(column.required_codes, np.int32) for column in self.categorical_covariates], np.int32),
-            table([gather(column.values, np.float32) for column in self.continuous_covariates], np.float32),
+            self.batch.codes_of(ranges, required=True) if self.batch else zeros,
+            self.label.codes_of(ranges) if self.label else zeros,
+            table(categorical, np.int32),
+            table([column.values_of(ranges) for column in self.continuous_covariates], np.float32),
         )
 
 
@@ -141,9 +139,9 @@ def open_data(
         tuple(store.numeric(key) for key in continuous_covariate_keys),
     )
     for start in np.unique(np.linspace(0, max(0, store.n_cells - _PROBE_CELLS), _PROBES).astype(int)):
-        row_n = np.arange(start, min(start + _PROBE_CELLS, store.n_cells))
-        store.read(int(row_n[0]), int(row_n[-1]) + 1)
-        data.columns_of(row_n)
+        probe = (int(start), min(int(start) + _PROBE_CELLS, store.n_cells))
+        store.read(*probe)
+        data.columns_of([probe])
     return data
 
 

@@ -5,7 +5,7 @@ Shape letters in this file
     e   stored entries of these cells
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,12 +92,14 @@ def concatenate(parts: Sequence[CsrRows]) -> CsrRows:
     )
 
 
-def row_runs(row_n: NDArray[np.int64]) -> Iterator[tuple[int, int, NDArray[np.int64]]]:
-    """Cut the rising rows `row_n` into contiguous reads: first row, last + 1, and the rows wanted of these."""
+def row_runs(row_n: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Give the contiguous reads, first row and last + 1, that hold the rising rows `row_n`."""
+    runs = []
     for run in np.split(row_n, np.flatnonzero(np.diff(row_n) > _GAP_CELLS) + 1):
         for at in range(0, len(run), _READ_CELLS):
             part = run[at : at + _READ_CELLS]
-            yield int(part[0]), int(part[-1]) + 1, part
+            runs.append((int(part[0]), int(part[-1]) + 1))
+    return runs
 
 
 def from_arrays(

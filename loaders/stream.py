@@ -1,9 +1,8 @@
-"""Minibatches from a store: one thread reads the next window while this one is used."""
+"""Minibatches from a store: one thread reads the next window while another deals out this one."""
 
-import itertools
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeoutError
+import queue
+import threading
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -13,21 +12,30 @@ from numpy.typing import NDArray
 from .data import CellData, ColumnValues, minibatch
 from .minibatch import MiniBatch
 from .plan import Plan, Split, check_world_size, lane_span, micro_sizes, split_rows, window_rows
-from .rows import CsrRows, concatenate, row_runs
+from .rows import CsrRows, row_runs
 
-P = TypeVar("P")
 T = TypeVar("T")
 
+_MINIBATCHES_AHEAD = 4
 _MICRO_PER_LANE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class _Window:
-    """Cells in memory, by rising row."""
+    """Cells in memory: runs of neighbouring rows, one below the other."""
 
-    row_n: NDArray[np.int64]
+    low_r: NDArray[np.int64]
+    """First row of each run."""
+    at_r: NDArray[np.int64]
+    """Where it lies in the two others."""
     counts: CsrRows
     columns: ColumnValues
+
+    def take(self, row_n: NDArray[np.int64]) -> tuple[CsrRows, ColumnValues]:
+        """Copy the rows `row_n`, in that order; a row may stand there several times."""
+        run_n = np.searchsorted(self.low_r, row_n, side="right") - 1
+        place_n = row_n - self.low_r[run_n] + self.at_r[run_n]
+        return self.counts.take(place_n), self.columns.take(place_n)
 
 
 def train_stream(
@@ -55,21 +63,21 @@ def train_stream(
     check_world_size(plan.lanes, world_size)
     lanes = range(rank, plan.lanes, world_size)
 
-    def windows() -> Iterator[tuple[int, int]]:
+    def windows() -> Iterator[tuple[int, int, dict[int, NDArray[np.int64]], _Window]]:
         first = step // plan.window_steps
         for at in range(epoch, n_epochs):
-            for window in range(first if at == epoch else 0, plan.windows_per_epoch):
-                yield at, window
+            for number in range(first if at == epoch else 0, plan.windows_per_epoch):
+                rows = {lane: window_rows(plan, at, lane, number) for lane in lanes}
+                yield at, number, rows, _read(data, np.unique(np.concatenate(list(rows.values()))))
 
-    def load(place: tuple[int, int]) -> tuple[int, int, list[NDArray[np.int64]], _Window]:
-        rows = [window_rows(plan, place[0], lane, place[1]) for lane in lanes]
-        return *place, rows, _read(data, np.sort(np.concatenate(rows)))
+    def minibatches() -> Iterator[MiniBatch]:
+        for at, number, rows, window in ahead(windows(), 1, timeout_s):
+            begin = number * plan.window_steps
+            first = max(begin, step) if at == epoch else begin
+            for index in range(first, min(begin + plan.window_steps, plan.steps_per_epoch)):
+                yield _deal(data, plan, window, rows, begin, index, at)
 
-    for at, number, rows, window in _ahead(load, windows(), timeout_s):
-        begin = number * plan.window_steps
-        first = max(begin, step) if at == epoch else begin
-        for index in range(first, min(begin + plan.window_steps, plan.steps_per_epoch)):
-            yield _deal(data, plan, window, dict(zip(lanes, rows, strict=True)), begin, index, at)
+    yield from ahead(minibatches(), _MINIBATCHES_AHEAD, timeout_s)
 
 
 def split_stream(
@@ -86,49 +94,82 @@ def split_stream(
     total = plan.split_cells(split)
     chunks = range(rank, -(-total // chunk_cells), world_size)
 
-    def load(chunk: int) -> MiniBatch:
-        row_n = np.sort(split_rows(plan, split, chunk * chunk_cells, min((chunk + 1) * chunk_cells, total)))
-        return _whole(data, _read(data, row_n), chunk)
+    def minibatches() -> Iterator[MiniBatch]:
+        for chunk in chunks:
+            row_n = np.sort(split_rows(plan, split, chunk * chunk_cells, min((chunk + 1) * chunk_cells, total)))
+            yield rows_minibatch(data, row_n, step=chunk)
 
-    yield from _ahead(load, iter(chunks), timeout_s)
+    yield from ahead(minibatches(), 1, timeout_s)
 
 
 def row_stream(data: CellData, ranges: Iterator[tuple[int, int]], *, timeout_s: float = 240.0) -> Iterator[MiniBatch]:
     """Yield the cells of each row range in turn, in the store's own order."""
-
-    def load(span: tuple[int, int]) -> MiniBatch:
-        return _whole(data, _read(data, np.arange(*span)), span[0])
-
-    yield from _ahead(load, ranges, timeout_s)
+    yield from ahead((rows_minibatch(data, np.arange(*span), step=span[0]) for span in ranges), 1, timeout_s)
 
 
-def rows_minibatch(data: CellData, row_n: NDArray[np.int64]) -> MiniBatch:
-    """Read the rising rows `row_n` as one minibatch."""
-    return _whole(data, _read(data, row_n), 0)
+def rows_minibatch(data: CellData, row_n: NDArray[np.int64], *, step: int = 0) -> MiniBatch:
+    """Read the rising rows `row_n` as one minibatch, for inference."""
+    counts, columns = _read(data, row_n).take(row_n)
+    n = len(row_n)
+    return minibatch(
+        data, counts, columns, row_n, epoch=0, step=step, micro_n=(n,), micro_keys=(0,), global_cells=n
+    )
 
 
-def _ahead(load: Callable[[P], T], places: Iterator[P], timeout_s: float) -> Iterator[T]:
-    """Yield ``load(place)`` for each place, loading one ahead in a thread."""
-    reader = ThreadPoolExecutor(1, thread_name_prefix="reader")
+def ahead(items: Generator[T] | Iterator[T], depth: int, timeout_s: float) -> Iterator[T]:
+    """Yield `items`, which a thread makes while those before are used.
+
+    Parameters
+    ----------
+    depth
+        How many are made, or being made, beside the one in use.
+    timeout_s
+        Longest wait for one.
+
+    Raises
+    ------
+    TimeoutError
+        If one has not come in time. An error in making one is raised here.
+    """
+    room = threading.Semaphore(depth)
+    made: queue.SimpleQueue[tuple[T] | BaseException | None] = queue.SimpleQueue()
+    left = threading.Event()
+
+    def make() -> None:
+        try:
+            while room.acquire() and not left.is_set():
+                item = next(items, made)
+                made.put(None if item is made else (item,))  # type: ignore[arg-type]
+        except BaseException as error:  # noqa: BLE001 -- whatever it was, the trainer must hear of it
+            made.put(error)
+
+    # A daemon: a read that never returns must not keep the process from ending.
+    threading.Thread(target=make, name="reader", daemon=True).start()
     try:
-        coming = [reader.submit(load, place) for place in itertools.islice(places, 1)]
-        while coming:
+        while True:
             try:
-                loaded = coming.pop().result(timeout_s)
-            except FutureTimeoutError:
+                item = made.get(timeout=timeout_s)
+            except queue.Empty:
                 raise TimeoutError(
-                    f"the store has not delivered its next rows in {timeout_s:.0f} s: is its disk alive?"
+                    f"the store has not delivered its next rows in {timeout_s:.0f} s: is its storage alive?"
                 ) from None
-            coming = [reader.submit(load, place) for place in itertools.islice(places, 1)]
-            yield loaded
+            if item is None:
+                return
+            if isinstance(item, BaseException):
+                raise item
+            room.release()
+            yield item[0]
     finally:
-        reader.shutdown(wait=False, cancel_futures=True)
+        left.set()
+        room.release()
 
 
 def _read(data: CellData, row_n: NDArray[np.int64]) -> _Window:
-    """Read the rising rows `row_n` with few contiguous reads."""
-    parts = [data.store.read(low, high).take(part - low) for low, high, part in row_runs(row_n)]
-    return _Window(row_n, concatenate(parts), data.columns_of(row_n))
+    """Read the rising rows `row_n`, and the few between them, with few contiguous reads."""
+    runs = row_runs(row_n)
+    low_r, high_r = np.array(runs, dtype=np.int64).reshape(-1, 2).T
+    at_r = np.concatenate([[0], np.cumsum(high_r - low_r)[:-1]])
+    return _Window(low_r, at_r, data.store.read_ranges(runs), data.columns_of(runs))
 
 
 def _deal(
@@ -152,31 +193,15 @@ def _deal(
         sizes.extend(micro)
         keys.extend(lane * _MICRO_PER_LANE + number for number in range(len(micro)))
     row_n = np.concatenate(parts)
-    place_n = np.searchsorted(window.row_n, row_n)
+    counts, columns = window.take(row_n)
     return minibatch(
         data,
-        window.counts.take(place_n),
-        window.columns.take(place_n),
+        counts,
+        columns,
         row_n,
         epoch=epoch,
         step=index,
         micro_n=tuple(sizes),
         micro_keys=tuple(keys),
         global_cells=plan.step_cells(index),
-    )
-
-
-def _whole(data: CellData, window: _Window, step: int) -> MiniBatch:
-    """Make one minibatch, for inference, of all cells of `window`."""
-    n = len(window.row_n)
-    return minibatch(
-        data,
-        window.counts,
-        window.columns,
-        window.row_n,
-        epoch=0,
-        step=step,
-        micro_n=(n,),
-        micro_keys=(0,),
-        global_cells=n,
     )

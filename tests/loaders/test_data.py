@@ -32,7 +32,7 @@ def test_a_missing_batch_is_refused_at_the_door(adata: AnnData) -> None:
 
 def test_a_missing_label_is_allowed_and_marked(adata: AnnData) -> None:
     data = open_data(adata, labels_key="partial")
-    assert data.columns_of(np.arange(3)).label_n.tolist() == [0, -1, 0]
+    assert data.columns_of([(0, 3)]).label_n.tolist() == [0, -1, 0]
 
 
 def test_a_column_that_is_not_there_is_refused_with_those_that_are_near(adata: AnnData) -> None:
@@ -58,7 +58,7 @@ def test_normalised_values_are_refused_at_the_door(adata: AnnData) -> None:
 
 
 def test_covariates_of_scattered_rows_are_those_of_these_rows(adata: AnnData) -> None:
-    rows = np.array([0, 1, 70, 99])
-    columns = open_data(adata, batch_key="donor", continuous_covariate_keys=["age"]).columns_of(rows)
+    ranges = [(0, 2), (70, 71), (99, 100)]
+    columns = open_data(adata, batch_key="donor", continuous_covariate_keys=["age"]).columns_of(ranges)
     assert columns.continuous_nc[:, 0].tolist() == [0, 1, 70, 99]
     assert columns.batch_n.tolist() == [1, 0, 1, 0]

@@ -108,9 +108,9 @@ class Counting:
     def __getattr__(self, name: str) -> object:
         return getattr(self._store, name)
 
-    def read(self, start: int, stop: int) -> object:
-        self.read_rows |= set(range(start, stop))
-        return self._store.read(start, stop)
+    def read_ranges(self, ranges: list[tuple[int, int]]) -> object:
+        self.read_rows |= {row for span in ranges for row in range(*span)}
+        return self._store.read_ranges(ranges)
 
 
 def test_seeking_to_the_last_window_reads_nothing_of_the_others(data: CellData) -> None:
@@ -156,9 +156,9 @@ def test_a_reader_that_does_not_answer_is_waited_for_no_longer_than_allowed(data
     release = threading.Event()
 
     class Stuck(Counting):
-        def read(self, start: int, stop: int) -> object:
+        def read_ranges(self, ranges: list[tuple[int, int]]) -> object:
             release.wait(20)
-            return super().read(start, stop)
+            return super().read_ranges(ranges)
 
     stream = train_stream(
         replace(data, store=Stuck(data)), plan_of(), rank=0, world_size=1, epoch=0, step=0, n_epochs=1, timeout_s=0.2
