@@ -45,7 +45,7 @@ class Atlas:
         self._root = open_root(path / CELLS)
         self.obs = ObsTable(self._root, self._array, uri=str(path))
         self._qzm, self._qzv = self._array(f"obsm/{QZM}"), self._array(f"obsm/{QZV}")
-        self._names = PagedArray(self._array("obs/_index"), str(path), max_pages=2)
+        self._names = PagedArray(self._array("obs/_index"), str(path), max_rows=1 << 17)
         self._library = PagedArray(self._array(f"obs/{LIBRARY}"), str(path))
         self._row = PagedArray(self._array(f"obs/{SOURCE_ROW}"), str(path))
         self.n_cells = self.obs.n_cells

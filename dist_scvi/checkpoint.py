@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from dist_scvi.loaders import CellData
+from dist_scvi.loaders import CellData, Plan
 
 from .config import RunConfig
 from .folder import DamagedFolderError, read_folder, write_folder
@@ -26,6 +26,7 @@ _FREE_KEYS = {
     "data.uri",
     "data.timeout_s",
     "data.memory_mib",
+    "data.storage_options",
     "train.max_epochs",
     "train.check_val_every_n_epoch",
     "train.save_every_n_steps",
@@ -153,11 +154,19 @@ def restore(checkpoint: Checkpoint, module: nn.Module, optimizer: torch.optim.Op
         optimizer.state[parameters[owner]][key] = value.to(parameters[owner].device)
 
 
-def fingerprint(data: CellData) -> dict[str, Any]:
-    """Describe the data of a run in a few values that a checkpoint can be compared by."""
+def fingerprint(data: CellData, plan: Plan | None = None) -> dict[str, Any]:
+    """Describe the data of a run in a few values that a checkpoint can be compared by.
+
+    With the `plan`, these change with the obs columns that say which cells are drawn, and how often.
+    """
     described = data.describe()
     names = "\n".join(described.pop("var_names"))
-    return {**described, "n_genes": data.n_genes, "var_names_sha256": hashlib.sha256(names.encode()).hexdigest()}
+    return {
+        **described,
+        "n_genes": data.n_genes,
+        "var_names_sha256": hashlib.sha256(names.encode()).hexdigest(),
+        "drawn": plan.line.digest if plan and plan.line else None,
+    }
 
 
 def check_same_run(checkpoint: Checkpoint, config: RunConfig, data: dict[str, Any]) -> None:

@@ -20,13 +20,39 @@ class _Section(BaseModel):
     )
 
 
+class SomaConfig(_Section):
+    """Which part of a TileDB-SOMA experiment is read."""
+
+    measurement: str = "RNA"
+    var_names_column: str | None = None
+    """Column of var that names the genes; by default the usual ones are tried."""
+    obs_names_column: str | None = None
+    """Column of obs that names the cells; likewise."""
+    obs_value_filter: str | None = None
+    """Cells to read, as in "tissue == 'lung' and is_primary_data == True"."""
+    timestamp_ms: int | None = Field(None, ge=1)
+    """Moment as of which all workers, and a resumed run, read; by default that of the start, which is recorded."""
+    tiledb_config: dict[str, str] = {}
+    """Settings of TileDB, such as vfs.s3.region."""
+
+
 class DataConfig(_Section):
     """Which cells, and what is known of them."""
 
-    uri: str
-    """Folder with an AnnData in Zarr, or an .h5ad file."""
+    uri: str | tuple[str, ...]
+    """AnnData in Zarr (folder or URL), annbatch collection, .h5ad or TileDB-SOMA; several in a list are one store."""
     layer: str | None = None
-    """Read layers/LAYER instead of X."""
+    """Read layers/LAYER instead of X; raw/X for the counts in raw; of SOMA the layer of X."""
+    genes: tuple[str, ...] | str | None = None
+    """Keep these genes, in this order: a list, or a file with one in a line."""
+    join: Literal["inner", "outer"] = "inner"
+    """Of several stores, the genes that all have, or that any has."""
+    source_key: str | None = "source"
+    """Of several stores, the obs column that says which one a cell is from."""
+    soma: SomaConfig | None = None
+    """Needed for SOMA only where a default does not fit, or the experiment is remote."""
+    storage_options: dict[str, str] = {}
+    """Of a URL: credentials, endpoint, region, skip_signature."""
     batch_key: str | None = None
     """obs column of the batch covariate."""
     labels_key: str | None = None
@@ -35,6 +61,14 @@ class DataConfig(_Section):
     """Further categorical obs columns to correct for."""
     continuous_covariate_keys: tuple[str, ...] = ()
     """Continuous obs columns to correct for."""
+    split_key: str | None = None
+    """obs column whose values are train, validation and test, instead of a split by the seed."""
+    holdout_key: str | None = None
+    """obs column, such as the donor, of which whole categories are held out, in about the shares asked for."""
+    weight_key: str | None = None
+    """obs column of numbers: how often a cell is drawn, in proportion."""
+    balance_key: str | None = None
+    """obs column whose categories are drawn equally often."""
     memory_mib: int = Field(512, ge=1)
     """Memory for the cells a worker holds ahead, if it served all lanes."""
     block_cells: int | None = Field(None, ge=1)
@@ -75,8 +109,8 @@ class TrainConfig(_Section):
     """Streams that share a minibatch; the number of workers must divide it, and may change on resume."""
     micro_cells: int = Field(128, ge=2)
     """Cells that batch normalisation sees together."""
-    train_size: float = Field(0.9, gt=0, le=1)
-    """Share of the cells to train on."""
+    train_size: float | None = Field(None, gt=0, le=1)
+    """Share of the cells to train on, 0.9 by default."""
     validation_size: float | None = Field(None, ge=0, le=1)
     """Share to validate on; by default the rest."""
     lr: float = Field(1e-3, gt=0)
@@ -147,13 +181,12 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
         _set(tree, key.split("."), value)
     tree.setdefault("data", {})
     config = parse_config(tree)
-    absolute = {"uri": str(Path(config.data.uri).expanduser().resolve())}
-    return config.model_copy(
-        update={
-            "run": str(Path(config.run).expanduser().resolve()),
-            "data": config.data if "://" in config.data.uri else config.data.model_copy(update=absolute),
-        }
-    )
+    uri, genes = config.data.uri, config.data.genes
+    absolute = {
+        "uri": _absolute(uri) if isinstance(uri, str) else tuple(map(_absolute, uri)),
+        "genes": _absolute(genes) if isinstance(genes, str) else genes,
+    }
+    return config.model_copy(update={"run": _absolute(config.run), "data": config.data.model_copy(update=absolute)})
 
 
 def parse_config(tree: dict[str, Any]) -> RunConfig:
@@ -168,6 +201,10 @@ def parse_config(tree: dict[str, Any]) -> RunConfig:
         return RunConfig.model_validate({"data": {}, **tree})
     except ValidationError as error:
         raise ValueError("; ".join(_explain(item) for item in error.errors())) from None
+
+
+def _absolute(path: str) -> str:
+    return path if "://" in path else str(Path(path).expanduser().resolve())
 
 
 def _explain(item: Any) -> str:

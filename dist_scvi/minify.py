@@ -9,6 +9,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def minify(
             "format": ATLAS_FORMAT,
             "n_cells": data.n_cells,
             "n_genes": data.n_genes,
-            "source": {"uri": data.store.uri, "layer": data.layer, "n_entries": data.store.n_entries},
+            "source": {"uri": data.store.uri, "layer": data.store.layer, "n_entries": data.store.n_entries},
             "lineage": lineage or {},
             "described": describing_files(partial),
         }
@@ -134,18 +135,19 @@ def _create(path: Path, spec: ModelSpec, data: CellData, columns: dict[str, _Col
     n, k = data.n_cells, spec.model.n_latent
     path.parent.mkdir(parents=True)
     root = new_root(path, spec.var_names)
-    rows = {"chunk_rows": _CHUNK_CELLS, "shard_rows": shard}
-    new_array(root, f"obsm/{QZM}", (n, k), np.float32, **rows)
-    new_array(root, f"obsm/{QZV}", (n, k), np.float32, **rows)
+    new_rows = partial(new_array, chunk_rows=_CHUNK_CELLS, shard_rows=shard)
+    new_rows(root, f"obsm/{QZM}", (n, k), np.float32)
+    new_rows(root, f"obsm/{QZV}", (n, k), np.float32)
     obs = root.create_group("obs")
     new_strings(obs, "_index", n, chunk_rows=shard)
-    new_array(obs, SOURCE_ROW, (n,), np.int64, **rows)
-    new_array(obs, LIBRARY, (n,), np.float32, **rows)
+    new_rows(obs, SOURCE_ROW, (n,), np.int64)
+    new_rows(obs, LIBRARY, (n,), np.float32)
     for key, column in columns.items():
         if isinstance(column.source, Categorical):
-            new_categorical(obs, key, column.source.vocabulary, n, **rows)
+            vocabulary = column.source.vocabulary
+            new_categorical(obs, key, vocabulary, n, chunk_rows=_CHUNK_CELLS, shard_rows=shard)
         else:
-            new_array(obs, key, (n,), column.values(0, 1).dtype, **rows)
+            new_rows(obs, key, (n,), column.values(0, 1).dtype)
     finish_table(obs, [*columns, LIBRARY, SOURCE_ROW])
 
 

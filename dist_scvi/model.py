@@ -105,7 +105,7 @@ class SCVI:
         max_epochs: int | None = None,
         *,
         batch_size: int = 128,
-        train_size: float = 0.9,
+        train_size: float | None = None,
         validation_size: float | None = None,
         lr: float = 1e-3,
         eps: float = 0.01,
@@ -154,7 +154,7 @@ class SCVI:
             seed=self.spec.seed,
             data=DataConfig(
                 uri=self.data.store.uri,
-                layer=self.data.layer,
+                layer=self.data.store.layer,
                 batch_key=self.data.batch.key if self.data.batch else None,
                 labels_key=self.data.label.key if self.data.label else None,
                 categorical_covariate_keys=tuple(column.key for column in self.data.categorical_covariates),

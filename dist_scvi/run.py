@@ -7,14 +7,18 @@ A run is a folder: ``config.yaml`` (resolved), ``metrics.jsonl``, ``checkpoints/
 import json
 import os
 import socket
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dist_scvi.loaders import CellData
+from dist_scvi.loaders import CellData, Plan
 from dist_scvi.loaders.plan import check_world_size
+from dist_scvi.loaders.sampling import ColumnSplit
+from dist_scvi.loaders.soma_store import is_soma
+from dist_scvi.loaders.strata import TEST, VALIDATION
 
-from .config import RunConfig, load_config
+from .config import RunConfig, SomaConfig, load_config
 from .folder import DamagedFolderError, read_folder
 from .metrics import Row
 from .minify import minify
@@ -28,6 +32,7 @@ CONFIG, METRICS, MODEL, ATLAS = "config.yaml", "metrics.jsonl", "model", "atlas"
 def train_worker(config: RunConfig, world: World, *, on_metrics: Callable[[Row], None] | None = None) -> None:
     """Train in the folder ``config.run`` and leave the model there. Started again, it goes on where it was."""
     folder = Path(config.run)
+    config = world.from_first(_at_one_moment(config) if world.rank == 0 else config)
     data = open_from(config.data)
     record = {"rank": world.rank, "world_size": world.size, "pid": os.getpid(), "host": socket.gethostname()}
     (folder / "workers").mkdir(parents=True, exist_ok=True)
@@ -36,6 +41,19 @@ def train_worker(config: RunConfig, world: World, *, on_metrics: Callable[[Row],
     if world.rank == 0:
         save_model(folder / MODEL, trained.module, trained.spec)
     world.wait()
+
+
+def _at_one_moment(config: RunConfig) -> RunConfig:
+    """Fix the moment as of which SOMA is read, for all workers and for every later start of the run."""
+    uris = [config.data.uri] if isinstance(config.data.uri, str) else config.data.uri
+    soma = config.data.soma or (SomaConfig() if any(is_soma(Path(uri)) for uri in uris) else None)
+    if soma is None or soma.timestamp_ms is not None:
+        return config
+    folder = Path(config.run)
+    recorded = run_config(folder).data.soma if (folder / CONFIG).exists() else None
+    moment = (recorded and recorded.timestamp_ms) or time.time_ns() // 1_000_000
+    soma = soma.model_copy(update={"timestamp_ms": moment})
+    return config.model_copy(update={"data": config.data.model_copy(update={"soma": soma})})
 
 
 def minify_worker(
@@ -124,6 +142,7 @@ def preview(config: RunConfig, data: CellData, *, workers: int) -> dict[str, Any
         "train / validation / test": " / ".join(
             str(plan.split_cells(split)) for split in ("train", "validation", "test")
         ),
+        **_held_out(plan),
         "epochs": epochs,
         "steps": f"{epochs * plan.steps_per_epoch} of {plan.batch_size} cells, {plan.steps_per_epoch} an epoch",
         "lanes": f"{plan.lanes}, {plan.lanes // workers} for each of {workers} workers",
@@ -132,20 +151,31 @@ def preview(config: RunConfig, data: CellData, *, workers: int) -> dict[str, Any
             "all of an epoch"
             if plan.blocks_in_window is None
             else f"{plan.blocks_in_window} blocks of {plan.block_cells} rows"
-        ),
-        "diversity": _diversity(plan.blocks_in_window, plan.batch_size, plan.entropy_loss_bits(labels), labels),
+        )
+        + f"; {plan.read_amplification:.1f} rows decompressed for one used",
+        "diversity": _diversity(plan, labels),
         "memory for cells": f"{3 * window * density * entry_bytes / workers / 2**20:.0f} MiB in each worker",
         "memory for a step": f"{12 * plan.batch_size / workers * data.n_genes * 4 / 2**20:.0f} MiB in each worker",
         "run folder": resolved.run,
     }
 
 
-def _diversity(blocks: int | None, batch_size: int, loss_bits: float, labels: int) -> str:
+def _held_out(plan: Plan) -> dict[str, str]:
+    """Name the categories that a column holds out."""
+    splits = plan.line.sampling.splits if plan.line else None
+    if not isinstance(splits, ColumnSplit):
+        return {}
+    names = {"validation": splits.categories(VALIDATION), "test": splits.categories(TEST)}
+    return {f"{split} of {splits.column.key}": ", ".join(found[:20]) or "none" for split, found in names.items()}
+
+
+def _diversity(plan: Plan, labels: int) -> str:
     """Say how well a minibatch mixes the atlas, even if every block is of one label."""
-    text = f"a minibatch loses at most {loss_bits:.3f} bit of the entropy of {labels} labels"
-    if blocks is None or blocks >= 4 * batch_size:
+    text = f"a minibatch loses at most {plan.entropy_loss_bits(labels):.3f} bit of the entropy of {labels} labels"
+    if plan.diverse:
         return text
+    needed = 16 if plan.shuffled else 4 * plan.batch_size
     return (
-        f"{text}; the window holds {blocks} blocks, fewer than the {4 * batch_size} that an unshuffled store needs: "
-        "raise data.memory_mib or lower train.batch_size"
+        f"{text}; the window holds {plan.blocks_in_window} blocks, fewer than the {needed} that this store needs: "
+        "raise data.memory_mib, lower train.batch_size, or pack the store"
     )

@@ -11,8 +11,11 @@ from pathlib import Path
 import torch
 import yaml
 
-from dist_scvi.loaders import CellData, Plan, make_plan, open_data
+from dist_scvi.loaders import CellData, Plan, make_plan, open_data, open_store
 from dist_scvi.loaders.plan import Split, check_world_size
+from dist_scvi.loaders.sampling import open_sampling
+from dist_scvi.loaders.soma_store import SomaOptions
+from dist_scvi.loaders.strata import shares_of
 from dist_scvi.loaders.stream import split_stream, train_stream
 
 from .checkpoint import Checkpoint, check_same_run, fingerprint, newest_checkpoint, restore, save_checkpoint
@@ -78,7 +81,7 @@ def train(  # noqa: C901 - the whole story, in order
     data = data or open_from(config.data)
     config, plan = resolve(config, data)
     check_world_size(plan.lanes, world.size)
-    steps, known = plan.steps_per_epoch, fingerprint(data)
+    steps, known = plan.steps_per_epoch, fingerprint(data, plan)
 
     # --- the model, and where it was
     spec = spec_of(config.model, config.seed, data)
@@ -172,21 +175,8 @@ def resolve(config: RunConfig, data: CellData) -> tuple[RunConfig, Plan]:
         ``train.max_epochs`` by the rule of scvi-tools 1.4.2 (model/_utils.py: get_max_epochs_heuristic), the length of
         the KL warm-up, the validation share, and the sizes of blocks and windows.
     """
-    settings = config.train
-    plan = make_plan(
-        n_cells=data.n_cells,
-        n_entries=data.store.n_entries,
-        n_genes=data.n_genes,
-        batch_size=settings.batch_size,
-        lanes=settings.lanes,
-        micro_cells=settings.micro_cells,
-        train_size=settings.train_size,
-        validation_size=settings.validation_size,
-        seed=config.seed,
-        memory_bytes=config.data.memory_mib << 20,
-        block_cells=config.data.block_cells,
-        window_cells=config.data.window_cells,
-    )
+    settings, plan = config.train, plan_of(config, data)
+    shares = (None, None) if config.data.split_key else shares_of(settings.train_size, settings.validation_size)
     max_epochs = settings.max_epochs or max(1, min(round(20_000 / data.n_cells * 400), 400))
     warmup = settings.n_steps_kl_warmup
     if warmup is None and settings.n_epochs_kl_warmup is None:
@@ -203,7 +193,8 @@ def resolve(config: RunConfig, data: CellData) -> tuple[RunConfig, Plan]:
                     update={
                         "max_epochs": max_epochs,
                         "n_steps_kl_warmup": warmup,
-                        "validation_size": plan.validation_size,
+                        "train_size": shares[0],
+                        "validation_size": shares[1],
                     }
                 ),
             }
@@ -212,11 +203,59 @@ def resolve(config: RunConfig, data: CellData) -> tuple[RunConfig, Plan]:
     )
 
 
+def plan_of(config: RunConfig, data: CellData) -> Plan:
+    """Lay out the run; obs columns that say which cells are drawn, and how often, are read once."""
+    settings = config.train
+    sampling = open_sampling(
+        data.store,
+        seed=config.seed,
+        train_size=settings.train_size,
+        validation_size=settings.validation_size,
+        split_key=config.data.split_key,
+        holdout_key=config.data.holdout_key,
+        weight_key=config.data.weight_key,
+        balance_key=config.data.balance_key,
+    )
+    return make_plan(
+        n_cells=data.n_cells,
+        n_entries=data.store.n_entries,
+        n_genes=data.n_genes,
+        batch_size=settings.batch_size,
+        lanes=settings.lanes,
+        micro_cells=settings.micro_cells,
+        train_size=None if sampling else settings.train_size,
+        validation_size=None if sampling else settings.validation_size,
+        sampling=sampling,
+        seed=config.seed,
+        memory_bytes=config.data.memory_mib << 20,
+        block_cells=config.data.block_cells,
+        window_cells=config.data.window_cells,
+        chunk_cells=data.store.chunk_cells,
+        shuffled=data.store.shuffled,
+    )
+
+
 def open_from(config: DataConfig) -> CellData:
-    """Open the cells that a configuration names."""
-    return open_data(
+    """Open the cells that a configuration names.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As `open_store` and `open_data`, or if the file of genes is not there.
+    """
+    soma = None if config.soma is None else SomaOptions(**config.soma.model_dump())
+    genes = Path(config.genes).read_text().split() if isinstance(config.genes, str) else config.genes
+    store = open_store(
         config.uri,
         layer=config.layer,
+        genes=genes,
+        join=config.join,
+        source_key=config.source_key,
+        soma=soma,
+        storage_options=config.storage_options,
+    )
+    return open_data(
+        store,
         batch_key=config.batch_key,
         labels_key=config.labels_key,
         categorical_covariate_keys=config.categorical_covariate_keys,

@@ -1,4 +1,4 @@
-"""The command line: ``dist-scvi simulate | inspect | train | resume | minify | query``.
+"""The command line: ``dist-scvi simulate | inspect | verify | pack | train | resume | minify | query``.
 
 Only this file prints, and torch, zarr and ray are imported by the command that needs them.
 """
@@ -7,29 +7,26 @@ import argparse
 import io
 import json
 import sys
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from argparse import _SubParsersAction
+from .arguments import parse
 
+if TYPE_CHECKING:
     from dist_scvi.config import RunConfig
+    from dist_scvi.loaders import CellStore
+    from dist_scvi.loaders.soma_store import SomaOptions
     from dist_scvi.world import World
 
-    _Commands = _SubParsersAction[argparse.ArgumentParser]
-
 _OK, _FAILED, _MISTAKE, _AGAIN, _INTERRUPTED = 0, 1, 2, 75, 130
-_EPILOG = (
-    "exit codes: 0 done; 2 a mistake in the input, named in one line; 75 workers were lost, start the same command "
-    "again to go on; 1 anything else; 130 interrupted"
-)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit with its code."""
-    options = _parse(arguments)
+    options = parse(arguments, COMMANDS)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # in step with the progress on stderr, also in a file
     try:
@@ -51,19 +48,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(code)
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Read the arguments; overrides may also stand behind options, which argparse alone does not allow."""
-    parser = _parser()
-    options, behind = parser.parse_known_args(arguments)
-    words = getattr(options, "words", None)
-    strange = [word for word in behind if words is None or word.startswith("-")]
-    if strange:
-        parser.error(f"unrecognized arguments: {' '.join(strange)}")
-    if words is not None:
-        words.extend(behind)
-    return options
-
-
 def _simulate(options: argparse.Namespace) -> int:
     from dist_scvi.loaders.simulate import simulate
 
@@ -82,15 +66,87 @@ def _simulate(options: argparse.Namespace) -> int:
     return _OK
 
 
-def _inspect(options: argparse.Namespace) -> int:
-    from dist_scvi.loaders.scan import format_inspection, inspect_store
+def _source(options: argparse.Namespace) -> "Callable[..., CellStore]":
+    """Give what opens the store, or stores, that a command names; it takes another layer."""
     from dist_scvi.loaders.store import open_store
 
-    store = open_store(options.source, layer=options.layer)
+    sources = options.sources if len(options.sources) > 1 else options.sources[0]
+    genes = None if options.genes is None else options.genes.read_text().split()
+    return partial(
+        open_store,
+        sources,
+        layer=options.layer,
+        genes=genes,
+        join=options.join,
+        soma=_soma(options),
+        storage_options=dict(options.storage),
+    )
+
+
+def _soma(options: argparse.Namespace) -> "SomaOptions | None":
+    from dist_scvi.loaders.soma_store import SomaOptions
+
+    asked = {"measurement": options.soma_measurement, "obs_value_filter": options.soma_filter}
+    asked = {key: value for key, value in asked.items() if value is not None}
+    return SomaOptions(**asked) if asked else None
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from dist_scvi.loaders.scan import format_inspection, inspect_store
+
+    opened = _source(options)
     inspection = inspect_store(
-        store, batch_key=options.batch_key, labels_key=options.labels_key, progress=_progress("read")
+        opened(),
+        batch_key=options.batch_key,
+        labels_key=options.labels_key,
+        open_layer=lambda layer: opened(layer=layer),
+        progress=_progress("read"),
     )
     print(json.dumps(inspection.to_dict(), indent=1) if options.json else format_inspection(inspection))
+    return _OK
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from dist_scvi.loaders.verify import format_verification, verify_store
+
+    found = verify_store(
+        options.source,
+        layer=options.layer,
+        soma=_soma(options),
+        storage_options=dict(options.storage),
+        progress=_progress("verified"),
+    )
+    print(json.dumps(found.to_dict(), indent=1) if options.json else format_verification(found))
+    return _OK if found.ok else _MISTAKE
+
+
+def _pack(options: argparse.Namespace) -> int:
+    from dist_scvi.loaders.genes import highly_variable_genes
+    from dist_scvi.loaders.pack import pack_store
+
+    opened = _source(options)
+    genes = None
+    if options.hvg:
+        store = opened()
+        found = highly_variable_genes(
+            store, n_top_genes=options.hvg, batch_key=options.batch_key, progress=_progress("counted")
+        )
+        genes = [str(name) for name in store.var_names[found.highly_variable]]
+    manifest = pack_store(
+        opened,
+        options.out,
+        seed=None if options.keep_order else options.seed,
+        group_by=options.group_by,
+        genes=genes,
+        obs_columns=options.obs_columns,
+        codec=options.codec,
+        as_annbatch=options.annbatch,
+        memory_bytes=options.memory,
+        processes=options.processes,
+        overwrite=options.overwrite,
+        progress=_progress("packed"),
+    )
+    print(f"packed {manifest.n_cells} cells x {manifest.n_genes} genes into {options.out}")
     return _OK
 
 
@@ -191,7 +247,7 @@ def _query(options: argparse.Namespace) -> int:
     if options.cells:
         indices = atlas.find(options.cells)
     elif options.where:
-        indices = atlas.select(**dict(_pair(text) for text in options.where))
+        indices = atlas.select(**dict(options.where))
     if options.what == "latent":
         latent = atlas.get_latent_representation(indices)
         names = [f"latent_{k}" for k in range(atlas.spec.model.n_latent)]
@@ -214,124 +270,33 @@ def _query(options: argparse.Namespace) -> int:
     return _OK
 
 
-def _pair(text: str) -> tuple[str, str]:
-    key, found, value = text.partition("=")
-    if not found:
-        raise ValueError(f"--where {text!r}: write COLUMN=VALUE, for example --where cell_type=B")
-    return key, value
-
-
 def _progress(verb: str) -> "Callable[[int, int], None] | None":
-    """Show how far a pass over cells is, on a terminal."""
+    """Show how far a pass over cells is, and how long it will take, on a terminal."""
     if not sys.stderr.isatty():
         return None
+    begun_s, first = time.monotonic(), 0
 
     def show(done: int, total: int) -> None:
+        nonlocal first
+        first = first or done  # what an earlier start had done says nothing of the speed
+        passed_s = time.monotonic() - begun_s
+        left = f", {(total - done) * passed_s / (done - first):.0f} s left" if done > first else ""
         end = "\n" if done >= total else ""
-        print(f"\r{verb} {done} of {total} cells", end=end, file=sys.stderr, flush=True)
+        print(f"\r{verb} {done:,} of {total:,} cells{left}    ", end=end, file=sys.stderr, flush=True)
 
     return show
 
 
-def _at_least(low: int) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        if not text.isdecimal() or int(text) < low:
-            raise argparse.ArgumentTypeError(f"{text!r}: a whole number from {low} on is needed")
-        return int(text)
-
-    return number
-
-
-def _words(text: str) -> list[str]:
-    return [word for word in text.split(",") if word]
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="dist-scvi",
-        description="Train SCVI on stores of raw counts larger than memory, with many workers, and ask the result.",
-        epilog=_EPILOG,
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    for add in (_add_simulate, _add_inspect, _add_train, _add_resume, _add_minify, _add_query):
-        add(commands)
-    return parser
-
-
-def _add_simulate(commands: "_Commands") -> None:
-    simulate = commands.add_parser("simulate", help="write a synthetic atlas")
-    simulate.add_argument("out", type=Path, help="Zarr folder to write")
-    simulate.add_argument("--cells", type=_at_least(1), default=20_000)
-    simulate.add_argument("--genes", type=_at_least(1), default=2_000)
-    simulate.add_argument("--types", type=_at_least(1), default=8, help="cell types")
-    simulate.add_argument("--batches", type=_at_least(1), default=4)
-    simulate.add_argument("--seed", type=_at_least(0), default=0)
-    simulate.add_argument(
-        "--processes", type=_at_least(1), default=1, help="processes to draw cells in; the atlas is the same"
-    )
-    simulate.add_argument("--overwrite", action="store_true")
-    simulate.set_defaults(command=_simulate)
-
-
-def _add_inspect(commands: "_Commands") -> None:
-    inspect = commands.add_parser("inspect", help="read a store once and say what is in it and what to fix")
-    inspect.add_argument("source", help="Zarr folder or .h5ad file")
-    inspect.add_argument("--layer", help="read layers/LAYER instead of X")
-    inspect.add_argument("--batch-key", help="obs column of batches")
-    inspect.add_argument("--labels-key", help="obs column of labels")
-    inspect.add_argument("--json", action="store_true", help="print JSON")
-    inspect.set_defaults(command=_inspect)
-
-
-def _add_train(commands: "_Commands") -> None:
-    train = commands.add_parser("train", help="train a model; goes on where an earlier start of the run was stopped")
-    train.add_argument("words", nargs="+", metavar="RUN.yaml | key=value", help="configuration file and overrides")
-    _add_workers(train)
-    train.add_argument("--dry-run", action="store_true", help="print cells, genes, steps and memory, and stop")
-    train.set_defaults(command=_train)
-
-
-def _add_resume(commands: "_Commands") -> None:
-    resume = commands.add_parser("resume", help="continue a run from its folder")
-    resume.add_argument("run", type=Path, help="folder of the run")
-    resume.add_argument("words", nargs="*", metavar="key=value", help="for example train.max_epochs=40")
-    _add_workers(resume)
-    resume.add_argument("--dry-run", action="store_true", help="print cells, genes, steps and memory, and stop")
-    resume.set_defaults(command=_resume)
-
-
-def _add_minify(commands: "_Commands") -> None:
-    minify = commands.add_parser("minify", help="encode all cells of a finished run into an atlas without counts")
-    minify.add_argument("run", type=Path, help="folder of the run")
-    minify.add_argument("out", type=Path, nargs="?", help="folder to write; RUN/atlas by default")
-    minify.add_argument("--obs-columns", type=_words, default=[], metavar="A,B", help="obs columns to carry over")
-    minify.add_argument("--overwrite", action="store_true", help="replace an atlas that is there")
-    _add_workers(minify)
-    minify.set_defaults(command=_minify)
-
-
-def _add_query(commands: "_Commands") -> None:
-    query = commands.add_parser("query", help="ask a minified atlas; prints CSV")
-    query.add_argument("atlas", type=Path, help="folder of the atlas")
-    query.add_argument("what", choices=["latent", "expression"])
-    query.add_argument("--genes", type=_words, metavar="A,B", help="genes; all by default")
-    query.add_argument("--by", metavar="COLUMN", help="average over the cells of each category of an obs column")
-    query.add_argument("--cells", type=_words, metavar="A,B", help="cells by name")
-    query.add_argument("--where", action="append", metavar="COLUMN=VALUE", help="cells by obs column; may be repeated")
-    query.add_argument("--transform-batch", type=_words, metavar="A,B", help="decode as of these batches, and average")
-    query.add_argument("--library-size", default="1", metavar="NUMBER|latent", help="factor, or each cell's own total")
-    query.add_argument("--n-samples", type=int, help="draws of the posterior; by default its mean is decoded")
-    query.add_argument("--seed", type=int, default=0, help="seed of the draws")
-    query.add_argument("--out", type=Path, help="write CSV here")
-    query.set_defaults(command=_query)
-
-
-def _add_workers(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--workers", type=_at_least(1), default=1, help="more than one are started with Ray Train")
-    parser.add_argument("--cpus-per-worker", type=_at_least(1), help="by default an equal share of this machine's")
-    parser.add_argument("--gpus-per-worker", type=_at_least(0), default=0)
-    parser.add_argument("--max-failures", type=_at_least(0), default=3, help="how often lost workers are replaced")
+COMMANDS = {
+    "simulate": _simulate,
+    "inspect": _inspect,
+    "verify": _verify,
+    "pack": _pack,
+    "train": _train,
+    "resume": _resume,
+    "minify": _minify,
+    "query": _query,
+}
 
 
 if __name__ == "__main__":

@@ -7,12 +7,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from .buffers import Buffers
 from .chunks import ChunkedArray
-from .columns import Categorical, Numeric, PagedArray, read_range
+from .columns import Categorical, DamagedError, Numeric, PagedArray, read_range
 from .csr import read_rows
 from .obs import ObsTable, attribute, index_of, read_whole
 from .rows import CsrRows, concatenate, from_arrays
 from .store import check_not_empty, check_var_names
+
+_RAW = "raw/X"
 
 
 class AnnDataStore:
@@ -28,21 +31,36 @@ class AnnDataStore:
     uri
         Where it lies, for messages.
     layer
-        Name in ``layers``, or None for ``X``.
+        Name in ``layers``, ``raw/X``, or None for ``X``.
+    version
+        Tells of the state of the file; another answer than at first means that it was written again.
+    shuffled
+        The rows lie in a random order.
     """
 
-    def __init__(self, root: Any, array: Callable[[str], Any], *, uri: str, layer: str | None) -> None:
+    def __init__(
+        self,
+        root: Any,
+        array: Callable[[str], Any],
+        *,
+        uri: str,
+        layer: str | None,
+        version: Callable[[], str],
+        shuffled: bool = False,
+    ) -> None:
         if attribute(root, "encoding-type") != "anndata" and not ("obs" in root and "var" in root):
             raise ValueError(f"{uri} is no AnnData: groups 'obs' and 'var' are needed, found {_names(root)}")
-        self.uri = uri
-        self._root, self._array = root, array
-        self._path = f"layers/{layer}" if layer else "X"
+        self.uri, self.layer, self.shuffled = uri, layer, shuffled
+        self._version, self._first_version = version, version()
+        self._root, self._array, self._buffers = root, array, Buffers()
+        self._path = {None: "X", _RAW: _RAW}.get(layer, f"layers/{layer}")
         if self._path not in root:
-            layers = _names(root["layers"]) if "layers" in root else "none"
-            raise ValueError(f"{uri} has no {self._path}: layers present are {layers}; set data.layer")
+            present = ", ".join(self.layers()) or "none"
+            raise ValueError(f"{uri} has no {self._path}: layers present are {present}; set data.layer")
         self._where = f"{self._path} of {uri}"
         self._obs = ObsTable(root, array, uri=uri)
-        self.var_names = check_var_names(read_whole(index_of(root["var"], uri), uri), uri)
+        var = root["raw/var"] if layer == _RAW else root["var"]
+        self.var_names = check_var_names(read_whole(index_of(var, uri), uri), uri)
         self.n_cells = self._obs.n_cells
         check_not_empty(self.n_cells, len(self.var_names), self._where)
         matrix = root[self._path]
@@ -66,11 +84,16 @@ class AnnDataStore:
 
     def read_ranges(self, ranges: Sequence[tuple[int, int]]) -> CsrRows:
         """Read several ranges of rows; see `CellStore`."""
+        if self._version() != self._first_version:
+            raise DamagedError(
+                f"{self.uri} was written again since it was opened: what is read now may not fit what was read before; "
+                "start again"
+            )
         if self._dense is not None:
             return concatenate([self._read_dense(start, stop) for start, stop in ranges])
         starts = [self._row_starts(start, stop) for start, stop in ranges]
         if isinstance(self._data, ChunkedArray) and isinstance(self._indices, ChunkedArray):
-            rows = read_rows(self._data, self._indices, starts, len(self.var_names))
+            rows = read_rows(self._data, self._indices, starts, len(self.var_names), self._buffers)
             if rows is not None:
                 return rows
         return concatenate([self._read_exactly(*one) for one in zip(ranges, starts, strict=True)])
@@ -115,7 +138,8 @@ class AnnDataStore:
 
     def layers(self) -> list[str]:
         """Names of the layers."""
-        return sorted(self._root["layers"].keys()) if "layers" in self._root else []
+        names = sorted(self._root["layers"].keys()) if "layers" in self._root else []
+        return [*names, *([_RAW] if _RAW in self._root else [])]
 
     def close(self) -> None:
         """Close the file."""

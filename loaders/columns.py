@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+_PAGE_ROWS = (4096, 65_536)
+"""Fewest and most values read together."""
 
 Ranges = Sequence[tuple[int, int]]
 
@@ -29,20 +31,25 @@ class Sliceable(Protocol):
 class PagedArray:
     """A long one-dimensional array on disk, read through a bounded cache of pages.
 
-    Holds at most ``max_pages * page_rows`` values, whatever the length of the array.
+    Holds at most `max_rows` values, whatever the length of the array.
 
     Parameters
     ----------
     array
-        A ``zarr.Array`` or ``h5py.Dataset``.
+        A ``zarr.Array``, `ChunkedArray` or ``h5py.Dataset``.
     uri
         The file it lies in, for messages.
+    page_rows
+        Values read together; by default a chunk of the array, within bounds.
     """
 
-    def __init__(self, array: Any, uri: str = "the store", *, page_rows: int = 65_536, max_pages: int = 32) -> None:
+    def __init__(
+        self, array: Any, uri: str = "the store", *, page_rows: int | None = None, max_rows: int = 1 << 21
+    ) -> None:
         self._array, self._uri = array, uri
-        self._page_rows = page_rows
-        self._page = lru_cache(max_pages)(self._read_page)
+        chunk = int((getattr(array, "chunks", None) or (_PAGE_ROWS[1],))[0])
+        self._page_rows = page_rows or min(max(chunk, _PAGE_ROWS[0]), _PAGE_ROWS[1])
+        self._page = lru_cache(max(1, max_rows // self._page_rows))(self._read_page)
 
     def __len__(self) -> int:
         return int(self._array.shape[0])

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .buffers import Buffers
 from .chunks import ChunkedArray, Task, run_side_by_side
 from .kernels import REFUSED, descents, descents_at, repeated_gene, settle
 from .rows import CsrRows, gene_type
@@ -14,7 +15,7 @@ _NARROWED = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "ui
 
 
 def read_rows(
-    data: ChunkedArray, indices: ChunkedArray, starts: Sequence[NDArray[np.int64]], n_genes: int
+    data: ChunkedArray, indices: ChunkedArray, starts: Sequence[NDArray[np.int64]], n_genes: int, buffers: Buffers
 ) -> CsrRows | None:
     """Read ranges of rows, or give None if something in them calls for a closer look.
 
@@ -24,6 +25,8 @@ def read_rows(
         For every range, where each of its rows begins in `data` and where the last one ends.
     n_genes
         Genes of the matrix.
+    buffers
+        Where the memory for the rows comes from.
 
     Returns
     -------
@@ -34,8 +37,8 @@ def read_rows(
     if data.dtype.name not in _NARROWED or indices.dtype.name not in _NARROWED:
         return None
     indptr = _joined(starts)
-    counts_e = np.empty(indptr[-1], dtype=np.uint8 if data.dtype == np.uint8 else np.uint16)
-    genes_e = np.empty(indptr[-1], dtype=gene_type(n_genes))
+    counts_e: NDArray[Any] = buffers.empty(indptr[-1], np.uint8 if data.dtype == np.uint8 else np.uint16)
+    genes_e: NDArray[Any] = buffers.empty(indptr[-1], gene_type(n_genes))
     refused: list[int] = []
     falls: list[int] = []
     borders: list[int] = []

@@ -1,7 +1,8 @@
 """A store together with the obs columns a model is given."""
 
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +26,13 @@ class CellData:
     """Cells and their covariates, as `open_data` found them."""
 
     store: CellStore
-    layer: str | None
     batch: Categorical | None
     """The batch covariate; without one all cells are of one batch."""
     label: Categorical | None
     categorical_covariates: tuple[Categorical, ...]
     continuous_covariates: tuple[Numeric, ...]
+    process: int = field(default_factory=os.getpid)
+    """The process that opened them."""
 
     @property
     def n_cells(self) -> int:
@@ -47,13 +49,28 @@ class CellData:
         return {
             "n_cells": self.n_cells,
             "n_entries": self.store.n_entries,
-            "layer": self.layer,
+            "layer": self.store.layer,
             "var_names": [str(name) for name in self.store.var_names],
             "batch": _describe(self.batch),
             "label": _describe(self.label),
             "categorical_covariates": [_describe(column) for column in self.categorical_covariates],
             "continuous_covariates": [column.key for column in self.continuous_covariates],
         }
+
+    def read(self, ranges: Ranges) -> "tuple[CsrRows, ColumnValues]":
+        """Read counts and covariates of several ranges of rows, joined.
+
+        Raises
+        ------
+        ValueError
+            If a row is damaged or holds no raw counts, or this process was forked from the one that opened the store.
+        """
+        if os.getpid() != self.process:
+            raise ValueError(
+                f"{self.store.uri} was opened in process {self.process} and is read in {os.getpid()}, a fork of it: "
+                "threads that decompress do not survive a fork; start processes with 'spawn', or open it in each"
+            )
+        return self.store.read_ranges(ranges), self.columns_of(ranges)
 
     def columns_of(self, ranges: Ranges) -> "ColumnValues":
         """Read the covariates of several ranges of rows, joined."""
@@ -89,9 +106,10 @@ class ColumnValues:
 
 
 def open_data(
-    source: "str | Path | AnnData",
+    source: "str | Path | AnnData | Sequence[str | Path | AnnData] | CellStore",
     *,
     layer: str | None = None,
+    genes: Sequence[str] | None = None,
     batch_key: str | None = None,
     labels_key: str | None = None,
     categorical_covariate_keys: Sequence[str] = (),
@@ -101,10 +119,8 @@ def open_data(
 
     Parameters
     ----------
-    source
-        A folder with an AnnData in Zarr, an ``.h5ad`` file, or an AnnData in memory. Files are not loaded.
-    layer
-        Read ``layers/<layer>`` instead of ``X``; it must hold raw counts.
+    source, layer, genes
+        What `open_store` takes, or a store that it opened, with more choices. Files are not loaded.
     batch_key
         obs column of the batch covariate.
     labels_key
@@ -129,10 +145,14 @@ def open_data(
     Categories are sorted by name. scvi-tools keeps the order of a pandas categorical, so codes can differ from it
     where that order is not the sorted one.
     """
-    store = open_store(source, layer=layer)
+    if isinstance(source, CellStore):
+        if layer is not None or genes is not None:
+            raise ValueError("a store that is open already is given: name layer and genes to open_store instead")
+        store = source
+    else:
+        store = open_store(source, layer=layer, genes=genes)
     data = CellData(
         store,
-        layer,
         store.categorical(batch_key) if batch_key else None,
         store.categorical(labels_key) if labels_key else None,
         tuple(store.categorical(key) for key in categorical_covariate_keys),

@@ -6,6 +6,7 @@ from typing import Any
 import h5py
 
 from .anndata_store import AnnDataStore
+from .remote import LocalObjects
 
 
 def open_h5ad(path: Path, *, layer: str | None = None) -> AnnDataStore:
@@ -22,4 +23,12 @@ def open_h5ad(path: Path, *, layer: str | None = None) -> AnnDataStore:
         raise ValueError(
             f"{path} cannot be opened as HDF5 ({error}): an .h5ad file or a Zarr folder is needed"
         ) from error
-    return AnnDataStore(root, lambda name: root[name], uri=str(path), layer=layer)
+    objects = LocalObjects(path.parent)
+
+    def version() -> str:
+        try:
+            return objects.version(path.name)
+        except FileNotFoundError:
+            return "gone"
+
+    return AnnDataStore(root, lambda name: root[name], uri=str(path), layer=layer, version=version)

@@ -1,5 +1,6 @@
 """How AnnData lies in Zarr v3: groups and arrays with the attributes anndata gives them, every chunk checksummed."""
 
+import shutil
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import DTypeLike
+from zarr.abc.codec import BytesBytesCodec
 from zarr.codecs import BloscCodec, ZstdCodec
 
 _STRING: dict[str, Any] = {"encoding-type": "string-array", "encoding-version": "0.2.0"}
@@ -15,7 +17,7 @@ _ARRAY: dict[str, Any] = {"encoding-type": "array", "encoding-version": "0.2.0"}
 # The checksum is that of zstd: zarrs 0.2.3 passes over crc32c wherever it reads a part of a chunk or shard, and gives
 # wrong
 # values where a byte was flipped. A zstd frame is always decoded, and so verified, as a whole.
-_CODECS = [BloscCodec(cname="lz4", clevel=3), ZstdCodec(level=1, checksum=True)]
+_CODECS: list[BytesBytesCodec] = [BloscCodec(cname="lz4", clevel=3), ZstdCodec(level=1, checksum=True)]
 
 
 def new_root(path: Path, var_names: Sequence[str]) -> zarr.Group:
@@ -37,6 +39,7 @@ def new_array(
     *,
     chunk_rows: int,
     shard_rows: int | None = None,
+    codecs: Sequence[BytesBytesCodec] = _CODECS,
 ) -> "zarr.Array[Any]":
     """Create a numeric array, chunked by rows.
 
@@ -50,7 +53,7 @@ def new_array(
         dtype=kind,
         chunks=(chunk_rows, *shape[1:]),
         shards=(shard_rows, *shape[1:]) if shard_rows else None,
-        compressors=_CODECS,
+        compressors=codecs,
         attributes=_ARRAY,
         fill_value=lost,
         config={"write_empty_chunks": True},  # so that an absent chunk is always a lost one
@@ -65,7 +68,7 @@ def new_strings(group: zarr.Group, name: str, length: int, *, chunk_rows: int = 
             name,
             shape=(length,),
             dtype="string",
-            chunks=(min(chunk_rows, length),),
+            chunks=(max(1, min(chunk_rows, length)),),
             compressors=_CODECS,
             attributes=_STRING,
             config={"write_empty_chunks": True},
@@ -106,3 +109,33 @@ def finish_table(table: zarr.Group, columns: Sequence[str]) -> None:
             "column-order": list(columns),
         }
     )
+
+
+def check_free(path: Path, *, overwrite: bool) -> None:
+    """Refuse a place that is taken.
+
+    Raises
+    ------
+    FileExistsError
+        If something lies at `path` and may not be replaced, or is no Zarr folder.
+    """
+    if not path.exists():
+        return
+    if not overwrite:
+        raise FileExistsError(
+            f"{path} already exists: choose another path, or allow it to be replaced with overwrite=True"
+        )
+    if not (path / "zarr.json").exists() and not (path / ".zgroup").exists():
+        raise FileExistsError(f"{path} is no Zarr folder and is not replaced: choose another path")
+
+
+def put_in_place(folder: Path, path: Path) -> None:
+    """Move the finished `folder` to `path` and remove what lay there; done again after a kill, it goes on."""
+    old = path.with_name(f"{path.name}.replaced")
+    if folder.exists():
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            path.rename(old)
+        folder.rename(path)
+    if old.exists():
+        shutil.rmtree(old)

@@ -27,17 +27,19 @@ class MemoryStore:
     """
 
     def __init__(self, adata: "AnnData", *, layer: str | None = None) -> None:
-        self.uri = "memory"
-        self.chunk_cells = 1
-        self._obs, self._layers = adata.obs, [str(name) for name in adata.layers]
+        self.uri, self.layer, self.chunk_cells, self.shuffled = "memory", layer, 1, False
+        self._obs = adata.obs
+        raw = {"raw/X": adata.raw.X} if adata.raw is not None else {}
+        layers = {str(name): values for name, values in adata.layers.items()} | raw
+        self._layers = list(layers)
         self._where = f"layers/{layer} of the AnnData" if layer else "X of the AnnData"
-        if layer is not None and layer not in adata.layers:
-            raise ValueError(f"the AnnData has no layer '{layer}': present are {', '.join(adata.layers) or 'none'}")
-        matrix = adata.layers[layer] if layer else adata.X
+        if layer is not None and layer not in layers:
+            raise ValueError(f"the AnnData has no layer '{layer}': present are {', '.join(layers) or 'none'}")
+        matrix = layers[layer] if layer else adata.X
         if matrix is None:
             raise ValueError("the AnnData has no X: name the layer that holds the counts")
         self.n_cells = int(adata.n_obs)
-        self.var_names = check_var_names(adata.var_names, "the AnnData")
+        self.var_names = check_var_names((adata.raw if layer in raw else adata).var_names, "the AnnData")
         check_not_empty(self.n_cells, len(self.var_names), self._where)
         self._matrix = sparse.csr_matrix(matrix)
         self.n_entries = int(self._matrix.nnz)

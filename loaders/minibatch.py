@@ -6,13 +6,16 @@ Shape letters in this file
     e   stored entries of these cells
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .kernels import spread_rows
 from .rows import CsrRows
 
 
@@ -54,12 +57,7 @@ class MiniBatch:
         def send(array: NDArray[np.generic], dtype: torch.dtype) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(array)).to(device).to(dtype)
 
-        length_n = send(np.diff(self.counts.indptr), torch.int64)
-        row_e = torch.repeat_interleave(torch.arange(self.n_cells, device=length_n.device), length_n)
-        place_e = row_e * self.n_genes + send(self.counts.genes_e, torch.int64)
-        count_e = send(self.counts.counts_e, torch.float32)
-        counts_ng = torch.zeros(self.n_cells * self.n_genes, device=length_n.device)
-        counts_ng[place_e] = count_e
+        counts_ng, place_e, count_e = self._dense_here() if torch.device(device).type == "cpu" else self._dense_on(send)
         return Tensors(
             counts_ng.view(self.n_cells, self.n_genes),
             place_e,
@@ -70,6 +68,26 @@ class MiniBatch:
             send(self.categorical_nc, torch.int64),
             send(self.continuous_nc, torch.float32),
         )
+
+    def _dense_here(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Make the counts dense, and give place and count of the stored entries."""
+        n_entries = len(self.counts.counts_e)
+        # numpy's large arrays lie in large pages; torch's do not, and filling them takes five times as long.
+        counts_ng = np.zeros(self.n_cells * self.n_genes, dtype=np.float32)
+        place_e, count_e = np.empty(n_entries, dtype=np.int64), np.empty(n_entries, dtype=np.float32)
+        rows = self.counts
+        spread_rows(rows.counts_e, rows.genes_e, rows.indptr, self.n_genes, counts_ng, place_e, count_e)
+        return torch.from_numpy(counts_ng), torch.from_numpy(place_e), torch.from_numpy(count_e)
+
+    def _dense_on(self, send: Callable[[NDArray[Any], torch.dtype], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Do the same on the device that `send` sends to."""
+        length_n = send(np.diff(self.counts.indptr), torch.int64)
+        row_e = torch.repeat_interleave(torch.arange(self.n_cells, device=length_n.device), length_n)
+        place_e = row_e * self.n_genes + send(self.counts.genes_e, torch.int64)
+        count_e = send(self.counts.counts_e, torch.float32)
+        counts_ng = torch.zeros(self.n_cells * self.n_genes, device=length_n.device)
+        counts_ng[place_e] = count_e
+        return counts_ng, place_e, count_e
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Which cells are trained on when. Arithmetic only: no files, no clock, no environment, no array of all rows.
+"""Which cells are trained on when. Arithmetic only: no clock, no environment, no array of all rows.
 
 The training cells of an epoch are thought of as one line: the blocks of the store in a seeded order, laid end to end.
 The line is cut into equal spans, one per lane. A lane reads its span window by window, shuffles the cells of a window,
@@ -6,32 +6,43 @@ and deals them out in minibatches. A global minibatch takes the same number of c
 serves the lanes r, r + W, ...: so what a step trains on does not depend on W, and any step is found from (epoch, step)
 alone.
 
+There are two kinds of line. That of `Strata` is found by division and knows no state. That of `MassLine`, for splits by
+a column and weights, knows one number for each block; under weights a row can come several times in a window.
+
 Shape letters in this file
-    b   blocks or strata
     n   cells, as row numbers of the store
 """
 
 import math
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .hashing import hash_keys, hash_rows, permute
+from .hashing import hash_rows
+from .line import MassLine
+from .sampling import Sampling
+from .strata import TRAIN, VALIDATION, Strata, shares_of
 
 Split = Literal["train", "validation", "test"]
 
-_SPLIT_KEY, _BLOCK_KEY, _TAIL_KEY, _CELL_KEY = 1, 2, 3, 4
-_STRATUM_CELLS = (20, 100, 1000)
-_BLOCK_CELLS = (320, 160, 80, 40, 20)
+_CELL_KEY = 4
+_BLOCK_CELLS = (16, 4096)
+"""Least and most rows of a block: fewer cost more to ask for than to read, more gain nothing."""
+_BLOCK_CHUNKS = 16
+"""Chunks of a block beyond which the rows decompressed in vain, one chunk a block, do not matter."""
+_LONG_BLOCK = 320
+"""Rows that are always worth asking for together."""
+_BLOCKS_IF_SHUFFLED = 16
+_BLOCKS_PER_CELL = 4
 _WINDOWS_HELD = 3
 """The window in use, the next one, and the pieces it is joined from."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The order of a run. Equal plans give equal orders on every machine; see `make_plan`."""
+    """The order of a run. Equal plans, of equal lines, give equal orders on every machine; see `make_plan`."""
 
     n_cells: int
     """Cells of the store."""
@@ -46,13 +57,20 @@ class Plan:
     window_steps: int
     """Steps whose cells are shuffled together."""
     train_size: float
+    """Share of the cells; where a column decides, as it came out. So too the next."""
     validation_size: float
     seed: int
+    chunk_cells: int = 1
+    """Rows that the store decompresses together."""
+    shuffled: bool = False
+    """Whether the store holds its rows in a random order."""
+    line: MassLine | None = field(default=None, compare=False, repr=False)
+    """Where the training cells lie, if a column decides."""
 
     @property
-    def stratum_cells(self) -> int:
-        """Rows of which a fixed number, chosen by the hash of each row, goes to each split."""
-        return _stratum_cells(self.train_size, self.validation_size)
+    def strata(self) -> Strata:
+        """The seeded split, which has a meaning where there is no `line`."""
+        return Strata(self.n_cells, self.train_size, self.validation_size, self.seed)
 
     @property
     def lane_cells(self) -> int:
@@ -71,8 +89,7 @@ class Plan:
         The cells left over make a last, smaller step. Less than two a lane would be too few for a variance: they join
         the step before.
         """
-        full, left = divmod(self.n_train // self.lanes, self.lane_cells)
-        return full + 1 if left >= 2 or full == 0 else full
+        return _steps(self.n_train, self.lanes, self.lane_cells)
 
     @property
     def windows_per_epoch(self) -> int:
@@ -82,23 +99,37 @@ class Plan:
     @property
     def blocks_in_window(self) -> int | None:
         """Blocks shuffled together over all lanes, or None if a window holds the whole epoch."""
-        if self.windows_per_epoch == 1:
-            return None
-        train_in_block = self.block_cells // self.stratum_cells * self.quota("train", self.stratum_cells)
-        return self.window_steps * self.batch_size // train_in_block
+        return None if self.windows_per_epoch == 1 else round(self.window_steps * self.batch_size / self._block_train)
 
-    def quota(self, split: Split, rows: int) -> int:
-        """Cells that `split` gets out of a stratum of `rows`."""
-        train = math.floor(rows * self.train_size + 0.5)
-        if split == "train":
-            return train
-        validation = min(rows - train, math.floor(rows * self.validation_size + 0.5))
-        return validation if split == "validation" else rows - train - validation
+    @property
+    def diverse(self) -> bool:
+        """Whether a window mixes enough blocks: four for every cell of a minibatch, or 16 if the store is shuffled."""
+        return self.blocks_in_window is None or self.blocks_in_window >= _blocks_needed(
+            self.batch_size, shuffled=self.shuffled
+        )
+
+    @property
+    def read_amplification(self) -> float:
+        """Rows that the store decompresses for each cell trained on, if one process serves all lanes.
+
+        A block of b rows costs b and a chunk less one, and so once more does each that is cut by the end of a window.
+        """
+        blocks = self.line.n_blocks if self.line else -(-self.n_cells // self.block_cells)
+        pieces = blocks + self.lanes * self.windows_per_epoch
+        decompressed = blocks * self.block_cells + pieces * (self.chunk_cells - 1)
+        return min(decompressed, self.windows_per_epoch * self.n_cells) / self.n_train
+
+    @property
+    def _block_train(self) -> float:
+        """Training cells that a block gives."""
+        if self.line:
+            return self.line.block_draws
+        stratum = self.strata.stratum_cells
+        return self.block_cells // stratum * self.strata.quota(TRAIN, stratum)
 
     def split_cells(self, split: Split) -> int:
         """Cells of `split` in the whole store."""
-        strata, rest = divmod(self.n_cells, self.stratum_cells)
-        return strata * self.quota(split, self.stratum_cells) + self.quota(split, rest)
+        return (self.line.sampling if self.line else self.strata).split_cells(_number(split))
 
     def step_cells(self, step: int) -> int:
         """Cells of global minibatch `step`, over all ranks."""
@@ -110,11 +141,13 @@ class Plan:
 
         Notes
         -----
-        ``(K - 1) / (2 ln 2) (1 / m + 1 / R)`` for K labels, m cells and R blocks: the Miller-Madow bias of the plug-in
-        entropy.
+        ``(K - 1) / (2 ln 2) (1 / m - 1 / w + b (1 / w - 1 / n))`` for K labels, minibatches of m cells, windows of w,
+        blocks of b training cells and n of these in all: the Miller-Madow bias of the plug-in entropy of m cells drawn
+        from a window, whose ``w / b`` blocks are drawn from the store, both without replacement.
         """
-        blocks = self.blocks_in_window
-        return (n_labels - 1) / (2 * math.log(2)) * (1 / self.batch_size + (1 / blocks if blocks else 0.0))
+        window = min(self.window_steps * self.batch_size, self.n_train)
+        spread = 1 / self.batch_size - 1 / window + self._block_train * (1 / window - 1 / self.n_train)
+        return (n_labels - 1) / (2 * math.log(2)) * max(0.0, spread)
 
 
 def make_plan(
@@ -125,12 +158,15 @@ def make_plan(
     batch_size: int,
     lanes: int,
     micro_cells: int = 128,
-    train_size: float = 0.9,
+    train_size: float | None = None,
     validation_size: float | None = None,
+    sampling: Sampling | None = None,
     seed: int = 0,
     memory_bytes: int = 512 << 20,
     block_cells: int | None = None,
     window_cells: int | None = None,
+    chunk_cells: int = 1,
+    shuffled: bool = False,
 ) -> Plan:
     """Lay out a run over `n_cells` cells with `n_entries` stored counts.
 
@@ -139,40 +175,66 @@ def make_plan(
     batch_size
         Cells of a global minibatch, a multiple of `lanes` and at least two for each.
     train_size, validation_size
-        Shares of the cells, in steps of 0.001; what they leave is the test split. `validation_size` is the rest by
-        default.
+        Shares of the cells, in steps of 0.001; what they leave is the test split. `train_size` is 0.9 by default and
+        `validation_size` the rest.
+    sampling
+        The split and masses of the rows, instead of the two before; see `open_sampling`. An epoch has as many draws as
+        there are training cells.
     memory_bytes
         Bound for the windows that one process holds if it serves all lanes; sets `window_cells`.
     block_cells
-        Rows read together, by default the most that leave ``R >= 4 batch_size`` blocks in a window (CorgiPile, SIGMOD
-        2022).
+        Rows read together, by default the most that leave enough blocks in a window: ``4 batch_size``, or 16 if
+        `shuffled` (CorgiPile, SIGMOD 2022). Where none does, ``Plan.diverse`` is False.
     window_cells
         Cells shuffled together.
+    chunk_cells
+        Rows that the store decompresses together; longer chunks ask for longer blocks.
+    shuffled
+        The rows of the store lie in a random order.
 
     Raises
     ------
     ValueError
-        If sizes do not fit each other or the store holds too few cells.
+        If sizes do not fit each other, there are too few training cells, or both shares and `sampling` are given.
     """
-    validation_size = round(1 - train_size, 9) if validation_size is None else validation_size
-    _check_sizes(batch_size, lanes, micro_cells, train_size, validation_size)
-    stratum = _stratum_cells(train_size, validation_size)
+    _check_sizes(batch_size, lanes, micro_cells)
+    if sampling and not train_size is validation_size is None:
+        raise ValueError(
+            f"train_size={train_size}, validation_size={validation_size}: give these to open_sampling instead"
+        )
+    train_size, validation_size = shares_of(train_size, validation_size)
+    strata = Strata(n_cells, train_size, validation_size, seed)
+    n_train = (sampling or strata).split_cells(TRAIN)
+    if n_train < 2 * lanes:
+        raise ValueError(
+            f"{n_train} training cells (of {n_cells}) do not give two to each of {lanes} lanes: lower train.lanes"
+        )
+    stratum = 1 if sampling else strata.stratum_cells
+    if block_cells is not None and (block_cells < stratum or block_cells % stratum):
+        raise ValueError(f"block_cells={block_cells} must be a multiple of {stratum} for train_size={train_size}")
     if window_cells is None:
         bytes_per_cell = n_entries / n_cells * (2 + (2 if n_genes <= 1 << 16 else 4)) + 40
         window_cells = int(memory_bytes / (_WINDOWS_HELD * bytes_per_cell))
-    blocks = [size for size in _BLOCK_CELLS if size % stratum == 0] or [stratum]
-    if block_cells is not None and (block_cells < stratum or block_cells % stratum):
-        raise ValueError(f"block_cells={block_cells} must be a multiple of {stratum} for train_size={train_size}")
-    plan = Plan(n_cells, batch_size, lanes, micro_cells, block_cells or blocks[0], 1, train_size, validation_size, seed)
-    if plan.n_train < 2 * lanes:
-        raise ValueError(
-            f"{plan.n_train} training cells (of {n_cells}) do not give two to each of {lanes} lanes: lower train.lanes"
-        )
-    window_steps = min(max(1, window_cells // batch_size), plan.steps_per_epoch)
-    if block_cells is None and window_steps < plan.steps_per_epoch:
-        diverse = [size for size in blocks if window_steps >= 4 * size * train_size]
-        plan = replace(plan, block_cells=diverse[0] if diverse else blocks[-1])
-    return replace(plan, window_steps=window_steps)
+    window_steps = min(max(1, window_cells // batch_size), _steps(n_train, lanes, batch_size // lanes))
+    if block_cells is None:
+        # by a column a block can be of training cells alone
+        stratum_train = stratum if sampling else strata.quota(TRAIN, stratum)
+        n_strata = window_steps * batch_size // (_blocks_needed(batch_size, shuffled=shuffled) * stratum_train)
+        block_cells = _block_cells(n_strata * stratum, stratum, chunk_cells)
+    return Plan(
+        n_cells,
+        batch_size,
+        lanes,
+        micro_cells,
+        block_cells,
+        window_steps,
+        n_train / n_cells if sampling else train_size,
+        sampling.split_cells(VALIDATION) / n_cells if sampling else validation_size,
+        seed,
+        chunk_cells,
+        shuffled,
+        MassLine(sampling, block_cells, seed) if sampling else None,
+    )
 
 
 def check_world_size(lanes: int, world_size: int) -> None:
@@ -202,8 +264,12 @@ def window_rows(plan: Plan, epoch: int, lane: int, window: int) -> NDArray[np.in
     last = min(first + plan.window_steps, plan.steps_per_epoch) - 1
     offset = lane * plan.n_train // plan.lanes
     low, high = offset + lane_span(plan, lane, first)[0], offset + lane_span(plan, lane, last)[1]
-    row_n = split_rows(plan, "train", low, high, epoch=epoch)
-    return row_n[np.argsort(hash_rows(row_n, plan.seed, _CELL_KEY, epoch), kind="stable")]
+    if plan.line:
+        # by the number of the draw, so that a row that comes several times is spread over the window
+        row_n, key_n = plan.line.draws(epoch, low, high), np.arange(low, high)
+    else:
+        row_n = key_n = plan.strata.line(TRAIN, low, high, block_cells=plan.block_cells, epoch=epoch)
+    return row_n[np.argsort(hash_rows(key_n, plan.seed, _CELL_KEY, epoch), kind="stable")]
 
 
 def minibatch_rows(plan: Plan, epoch: int, step: int, lane: int) -> NDArray[np.int64]:
@@ -223,88 +289,45 @@ def micro_sizes(n_cells: int, micro_cells: int) -> tuple[int, ...]:
     return tuple((n_cells + part) // parts for part in range(parts))
 
 
-def split_rows(plan: Plan, split: Split, low: int, high: int, *, epoch: int | None = None) -> NDArray[np.int64]:
-    """Give the rows at places ``[low, high)`` on the line of `split`.
-
-    The line is the store's own order if `epoch` is None, else the blocks in the order of that epoch. The last block is
-    shorter and stands at a place of its own, so that every place on the line is found by division.
-    """
-    strata_in_block = plan.block_cells // plan.stratum_cells
-    in_block = strata_in_block * plan.quota(split, plan.stratum_cells)
-    n_full = plan.n_cells // plan.block_cells
-    tail_n = _tail_rows(plan, split)
-    tail_at = n_full if epoch is None else hash_keys(plan.seed, _TAIL_KEY, epoch) % (n_full + 1)
-    tail_low, tail_high = tail_at * in_block, tail_at * in_block + len(tail_n)
-
-    def full_blocks(begin: int, end: int) -> NDArray[np.int64]:
-        if end <= begin:
-            return np.zeros(0, dtype=np.int64)
-        first = begin // in_block
-        block_b = np.arange(first, (end - 1) // in_block + 1, dtype=np.int64)
-        if epoch is not None:
-            block_b = permute(block_b, n_full, hash_keys(plan.seed, _BLOCK_KEY, epoch))
-        strata_b = (block_b[:, None] * strata_in_block + np.arange(strata_in_block)).ravel()
-        return _members(plan, split, strata_b)[begin - first * in_block : end - first * in_block]
-
-    return np.concatenate(
-        [
-            full_blocks(low, min(high, tail_low)),
-            tail_n[max(low - tail_low, 0) : max(high - tail_low, 0)],
-            full_blocks(max(low, tail_high) - len(tail_n), high - len(tail_n)),
-        ]
-    )
-
-
-def _members(plan: Plan, split: Split, strata_b: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Rows of `split` in whole strata, rising within each."""
-    size = plan.stratum_cells
-    return _choose(plan, split, strata_b[:, None] * size + np.arange(size)).ravel()
-
-
-def _tail_rows(plan: Plan, split: Split) -> NDArray[np.int64]:
-    """Rows of `split` behind the last whole block."""
-    size = plan.stratum_cells
-    first, last = plan.n_cells // plan.block_cells * (plan.block_cells // size), plan.n_cells // size
-    rest = np.arange(last * size, plan.n_cells)[None, :]
-    return np.concatenate([_members(plan, split, np.arange(first, last)), _choose(plan, split, rest).ravel()])
-
-
-def _choose(plan: Plan, split: Split, row_bn: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Choose from each line of rows those of `split`: the lowest hashes are test, then validation, then train."""
-    n = row_bn.shape[1]
-    validation = n - plan.quota("train", n)
-    test = validation - plan.quota("validation", n)
-    low, high = {"test": (0, test), "validation": (test, validation), "train": (validation, n)}[split]
-    order_bn = np.argsort(hash_rows(row_bn, plan.seed, _SPLIT_KEY), axis=1, kind="stable")
-    return np.take_along_axis(row_bn, np.sort(order_bn[:, low:high], axis=1), axis=1)
+def split_rows(plan: Plan, split: Split, low: int, high: int) -> NDArray[np.int64]:
+    """Give the rows at places ``[low, high)`` among those of `split`, in the store's own order."""
+    if plan.line:
+        return plan.line.sampling.rows(_number(split), low, high)
+    return plan.strata.line(_number(split), low, high, block_cells=plan.block_cells, epoch=None)
 
 
 def _lane_length(plan: Plan, lane: int) -> int:
     return (lane + 1) * plan.n_train // plan.lanes - lane * plan.n_train // plan.lanes
 
 
-def _stratum_cells(train_size: float, validation_size: float) -> int:
-    def whole(share: float, cells: int) -> bool:
-        return abs(share * cells - round(share * cells)) < 1e-6
-
-    for cells in _STRATUM_CELLS:
-        if whole(train_size, cells) and whole(validation_size, cells):
-            return cells
-    raise ValueError(f"train_size={train_size} and validation_size={validation_size} must be given in steps of 0.001")
+def _number(split: Split) -> int:
+    return get_args(Split).index(split)
 
 
-def _check_sizes(batch_size: int, lanes: int, micro_cells: int, train_size: float, validation_size: float) -> None:
+def _steps(n_train: int, lanes: int, lane_cells: int) -> int:
+    full, left = divmod(n_train // lanes, lane_cells)
+    return full + 1 if left >= 2 or full == 0 else full
+
+
+def _blocks_needed(batch_size: int, *, shuffled: bool) -> int:
+    return _BLOCKS_IF_SHUFFLED if shuffled else _BLOCKS_PER_CELL * batch_size
+
+
+def _block_cells(diverse: int, stratum: int, chunk_cells: int) -> int:
+    """Choose the rows of a block, of which at most `diverse` make a window diverse.
+
+    Where that is a small part of a chunk, a quarter of a chunk is taken, for which five times as many rows are read.
+    """
+    most = min(max(_LONG_BLOCK, _BLOCK_CHUNKS * chunk_cells), _BLOCK_CELLS[1])
+    least = min(max(_BLOCK_CELLS[0], chunk_cells // 4), most)
+    return max(min(max(diverse, least), most) // stratum, 1) * stratum
+
+
+def _check_sizes(batch_size: int, lanes: int, micro_cells: int) -> None:
     if lanes < 1 or batch_size < 2 * lanes or batch_size % lanes:
         raise ValueError(
-            f"batch_size={batch_size} must be a multiple of lanes={lanes} and at least twice it: every lane gives "
-            f"the same "
-            "number of cells to a minibatch, and normalisation needs two"
+            f"batch_size={batch_size} must be a multiple of lanes={lanes} and at least twice it: every lane gives the "
+            "same number of cells to a minibatch, and normalisation needs two"
         )
     if micro_cells < 2:
         raise ValueError(f"micro_cells={micro_cells}: batch normalisation needs at least 2 cells")
-    if not 0 < train_size <= 1 or validation_size < 0 or train_size + validation_size > 1 + 1e-9:
-        raise ValueError(
-            f"train_size={train_size} and validation_size={validation_size}: shares of all cells are needed, 0 < "
-            f"train_size "
-            "and together at most 1"
-        )

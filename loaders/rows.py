@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .buffers import Buffers
 from .kernels import keep_genes, repeated_gene, sum_rows, take_rows
 
 _GAP_CELLS = 64
@@ -42,13 +43,14 @@ class CsrRows:
         """Bytes held."""
         return self.counts_e.nbytes + self.genes_e.nbytes + self.indptr.nbytes
 
-    def take(self, index_n: NDArray[np.int64]) -> "CsrRows":
-        """Copy the rows `index_n`, in that order."""
+    def take(self, index_n: NDArray[np.int64], buffers: Buffers | None = None) -> "CsrRows":
+        """Copy the rows `index_n`, in that order, to memory from `buffers`."""
         begin_n = self.indptr[index_n]
         length_n = self.indptr[index_n + 1] - begin_n
         indptr = np.zeros(len(index_n) + 1, dtype=np.int64)
         np.cumsum(length_n, out=indptr[1:])
-        counts_e, genes_e = np.empty(indptr[-1], self.counts_e.dtype), np.empty(indptr[-1], self.genes_e.dtype)
+        empty: Any = buffers.empty if buffers else np.empty
+        counts_e, genes_e = empty(indptr[-1], self.counts_e.dtype), empty(indptr[-1], self.genes_e.dtype)
         take_rows(self.counts_e, self.genes_e, begin_n, indptr, counts_e, genes_e)
         return CsrRows(counts_e, genes_e, indptr)
 

@@ -1,14 +1,8 @@
-"""One pass over a store that says what is in it and what should be mended before training.
+"""One pass over a store that says what is in it and what should be mended before training."""
 
-Shape letters in this file
-    n   cells of one read
-    e   their stored entries
-    g   genes
-    b   batches, and after them one more group for cells without a batch
-    q   bins of library size
-"""
-
-from collections.abc import Callable, Iterator
+import os
+import statistics
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -16,33 +10,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .columns import Categorical
-from .rows import CsrRows
+from .scan_cells import CellPass, NamePass, Probe, probe_layers
+from .scan_columns import BLOCK_CELLS, MISSING, ColumnPass, ColumnSummary, suggested
+from .scan_counts import LibrarySummary
+from .scan_duplicates import Copies
 from .store import CellStore
 
 _READ_ENTRIES = 1 << 22
 """Entries held at once, by the mean number in a cell."""
 _READ_CELLS = 1 << 16
-_BINS_PER_DOUBLING = 64
-"""Bins of library size; quantiles are exact to 1.1 %."""
-_DOUBLINGS = 48
-_QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
 _FEW_CELLS = 50
 _DENSE_ENOUGH = 0.6
-_MISSING = "(missing)"
-
-
-@dataclass(frozen=True, slots=True)
-class LibrarySummary:
-    """Total counts of the cells of one batch. Cells without counts are left out of all but `n_cells`."""
-
-    n_cells: int
-    mean: float
-    log_mean: float
-    """Mean of the natural logarithm, the prior that scVI takes for this batch."""
-    log_var: float
-    """Variance of the natural logarithm, over n."""
-    quantiles: dict[str, float]
-    """Library size at 1, 25, 50, 75 and 99 %, exact to 1.1 %."""
+_FEW_NUMBERS = 50
+"""Different numbers up to which the frequent ones are shown."""
+_WINDOW_ENTRIES = 1 << 27
+"""Entries that windows of training hold by default; of smaller stores each chunk is decompressed once an epoch."""
+_SORTED, _SHUFFLED = 4, BLOCK_CELLS // 2
+"""Independent cells of a block up to which rows count as sorted, and from which on as shuffled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +34,12 @@ class Inspection:
     """What `inspect_store` found."""
 
     uri: str
+    layer: str | None
+    """What was read, None for ``X``."""
     n_cells: int
     n_genes: int
+    n_unread_cells: int
+    """Cells in reads that were refused; what is told of counts, batches and labels leaves them out."""
     n_entries: int
     """Counts above zero."""
     density: float
@@ -65,8 +53,14 @@ class Inspection:
     """Genes without a count."""
     unseen_genes: tuple[str, ...]
     """Names of the first ten of them."""
+    copied_cells: Copies
+    """Cells that have the very counts of another; those without counts are not compared."""
+    copied_names: Copies
     obs_columns: tuple[str, ...]
+    columns: tuple[ColumnSummary, ...]
     layers: tuple[str, ...]
+    probes: tuple[Probe, ...]
+    """Of ``X`` and every layer, if they could be opened."""
     library: LibrarySummary
     batch_key: str | None
     batches: dict[str, LibrarySummary]
@@ -74,6 +68,17 @@ class Inspection:
     labels_key: str | None
     labels: dict[str, int]
     """Cells by category; those without one under ``(missing)``."""
+    batch_suggestions: tuple[str, ...]
+    """obs columns that could be batches, if none was given."""
+    label_suggestions: tuple[str, ...]
+    chunk_cells: int
+    """Rows that are decompressed together."""
+    read_cells_per_s: float
+    """Median speed of this pass in reading counts in the order of the store; 0 if none could be read."""
+    n_processors: int
+    """Processors it could use."""
+    refused: tuple[str, ...]
+    """Why the first of the counts and names that could not be read was refused."""
     advice: tuple[str, ...]
     """What should be mended."""
 
@@ -87,54 +92,43 @@ def inspect_store(
     *,
     batch_key: str | None = None,
     labels_key: str | None = None,
+    open_layer: Callable[[str | None], CellStore] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Inspection:
     """Read every row of `store` once, in bounded memory, and sum up what was found.
+
+    Counts that are damaged or are none are told in the advice, and the rows read with them left out.
 
     Parameters
     ----------
     batch_key, labels_key
         Categorical obs columns to count by.
+    open_layer
+        Opens the same store by another layer, or ``X`` if given None, to see which of them hold raw counts.
     progress
         Called with (cells done, cells of the store) after every read.
 
     Raises
     ------
     ValueError
-        If a row is damaged or holds no raw counts, or a column is not there; see `CellStore`.
+        If one of the two columns is not there or cannot be opened.
     """
     batch = store.categorical(batch_key) if batch_key else None
     label = store.categorical(labels_key) if labels_key else None
-    libraries = _Libraries(len(batch.vocabulary) if batch else 0)
-    labels = np.zeros(len(label.vocabulary) + 1 if label else 1, dtype=np.int64)
-    count = _Counts(len(store.var_names))
+    given = {column.key: column for column in (batch, label) if column is not None}
+    cells, names = CellPass(store, batch, label), NamePass(store)
+    columns = [ColumnPass(store, key, given.get(key)) for key in store.obs_columns()]
     for start, stop in _ranges(store):
-        libraries.add(count.add(store.read(start, stop), start), _groups(batch, start, stop))
-        labels += np.bincount(_groups(label, start, stop), minlength=len(labels))
+        cells.add(start, stop)
+        names.add(start, stop)
+        for column in columns:
+            column.add(start, stop)
         if progress is not None:
             progress(stop, store.n_cells)
-    unseen = store.var_names[~count.seen_g]
-    found = Inspection(
-        uri=store.uri,
-        n_cells=store.n_cells,
-        n_genes=len(store.var_names),
-        n_entries=count.n_entries,
-        density=count.n_entries / (store.n_cells * len(store.var_names)),
-        count_max=count.largest,
-        n_empty_cells=int(libraries.n_b.sum() - libraries.n_positive_b.sum()),
-        first_empty_cell=count.first_empty,
-        n_unseen_genes=len(unseen),
-        unseen_genes=tuple(str(name) for name in unseen[:10]),
-        obs_columns=tuple(store.obs_columns()),
-        layers=tuple(store.layers()),
-        library=libraries.total(),
-        batch_key=batch_key,
-        batches={name: libraries.summary(at) for name, at in _named(batch, libraries.n_b)},
-        labels_key=labels_key,
-        labels={name: int(labels[at]) for name, at in _named(label, labels)},
-        advice=(),
-    )
-    return replace(found, advice=(*_count_advice(found), *_column_advice(found)))
+    found = _summed_up(store, cells, names, columns)
+    probes = tuple(probe_layers(store, open_layer)) if open_layer else ()
+    found = replace(found, batch_key=batch_key, labels_key=labels_key, probes=probes)
+    return replace(found, advice=(*_store_advice(found), *_count_advice(found), *_column_advice(found)))
 
 
 def format_inspection(inspection: Inspection) -> str:
@@ -142,110 +136,65 @@ def format_inspection(inspection: Inspection) -> str:
     found = inspection
     lines = [
         found.uri,
-        f"  {found.n_cells:,} cells x {found.n_genes:,} genes",
+        f"  {found.n_cells:,} cells x {found.n_genes:,} genes in {_name(found.layer)}",
         f"  {found.n_entries:,} counts above zero ({found.density:.1%}), the largest {found.count_max:,}",
         f"  library size {_library(found.library)}",
-        f"  obs: {', '.join(found.obs_columns) or 'none'}",
         f"  layers: {', '.join(found.layers) or 'none'}",
+        *(f"    {_name(probe.layer)}: {probe.found}" for probe in found.probes),
+        "  obs:" if found.columns else "  obs: none",
+        *(f"    {column.key}: {_column(column)}" for column in found.columns),
     ]
+    for what, names in (("batches", found.batch_suggestions), ("labels", found.label_suggestions)):
+        if names:
+            lines.append(f"  by their names, {what} could be: {', '.join(names)}")
     if found.batch_key is not None:
         lines.append(f"  batches ({found.batch_key}):")
         lines += [f"    {name}: {one.n_cells:,} cells, {_library(one)}" for name, one in found.batches.items()]
     if found.labels_key is not None:
         lines.append(f"  labels ({found.labels_key}):")
         lines += [f"    {name}: {n:,} cells" for name, n in found.labels.items()]
+    lines += [f"  {line}" for line in (*_order(found), *_speed(found))]
     lines += ["  to mend:", *(f"    - {line}" for line in found.advice)] if found.advice else ["  nothing to mend"]
     return "\n".join(lines)
 
 
-class _Counts:
-    """What has been seen of the counts."""
-
-    def __init__(self, n_genes: int) -> None:
-        self.n_entries = 0
-        self.largest = 0
-        self.first_empty: int | None = None
-        self.seen_g = np.zeros(n_genes, dtype=bool)
-
-    def add(self, rows: CsrRows, start: int) -> NDArray[np.int64]:
-        """Add the rows from `start` on and return the total count of each."""
-        positive_e = rows.counts_e > 0
-        self.n_entries += int(np.count_nonzero(positive_e))
-        self.largest = max(self.largest, int(rows.counts_e.max(initial=0)))
-        self.seen_g[rows.genes_e[positive_e]] = True
-        library_n = rows.library_n()
-        if self.first_empty is None and not library_n.all():
-            self.first_empty = start + int(np.argmin(library_n > 0))
-        return library_n
-
-
-class _Libraries:
-    """Running mean and variance of the log library size of each batch, and its histogram.
-
-    Moments are joined as in Chan, Golub and LeVeque, Stanford STAN-CS-79-773 (1979).
-    """
-
-    def __init__(self, n_batches: int) -> None:
-        groups = n_batches + 1
-        self.n_b = np.zeros(groups, dtype=np.int64)
-        self.n_positive_b = np.zeros(groups, dtype=np.int64)
-        self._sum_b = np.zeros(groups, dtype=np.int64)
-        self._mean_b = np.zeros(groups)
-        self._square_b = np.zeros(groups)
-        self._bins_bq = np.zeros((groups, _DOUBLINGS * _BINS_PER_DOUBLING), dtype=np.int64)
-
-    def add(self, library_n: NDArray[np.int64], group_n: NDArray[np.int64]) -> None:
-        """Add cells with the total counts `library_n`, of the batches `group_n`."""
-        groups = len(self.n_b)
-        self.n_b += np.bincount(group_n, minlength=groups)
-        library_n, group_n = library_n[library_n > 0], group_n[library_n > 0]
-        np.add.at(self._sum_b, group_n, library_n)
-        log_n = np.log(library_n)
-        count_b = np.bincount(group_n, minlength=groups)
-        mean_b = np.bincount(group_n, log_n, groups) / np.maximum(count_b, 1)
-        square_b = np.bincount(group_n, (log_n - mean_b[group_n]) ** 2, groups)
-        total_b = self.n_positive_b + count_b
-        apart_b = mean_b - self._mean_b
-        weight_b = count_b / np.maximum(total_b, 1)
-        self._mean_b += apart_b * weight_b
-        self._square_b += square_b + apart_b**2 * weight_b * self.n_positive_b
-        self.n_positive_b = total_b
-        bin_n = np.minimum(np.log2(library_n) * _BINS_PER_DOUBLING, self._bins_bq.shape[1] - 1).astype(np.int64)
-        np.add.at(self._bins_bq, (group_n, bin_n), 1)
-
-    def summary(self, group: int) -> LibrarySummary:
-        """Sum up one batch."""
-        n = max(1, int(self.n_positive_b[group]))
-        return LibrarySummary(
-            int(self.n_b[group]),
-            float(self._sum_b[group] / n),
-            float(self._mean_b[group]),
-            float(self._square_b[group] / n),
-            _quantiles(self._bins_bq[group]),
-        )
-
-    def total(self) -> LibrarySummary:
-        """Sum up all cells."""
-        n = max(1, int(self.n_positive_b.sum()))
-        mean = float(self._mean_b @ self.n_positive_b) / n
-        square = self._square_b.sum() + (self._mean_b - mean) ** 2 @ self.n_positive_b
-        return LibrarySummary(
-            int(self.n_b.sum()),
-            float(self._sum_b.sum() / n),
-            mean,
-            float(square / n),
-            _quantiles(self._bins_bq.sum(axis=0)),
-        )
-
-
-def _quantiles(bins_q: NDArray[np.int64]) -> dict[str, float]:
-    """Read quantiles from a histogram, each at the middle of its bin."""
-    if not bins_q.any():
-        return {f"{share:g}": 0.0 for share in _QUANTILES}
-    below_q = np.cumsum(bins_q)
-    at = np.searchsorted(below_q, np.array(_QUANTILES) * below_q[-1])
-    middle = np.exp2((at + 0.5) / _BINS_PER_DOUBLING)
-    return {f"{share:g}": float(size) for share, size in zip(_QUANTILES, middle, strict=True)}
+def _summed_up(store: CellStore, cells: CellPass, names: NamePass, passes: Sequence[ColumnPass]) -> Inspection:
+    count, libraries = cells.count, cells.libraries
+    unseen = store.var_names[~count.seen_g & (cells.n_unread < store.n_cells)]
+    columns = tuple(one.summary() for one in passes)
+    batches, labels = suggested(columns, store.n_cells)
+    return Inspection(
+        uri=store.uri,
+        layer=store.layer,
+        n_cells=store.n_cells,
+        n_genes=len(store.var_names),
+        n_unread_cells=cells.n_unread,
+        n_entries=count.n_entries,
+        density=count.n_entries / (max(1, store.n_cells - cells.n_unread) * len(store.var_names)),
+        count_max=count.largest,
+        n_empty_cells=int(libraries.n_b.sum() - libraries.n_positive_b.sum()),
+        first_empty_cell=count.first_empty,
+        n_unseen_genes=len(unseen),
+        unseen_genes=tuple(str(name) for name in unseen[:10]),
+        copied_cells=cells.hashes.copies(),
+        copied_names=names.hashes.copies(),
+        obs_columns=tuple(store.obs_columns()),
+        columns=columns,
+        layers=tuple(store.layers()),
+        probes=(),
+        library=libraries.total(),
+        batch_key=None,
+        batches={name: libraries.summary(at) for name, at in _named(cells.batch, libraries.n_b)},
+        labels_key=None,
+        labels={name: int(cells.labels[at]) for name, at in _named(cells.label, cells.labels)},
+        batch_suggestions=batches if cells.batch is None else (),
+        label_suggestions=labels if cells.label is None else (),
+        chunk_cells=store.chunk_cells,
+        read_cells_per_s=statistics.median(cells.speeds or [0.0]),
+        n_processors=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        refused=tuple(one for one in (cells.refused, names.refused) if one),
+        advice=(),
+    )
 
 
 def _ranges(store: CellStore) -> Iterator[tuple[int, int]]:
@@ -254,21 +203,45 @@ def _ranges(store: CellStore) -> Iterator[tuple[int, int]]:
         yield start, min(start + step, store.n_cells)
 
 
-def _groups(column: Categorical | None, start: int, stop: int) -> NDArray[np.int64]:
-    """Codes of rows ``[start, stop)``, the number of categories where the value is missing."""
-    if column is None:
-        return np.zeros(stop - start, dtype=np.int64)
-    codes_n = column.codes(start, stop).astype(np.int64)
-    codes_n[codes_n < 0] = len(column.vocabulary)
-    return codes_n
-
-
 def _named(column: Categorical | None, count: NDArray[np.int64]) -> list[tuple[str, int]]:
     """Names and places of the categories, and of the cells without one if there are any."""
     if column is None:
         return []
-    names = list(column.vocabulary) + ([_MISSING] if count[-1] else [])
+    names = list(column.vocabulary) + ([MISSING] if count[-1] else [])
     return [(name, at) for at, name in enumerate(names)]
+
+
+def _store_advice(found: Inspection) -> Iterator[str]:
+    yield from found.refused
+    if found.n_unread_cells:
+        yield (
+            f"{found.n_unread_cells:,} cells were in reads that were refused and are left out above: "
+            "dist-scvi verify tells every row that is lost"
+        )
+        for probe in found.probes:
+            if probe.counts:
+                where = f"name it with data.layer={probe.layer}" if probe.layer else "read it, without data.layer"
+                yield f"{_name(probe.layer)} looks like raw counts: {where}"
+    yield from (column.damage for column in found.columns if column.damage)
+    if found.copied_names.n_copies:
+        yield f"{_copies(found.copied_names, 'name')}: call adata.obs_names_make_unique() and save again"
+    if found.copied_cells.n_copies:
+        yield (
+            f"{_copies(found.copied_cells, 'very counts')}: keep one of each, a copy in the validation split of a cell "
+            "trained on hides overfitting"
+        )
+    if found.chunk_cells > BLOCK_CELLS and found.n_entries > _WINDOW_ENTRIES:
+        yield (
+            f"{found.chunk_cells:,} rows are decompressed together, training reads shorter blocks: write the store in "
+            "smaller chunks with dist-scvi pack"
+        )
+
+
+def _copies(copies: Copies, what: str) -> str:
+    rows = ", ".join(f"{first} and {row}" for first, row in copies.pairs)
+    n = f"{copies.n_copies:,}" if copies.share == 1 else f"about {copies.n_copies / copies.share:,.0f}"
+    by = "" if copies.share == 1 else f", by those of {copies.share:.1%} of the cells"
+    return f"{n} cells have the {what} of another (rows {rows}{by})"
 
 
 def _count_advice(found: Inspection) -> Iterator[str]:
@@ -291,7 +264,7 @@ def _count_advice(found: Inspection) -> Iterator[str]:
 def _column_advice(found: Inspection) -> Iterator[str]:
     for name, one in found.batches.items():
         column = f"obs column '{found.batch_key}'"
-        if name == _MISSING:
+        if name == MISSING:
             yield f"{column} has no value in {one.n_cells:,} cells: fill it, training refuses them"
         elif one.n_cells == 0:
             yield f"{column} has no cells of '{name}': remove the category"
@@ -302,10 +275,56 @@ def _column_advice(found: Inspection) -> Iterator[str]:
             )
     for name, n in found.labels.items():
         column = f"obs column '{found.labels_key}'"
-        if name == _MISSING:
+        if name == MISSING:
             yield f"{column} has no value in {n:,} cells: they count as unlabelled"
         elif n == 0:
             yield f"{column} has no cells of '{name}': remove the category"
+
+
+def _order(found: Inspection) -> Iterator[str]:
+    """Say how well the rows are mixed, by the columns given or, if none was, those suggested."""
+    keys = [key for key in (found.batch_key, found.labels_key) if key]
+    keys = keys or [*found.batch_suggestions, *found.label_suggestions]
+    for column in found.columns:
+        mixing = column.mixing
+        if column.key not in keys or mixing is None:
+            continue
+        cells = mixing.independent_cells
+        how = "shuffled" if cells >= _SHUFFLED else "sorted" if cells <= _SORTED else "partly mixed"
+        window = (
+            "16 blocks in a window are enough"
+            if cells >= _SHUFFLED
+            else f"a window needs 4 blocks for every {f'{cells:.0f} cells' if cells >= 1.5 else 'cell'} of a minibatch"
+        )
+        yield (
+            f"rows are {how} by {column.key}: {BLOCK_CELLS} of them hold {mixing.block_entropy_bits:.2f} of "
+            f"{mixing.entropy_bits:.2f} bits, {window}"
+        )
+
+
+def _speed(found: Inspection) -> Iterator[str]:
+    if found.read_cells_per_s:
+        seconds = found.n_cells / found.read_cells_per_s
+        time = f"{seconds / 60:,.0f} min" if seconds >= 90 else f"{seconds:.0f} s" if seconds >= 1 else "less than 1 s"
+        yield (
+            f"reading alone takes {time} per epoch on the {found.n_processors} processors of this machine "
+            f"({found.read_cells_per_s:,.0f} cells/s in the order of the store)"
+        )
+
+
+def _name(layer: str | None) -> str:
+    return "X" if layer is None else layer if "/" in layer else f"layers/{layer}"
+
+
+def _column(column: ColumnSummary) -> str:
+    if column.damage:
+        return "cannot be read"
+    n = "many" if column.n_categories is None else f"{column.n_categories:,}"
+    span = f"numbers {column.range[0]:g} to {column.range[1]:g}, {n} different" if column.range else f"{n} categories"
+    few = column.range is None or (column.n_categories or _FEW_NUMBERS + 1) <= _FEW_NUMBERS
+    frequent = "".join(f", {name} ({cells:,})" for name, cells in column.most_frequent.items() if few)
+    missing = f", missing in {column.n_missing:,}" if column.n_missing else ""
+    return f"{span}{missing}{frequent}"
 
 
 def _library(one: LibrarySummary) -> str:

@@ -1,8 +1,8 @@
 """What a store of cells is, and how one is opened."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,10 @@ from .rows import CsrRows
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from .soma_store import SomaOptions
 
+
+@runtime_checkable
 class CellStore(Protocol):
     """Raw counts and obs of many cells, read by row range.
 
@@ -29,6 +32,10 @@ class CellStore(Protocol):
     """Gene names, shape (g,), unique."""
     chunk_cells: int
     """Rows that are decompressed together: a read of fewer costs as much."""
+    shuffled: bool
+    """Whether the rows lie in a random order, as those of a packed store do."""
+    layer: str | None
+    """Name of the layer that is read, None for ``X``."""
 
     def read(self, start: int, stop: int) -> CsrRows:
         """Read the counts of rows ``[start, stop)``.
@@ -72,15 +79,36 @@ class CellStore(Protocol):
         ...
 
 
-def open_store(source: "str | Path | AnnData", *, layer: str | None = None) -> CellStore:
-    """Open a store of raw counts.
+def open_store(
+    source: "str | Path | AnnData | Sequence[str | Path | AnnData]",
+    *,
+    layer: str | None = None,
+    genes: Sequence[str] | None = None,
+    join: Literal["inner", "outer"] = "inner",
+    source_key: str | None = "source",
+    soma: "SomaOptions | None" = None,
+    storage_options: Mapping[str, str] | None = None,
+) -> CellStore:
+    """Open a store of raw counts, or several as one.
 
     Parameters
     ----------
     source
-        A folder with an AnnData in Zarr v2 or v3, an ``.h5ad`` file, or an AnnData in memory.
+        A folder or URL (``s3://``, ``gs://``, ``http://``, ``https://``) with an AnnData in Zarr v2 or v3 or a
+        collection of annbatch, an ``.h5ad`` file, the folder or URI of a TileDB-SOMA experiment, or an AnnData in
+        memory. A list of these is one store, the cells of one below those of the other.
     layer
-        Read ``layers/<layer>`` instead of ``X``.
+        Read ``layers/<layer>`` instead of ``X``; ``raw/X`` for the counts in ``raw``; of SOMA, the layer of ``X``.
+    genes
+        Keep these, in this order; each must be in at least one store, and counts as 0 in others.
+    join
+        Of several stores, the genes that all have, or that any has.
+    source_key
+        Of several stores, the name of an obs column that says which one a cell is from, or None for none.
+    soma
+        What is read of a TileDB-SOMA experiment; needed if it is remote.
+    storage_options
+        Of a URL, what obstore takes beside the environment: credentials, ``endpoint``, ``region``, ``skip_signature``.
 
     Raises
     ------
@@ -89,23 +117,45 @@ def open_store(source: "str | Path | AnnData", *, layer: str | None = None) -> C
     ValueError
         If it is no AnnData, is empty, or its parts disagree.
     """
-    if not isinstance(source, (str, Path)):
-        from .memory_store import MemoryStore
+    from .collection import open_collection
 
-        return MemoryStore(source, layer=layer)
-    if "://" in str(source):
-        raise ValueError(f"{source} is remote: stores are read from local disks, copy it and give the path")
-    path = Path(source).expanduser().resolve()
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist: a Zarr folder or an .h5ad file is needed (data.uri)")
+    several = isinstance(source, (list, tuple))
+    sources: Any = source if several else [source]
+    stores = [_open_one(one, layer, soma, storage_options) for one in sources]
+    if not several and genes is None:
+        return stores[0]
+    return open_collection(stores, join=join, genes=genes, source_key=source_key if several else None)
+
+
+def _open_one(
+    source: "str | Path | AnnData", layer: str | None, soma: "SomaOptions | None", options: Mapping[str, str] | None
+) -> CellStore:
+    from .annbatch_store import is_annbatch, open_annbatch
     from .h5ad_store import open_h5ad
+    from .memory_store import MemoryStore
+    from .soma_store import SomaOptions, is_soma, open_soma
     from .zarr_store import open_zarr
 
+    if not isinstance(source, (str, Path)):
+        return MemoryStore(source, layer=layer)
+    remote = "://" in str(source)
+    path = Path(source).expanduser()
+    if not remote and not path.exists():
+        raise FileNotFoundError(f"{path.resolve()} does not exist: a Zarr folder or an .h5ad file is needed (data.uri)")
+    where = str(source) if remote else path.resolve()
+    if soma is not None or (not remote and is_soma(path)):
+        return open_soma(str(where), layer=layer, options=soma or SomaOptions())
+    if remote and str(where).endswith((".h5ad", ".h5")):
+        raise ValueError(f"{where} is HDF5, which is not read over a network: copy it, or write it as Zarr")
     try:
-        return open_zarr(path, layer=layer) if path.is_dir() else open_h5ad(path, layer=layer)
+        if isinstance(where, Path) and where.is_file():
+            return open_h5ad(where, layer=layer)
+        if isinstance(where, Path) and is_annbatch(where):
+            return open_annbatch(where, layer=layer)
+        return open_zarr(where, layer=layer, storage_options=options)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{path} is no whole AnnData, a part of it is missing ({error}): write the store again from its source"
+            f"{where} is no whole AnnData, a part of it is missing ({error}): write the store again from its source"
         ) from error
 
 

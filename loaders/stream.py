@@ -9,6 +9,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from .buffers import Buffers
 from .data import CellData, ColumnValues, minibatch
 from .minibatch import MiniBatch
 from .plan import Plan, Split, check_world_size, lane_span, micro_sizes, split_rows, window_rows
@@ -31,11 +32,11 @@ class _Window:
     counts: CsrRows
     columns: ColumnValues
 
-    def take(self, row_n: NDArray[np.int64]) -> tuple[CsrRows, ColumnValues]:
+    def take(self, row_n: NDArray[np.int64], buffers: Buffers | None = None) -> tuple[CsrRows, ColumnValues]:
         """Copy the rows `row_n`, in that order; a row may stand there several times."""
         run_n = np.searchsorted(self.low_r, row_n, side="right") - 1
         place_n = row_n - self.low_r[run_n] + self.at_r[run_n]
-        return self.counts.take(place_n), self.columns.take(place_n)
+        return self.counts.take(place_n, buffers), self.columns.take(place_n)
 
 
 def train_stream(
@@ -71,11 +72,12 @@ def train_stream(
                 yield at, number, rows, _read(data, np.unique(np.concatenate(list(rows.values()))))
 
     def minibatches() -> Iterator[MiniBatch]:
+        buffers = Buffers()
         for at, number, rows, window in ahead(windows(), 1, timeout_s):
             begin = number * plan.window_steps
             first = max(begin, step) if at == epoch else begin
             for index in range(first, min(begin + plan.window_steps, plan.steps_per_epoch)):
-                yield _deal(data, plan, window, rows, begin, index, at)
+                yield _deal(data, plan, window, rows, begin, index, at, buffers)
 
     yield from ahead(minibatches(), _MINIBATCHES_AHEAD, timeout_s)
 
@@ -111,9 +113,7 @@ def rows_minibatch(data: CellData, row_n: NDArray[np.int64], *, step: int = 0) -
     """Read the rising rows `row_n` as one minibatch, for inference."""
     counts, columns = _read(data, row_n).take(row_n)
     n = len(row_n)
-    return minibatch(
-        data, counts, columns, row_n, epoch=0, step=step, micro_n=(n,), micro_keys=(0,), global_cells=n
-    )
+    return minibatch(data, counts, columns, row_n, epoch=0, step=step, micro_n=(n,), micro_keys=(0,), global_cells=n)
 
 
 def ahead(items: Generator[T] | Iterator[T], depth: int, timeout_s: float) -> Iterator[T]:
@@ -169,7 +169,7 @@ def _read(data: CellData, row_n: NDArray[np.int64]) -> _Window:
     runs = row_runs(row_n)
     low_r, high_r = np.array(runs, dtype=np.int64).reshape(-1, 2).T
     at_r = np.concatenate([[0], np.cumsum(high_r - low_r)[:-1]])
-    return _Window(low_r, at_r, data.store.read_ranges(runs), data.columns_of(runs))
+    return _Window(low_r, at_r, *data.read(runs))
 
 
 def _deal(
@@ -180,6 +180,7 @@ def _deal(
     begin: int,
     index: int,
     epoch: int,
+    buffers: Buffers,
 ) -> MiniBatch:
     """Cut the cells of step `index` out of the window that starts at step `begin`."""
     parts: list[NDArray[np.int64]] = []
@@ -193,7 +194,7 @@ def _deal(
         sizes.extend(micro)
         keys.extend(lane * _MICRO_PER_LANE + number for number in range(len(micro)))
     row_n = np.concatenate(parts)
-    counts, columns = window.take(row_n)
+    counts, columns = window.take(row_n, buffers)
     return minibatch(
         data,
         counts,

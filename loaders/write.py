@@ -24,7 +24,7 @@ _CHUNK_ENTRIES = (1024, 1 << 20)
 """Least and most entries of a chunk."""
 _SHARD_ENTRIES = 1 << 24
 """Entries of a file: 32 MiB of uint16 counts, 64 MiB of int32 genes, before compression."""
-_CHUNK_ROWS = 1 << 16
+_CHUNK_ROWS = 1 << 13
 _SHARD_ROWS = 1 << 20
 # One thread: several finish the chunks of a shard in any order, and the same counts would give other bytes.
 _NATIVE = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline", "threading.max_workers": 1}

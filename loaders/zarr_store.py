@@ -3,7 +3,7 @@
 import asyncio
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,36 +14,52 @@ from zarr.codecs import Crc32cCodec, ShardingCodec
 
 from .anndata_store import AnnDataStore
 from .chunks import ChunkedArray, decoder_of
-from .remote import open_objects
+from .obs import attribute
+from .packed import read_manifest
+from .remote import open_objects, storage_errors, zarr_store_of
 
 
-def open_zarr(path: Path, *, layer: str | None = None) -> AnnDataStore:
-    """Open the AnnData in the Zarr folder `path`.
+def open_zarr(
+    where: str | Path, *, layer: str | None = None, storage_options: Mapping[str, str] | None = None
+) -> AnnDataStore:
+    """Open the AnnData in the Zarr folder, or below the URL, `where`.
 
     Raises
     ------
     ValueError
         If it is no Zarr group or no AnnData, or a chunk of the counts is missing: Zarr itself would read zeros there.
+        Below a URL a chunk that is missing is noticed when it is read.
     """
-    root = open_root(path)
-    objects = open_objects(path)
+    root = open_root(where, storage_options)
+    objects = open_objects(where, storage_options=storage_options)
+    one_gene = False
 
     def array(name: str) -> Any:
-        # anndata leaves out a chunk of obs in which all is 0; one that would read as anything else has been lost.
+        # What is all 0 may have been left out: chunks of obs, and the genes where there is but one.
         opened: Any = root[name]
-        lost_is_seen = not (name.startswith("obs/") and opened.fill_value == 0)
-        if lost_is_seen:
+        lost_is_seen = not ((name.startswith("obs/") or one_gene) and opened.fill_value == 0)
+        if lost_is_seen and not objects.remote:
             complete_array(root, name)
         decode = decoder_of(opened)
-        if decode is None:
-            return native_array(root, name)
+        if decode is None:  # zarrs takes no store with time limits of its own
+            return opened if objects.remote else native_array(root, name)
         return ChunkedArray(opened, objects, decode, absent_is_fill=not lost_is_seen)
 
-    return AnnDataStore(root, array, uri=str(path), layer=layer)
+    def version() -> str:
+        try:
+            return objects.version("zarr.json" if root.metadata.zarr_format == 3 else ".zgroup")
+        except FileNotFoundError:
+            return "gone"
+
+    with storage_errors(where):
+        one_gene = _n_genes(root) == 1
+        manifest = read_manifest(root)
+        shuffled = manifest is not None and manifest.seed is not None and manifest.group_by is None
+        return AnnDataStore(root, array, uri=str(where), layer=layer, version=version, shuffled=shuffled)
 
 
-def open_root(path: Path) -> zarr.Group:
-    """Open the Zarr group in the folder `path` for reading.
+def open_root(where: str | Path, storage_options: Mapping[str, str] | None = None) -> zarr.Group:
+    """Open the Zarr group in the folder, or below the URL, `where` for reading.
 
     Raises
     ------
@@ -51,11 +67,17 @@ def open_root(path: Path) -> zarr.Group:
         If there is none.
     """
     try:
-        return zarr.open_group(path, mode="r")
+        with storage_errors(where):
+            return zarr.open_group(zarr_store_of(where, storage_options), mode="r")
     except (FileNotFoundError, KeyError, ValueError, TypeError, AttributeError) as error:  # of metadata that is damaged
-        raise ValueError(
-            f"{path} is a folder but no Zarr group ({error}): give the folder that anndata wrote"
-        ) from error
+        raise ValueError(f"{where} is no Zarr group ({error}): give the folder that anndata wrote") from error
+
+
+def _n_genes(root: zarr.Group) -> int:
+    """Give the number of genes by the metadata, 0 if it does not tell."""
+    names = attribute(root["var"], "_index") if "var" in root else None
+    index = root["var"].get(names) if isinstance(names, str) else None  # type: ignore[union-attr]
+    return int(index.shape[0]) if isinstance(index, zarr.Array) else 0
 
 
 def native_array(root: zarr.Group, name: str) -> Any:

@@ -11,7 +11,11 @@ import pandas as pd
 import pytest
 import zarr
 from anndata import AnnData
+from hypothesis import settings
 from scipy import sparse
+
+settings.register_profile("patient", deadline=None)  # the first call of a compiled loop takes longer than all others
+settings.load_profile("patient")
 
 N_CELLS, N_GENES, EMPTY_ROW = 150, 23, 5
 

@@ -15,9 +15,13 @@ ALLOWED = {
     "tiledbsoma": {"loaders/soma_store.py"},
     "h5py": {"loaders/h5ad_store.py"},
     "zarrs": {"loaders/zarr_store.py"},
+    "numcodecs": {"loaders/codecs.py"},
+    "obstore": {"loaders/remote.py"},
+    "skmisc": {"loaders/genes.py"},
+    "dask": {"loaders/pack.py"},
     "safetensors": {"dist_scvi/spec.py", "dist_scvi/checkpoint.py"},
     "pydantic": {"dist_scvi/config.py", "dist_scvi/spec.py"},
-    "argparse": {"launch/cli.py"},
+    "argparse": {"launch/arguments.py", "launch/cli.py"},
 }
 
 

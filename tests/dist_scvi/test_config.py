@@ -29,7 +29,7 @@ def test_defaults_of_the_model_are_those_of_scvi_tools() -> None:
 
 
 def test_defaults_of_training_are_those_of_scvi_tools_where_it_has_them() -> None:
-    expected = {"train_size": 0.9, "validation_size": None, "lr": 1e-3, "eps": 0.01, "weight_decay": 1e-6}
+    expected = {"train_size": None, "validation_size": None, "lr": 1e-3, "eps": 0.01, "weight_decay": 1e-6}
     assert expected.items() <= TrainConfig().model_dump().items()
 
 

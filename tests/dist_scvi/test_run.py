@@ -56,7 +56,7 @@ def test_a_preview_says_what_a_run_would_do(store: Path, tmp_path: Path) -> None
 def test_a_preview_warns_of_a_window_of_few_blocks(store: Path, tmp_path: Path) -> None:
     config = config_of(store, tmp_path).model_copy(update={"data": DataConfig(uri=str(store), window_cells=64)})
     told = preview(config, open_from(config.data), workers=1)
-    assert "fewer than the 256 that an unshuffled store needs: raise data.memory_mib" in told["diversity"]
+    assert "fewer than the 256 that this store needs: raise data.memory_mib" in told["diversity"]
 
 
 def test_a_run_leaves_its_configuration_metrics_workers_and_model(store: Path, run: Path) -> None:

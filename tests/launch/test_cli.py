@@ -75,7 +75,7 @@ def test_training_again_changes_nothing_and_resuming_goes_further(short: Path) -
         (["resume", "nowhere"], "nowhere is no run"),
         (["minify", "nowhere"], "nowhere is no run"),
         (["query", "nowhere", "latent"], "there is no minified atlas"),
-        (["inspect", "s3://bucket/atlas.zarr"], "is remote"),
+        (["inspect", "ftp://host/atlas.zarr"], "a URL of s3, gs, http"),
         (["inspect", "nowhere.h5ad"], "nowhere.h5ad does not exist"),
         (["train", "data.uri=nowhere", "train.lr={"], "'{' is not valid YAML"),
         (["train", "data.uri=nowhere", "--dry-run", "train.max_epochs=0"], "train.max_epochs=0 does not fit"),

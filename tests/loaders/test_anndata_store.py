@@ -1,10 +1,15 @@
 """An AnnData on disk that disagrees with itself is refused when it is opened or when the rows are read."""
 
+import os
+
 import numpy as np
 import pytest
 import zarr
+from numpy.testing import assert_array_equal
 
 from dist_scvi.loaders import open_store
+
+from .store_contract import dense
 
 
 @pytest.fixture
@@ -58,3 +63,24 @@ def test_a_shape_that_obs_and_var_do_not_have_is_refused(path, rewrite):
     zarr.open_group(path, mode="r+", use_consolidated=False)["X"].attrs["shape"] = [150, 24]
     with pytest.raises(ValueError, match=r"X of .* has shape \(150, 24\) but obs has 150 rows and var 23"):
         open_store(path)
+
+
+@pytest.mark.parametrize("kind", ["zarr3", "zarr2", "h5ad"])
+def test_a_store_that_is_written_again_while_it_is_open_is_refused(cells, save, kind):
+    path = save(cells, kind)
+    store = open_store(path)
+    store.read(0, 5)
+    touched = path if path.is_file() else path / ("zarr.json" if kind == "zarr3" else ".zgroup")
+    os.utime(touched, ns=(1, 1))
+    with pytest.raises(ValueError, match=r"was written again since it was opened: .* start again"):
+        store.read(0, 5)
+
+
+@pytest.mark.parametrize("kind", ["zarr3", "zarr2", "h5ad"])
+def test_the_counts_of_raw_come_with_the_genes_of_raw(cells, save, kind, expected_ng):
+    cells.raw = cells
+    cells = cells[:, :5].copy()
+    store = open_store(save(cells, kind), layer="raw/X")
+    assert store.layers() == ["twice", "raw/X"]
+    assert len(store.var_names) == 23
+    assert_array_equal(dense(store.read(7, 90), 23), expected_ng[7:90])

@@ -33,7 +33,7 @@ def test_pages_join_to_the_range_asked_for(span):
 
 def test_a_page_is_read_once_while_it_is_held():
     stored = Counted(100)
-    paged = PagedArray(stored, page_rows=10, max_pages=2)
+    paged = PagedArray(stored, page_rows=10, max_rows=20)
     for start in (0, 3, 12, 5, 19):
         paged[start : start + 1]
     assert stored.reads == 2

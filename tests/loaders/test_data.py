@@ -1,11 +1,15 @@
 """Cells and covariates are checked when they are opened, not hours later."""
 
+import os
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData
 
-from dist_scvi.loaders import open_data
+from dist_scvi.loaders import open_data, open_store
+from dist_scvi.loaders.stream import row_stream
 
 
 @pytest.fixture
@@ -62,3 +66,23 @@ def test_covariates_of_scattered_rows_are_those_of_these_rows(adata: AnnData) ->
     columns = open_data(adata, batch_key="donor", continuous_covariate_keys=["age"]).columns_of(ranges)
     assert columns.continuous_nc[:, 0].tolist() == [0, 1, 70, 99]
     assert columns.batch_n.tolist() == [1, 0, 1, 0]
+
+
+def test_a_fork_that_reads_is_told_instead_of_hanging(adata: AnnData) -> None:
+    data = replace(open_data(adata), process=os.getpid() + 1)
+    with pytest.raises(ValueError, match=r"opened in process \d+ and is read in \d+, a fork of it: .* 'spawn'"):
+        next(row_stream(data, iter([(0, 5)])))
+
+
+def test_chosen_genes_come_in_the_order_asked_for(adata: AnnData) -> None:
+    adata.X[:] = np.arange(4)
+    chosen = ["2", "0"]
+    data = open_data(adata, genes=chosen)
+    counts = next(row_stream(data, iter([(0, 50)]))).to("cpu").counts_ng
+    assert list(data.store.var_names) == chosen
+    np.testing.assert_array_equal(counts, [[2, 0]] * 50)
+
+
+def test_choices_of_a_store_that_is_open_are_refused(adata: AnnData) -> None:
+    with pytest.raises(ValueError, match="open already is given: name layer and genes to open_store instead"):
+        open_data(open_store(adata), genes=["g1"])

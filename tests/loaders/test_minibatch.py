@@ -31,3 +31,12 @@ def test_the_stored_entries_point_into_the_dense_counts() -> None:
     np.testing.assert_array_equal(tensors.counts_ng.view(-1)[tensors.place_e], tensors.count_e)
     assert tensors.count_e.tolist() == [2, 5, 7]
     assert tensors.library_n.tolist() == [2, 0, 12]
+
+
+def test_the_way_of_other_devices_gives_what_that_of_the_processor_does() -> None:
+    counts = np.random.default_rng(0).poisson(0.4, (20, 30)).astype(np.float32)
+    part = rows_minibatch(open_data(AnnData(counts)), np.arange(20))
+    sent = part._dense_on(lambda array, kind: torch.from_numpy(np.ascontiguousarray(array)).to(kind))
+    for here, there in zip(part._dense_here(), sent, strict=True):
+        assert here.dtype == there.dtype
+        np.testing.assert_array_equal(here, there)

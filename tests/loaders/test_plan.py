@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dist_scvi.loaders.columns import Categorical, Numeric
+from dist_scvi.loaders.line import MassLine
 from dist_scvi.loaders.plan import (
     Plan,
     check_world_size,
@@ -17,12 +19,45 @@ from dist_scvi.loaders.plan import (
     split_rows,
     window_rows,
 )
+from dist_scvi.loaders.sampling import Sampling, holdout_split, make_sampling, named_split
+from dist_scvi.loaders.strata import LEFT_OUT, Strata
 
 
 @st.composite
-def plans(draw: st.DrawFn) -> Plan:
+def samplings(draw: st.DrawFn, n_cells: int, *, weighted: bool = False) -> Sampling:
+    """A split by shares, by donors or by name, whose train split has at least a third of the cells."""
+    noise = np.random.default_rng(draw(st.integers(0, 99)))
+    donor = Categorical("donor", tuple("abcdefghi"), noise.integers(0, 9, n_cells), np.arange(9, dtype=np.int32))
+    part_n = np.where(np.arange(n_cells) % 3 == 0, 1, noise.integers(-1, 3, n_cells))
+    part = Categorical("part", ("test", "train", "val"), part_n, np.arange(3, dtype=np.int32))
+    splits = draw(
+        st.sampled_from(
+            [
+                holdout_split(donor, n_cells, 0.8, 0.1, seed=draw(st.integers(0, 9))),
+                named_split(part, n_cells),
+                Strata(n_cells, 0.8, 0.1, 3),
+            ]
+        )
+    )
+    if not weighted:
+        return make_sampling(splits)
+    weight = Numeric("weight", noise.gamma(0.3, size=n_cells).astype(np.float32) + np.float32(1e-3))
+    return make_sampling(splits, weight=weight, balance=draw(st.sampled_from([None, donor])))
+
+
+@st.composite
+def plans(draw: st.DrawFn, *, weighted: bool = False) -> Plan:
     lanes = draw(st.sampled_from([1, 2, 3, 4, 8]))
-    n_cells = draw(st.integers(3 * lanes + 2, 1500))
+    n_cells = draw(st.integers(9 * lanes + 60, 1500))
+    sampling = draw(samplings(n_cells, weighted=True)) if weighted else draw(st.none() | samplings(n_cells))
+    shares = (
+        {}
+        if sampling
+        else {
+            "train_size": draw(st.sampled_from([0.75, 0.9, 0.99, 1.0])),
+            "validation_size": draw(st.sampled_from([0.0, None])),
+        }
+    )
     return make_plan(
         n_cells=n_cells,
         n_entries=n_cells * 30,
@@ -30,10 +65,11 @@ def plans(draw: st.DrawFn) -> Plan:
         batch_size=lanes * draw(st.integers(2, 40)),
         lanes=lanes,
         micro_cells=draw(st.integers(2, 64)),
-        train_size=draw(st.sampled_from([0.75, 0.9, 0.99, 1.0])),
-        validation_size=draw(st.sampled_from([0.0, None])),
         seed=draw(st.integers(0, 1000)),
         window_cells=draw(st.integers(1, 2000)),
+        block_cells=draw(st.none() | st.integers(1, 90)) if sampling else None,
+        sampling=sampling,
+        **shares,
     )
 
 
@@ -46,10 +82,15 @@ def step_rows(plan: Plan, epoch: int, step: int) -> list[np.ndarray]:
     return [minibatch_rows(plan, epoch, step, lane) for lane in range(plan.lanes)]
 
 
+def epoch_rows(plan: Plan, epoch: int) -> np.ndarray:
+    windows = [(lane, window) for lane in range(plan.lanes) for window in range(plan.windows_per_epoch)]
+    return np.concatenate([window_rows(plan, epoch, lane, window) for lane, window in windows])
+
+
 @given(plans(), st.integers(0, 5))
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=100)
 def test_every_training_cell_comes_exactly_once_an_epoch(plan: Plan, epoch: int) -> None:
-    rows = np.concatenate([row for step in range(plan.steps_per_epoch) for row in step_rows(plan, epoch, step)])
+    rows = epoch_rows(plan, epoch)
     assert len(rows) == plan.n_train
     np.testing.assert_array_equal(np.sort(rows), np.sort(split_rows(plan, "train", 0, plan.n_train)))
 
@@ -59,10 +100,13 @@ def test_every_training_cell_comes_exactly_once_an_epoch(plan: Plan, epoch: int)
 def test_the_splits_share_out_all_cells(plan: Plan) -> None:
     parts = [split_rows(plan, split, 0, plan.split_cells(split)) for split in ("train", "validation", "test")]
     assert [len(part) for part in parts] == [plan.split_cells(split) for split in ("train", "validation", "test")]
-    np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(plan.n_cells))
+    covered = np.arange(plan.n_cells)
+    if plan.line:
+        covered = np.flatnonzero(plan.line.sampling.splits.split_of(0, plan.n_cells) != LEFT_OUT)
+    np.testing.assert_array_equal(np.sort(np.concatenate(parts)), covered)
 
 
-@given(plans())
+@given(plans() | plans(weighted=True))
 @settings(deadline=None, max_examples=100)
 def test_all_lanes_take_as_many_steps_and_none_is_ever_left_with_one_cell(plan: Plan) -> None:
     for step in range(plan.steps_per_epoch):
@@ -76,13 +120,72 @@ def test_all_lanes_take_as_many_steps_and_none_is_ever_left_with_one_cell(plan: 
             assert min(micro) >= 2
 
 
-@given(plans())
-@settings(deadline=None, max_examples=50)
+@given(plans() | plans(weighted=True))
+@settings(deadline=None, max_examples=30)
 def test_windows_hold_what_the_steps_deal_out(plan: Plan) -> None:
     for lane in range(plan.lanes):
         dealt = [minibatch_rows(plan, 3, step, lane) for step in range(plan.steps_per_epoch)]
         windows = [window_rows(plan, 3, lane, window) for window in range(plan.windows_per_epoch)]
         np.testing.assert_array_equal(np.concatenate(dealt), np.concatenate(windows))
+
+
+@given(plans(weighted=True), st.integers(0, 5))
+@settings(deadline=None, max_examples=60)
+def test_a_weighted_row_comes_as_often_as_expected_rounded_down_or_up(plan: Plan, epoch: int) -> None:
+    rows = epoch_rows(plan, epoch)
+    assert plan.line is not None
+    mass_n = plan.line.sampling.masses(0, plan.n_cells)
+    times = np.bincount(rows, minlength=plan.n_cells) * mass_n.sum()
+    assert len(rows) == plan.n_train
+    assert (np.abs(times - plan.n_train * mass_n) < mass_n.sum()).all()
+
+
+@given(plans() | plans(weighted=True), st.integers(0, 3), st.data())
+@settings(deadline=None, max_examples=50)
+def test_a_global_minibatch_is_the_same_for_every_number_of_workers_and_wherever_a_run_began(
+    plan: Plan, epoch: int, data: st.DataObject
+) -> None:
+    step = data.draw(st.integers(0, plan.steps_per_epoch - 1))
+    world_size = data.draw(st.sampled_from([size for size in range(1, plan.lanes + 1) if plan.lanes % size == 0]))
+    shares = [
+        [minibatch_rows(plan, epoch, step, lane) for lane in range(rank, plan.lanes, world_size)]
+        for rank in range(world_size)
+    ]
+    fresh = replace(plan, line=MassLine(plan.line.sampling, plan.block_cells, plan.seed) if plan.line else None)
+    for lane, row_n in enumerate(step_rows(fresh, epoch, step)):
+        np.testing.assert_array_equal(shares[lane % world_size][lane // world_size], row_n)
+
+
+def test_a_plan_tells_the_shares_that_a_column_gave() -> None:
+    codes = np.repeat([0, 1, 2], [60, 25, 15])
+    donor = Categorical("donor", ("a", "b", "c"), codes, np.arange(3, dtype=np.int32))
+    plan = small(n_cells=100, sampling=make_sampling(holdout_split(donor, 100, 0.6, 0.2, seed=0)))
+    assert (plan.train_size, plan.validation_size) == (0.6, 0.15)
+    assert [plan.split_cells(split) for split in ("train", "validation", "test")] == [60, 15, 25]
+
+
+def test_blocks_of_large_mass_make_a_window_less_diverse() -> None:
+    def blocks(weight_n: np.ndarray) -> int | None:
+        sampling = make_sampling(Strata(4000, 1.0, 0.0, 0), weight=Numeric("weight", weight_n.astype(np.float32)))
+        return small(n_cells=4000, window_cells=800, block_cells=10, sampling=sampling).blocks_in_window
+
+    assert blocks(np.ones(4000)) == 80
+    assert blocks(np.repeat([1, 0], 2000)) == 40
+    assert blocks(np.repeat([9, 1], 2000)) == 49  # 80 (9 + 1) ** 2 / (2 (9 ** 2 + 1 ** 2))
+
+
+def test_a_row_of_large_weight_is_spread_over_its_window() -> None:
+    weight = np.ones(4000, dtype=np.float32)
+    weight[1234] = 200
+    sampling = make_sampling(Strata(4000, 1.0, 0.0, 0), weight=Numeric("weight", weight))
+    plan = make_plan(
+        n_cells=4000, n_entries=9, n_genes=9, batch_size=100, lanes=2, window_cells=2000, sampling=sampling
+    )
+    often = [
+        sum(np.count_nonzero(row == 1234) for row in step_rows(plan, 0, step)) for step in range(plan.steps_per_epoch)
+    ]
+    assert sum(often) in (190, 191)
+    assert 1 < max(often) < 30
 
 
 def test_the_order_is_frozen() -> None:
@@ -92,6 +195,19 @@ def test_the_order_is_frozen() -> None:
         (0, 0): [[46, 48, 41, 47], [38, 37, 36, 2]],
         (0, 1): [[40, 43, 45, 42], [1, 33, 34, 0]],
         (1, 0): [[7, 1, 2, 8], [26, 24, 28, 27]],
+    }
+    for (epoch, step), rows in table.items():
+        assert [part.tolist() for part in step_rows(plan, epoch, step)] == rows, (epoch, step)
+
+
+def test_the_order_of_weighted_draws_is_frozen() -> None:
+    column = Categorical("part", ("train", "val"), np.arange(50) % 5 // 4, np.arange(2, dtype=np.int32))
+    weight = Numeric("weight", np.arange(50) % 3 + np.float32(0.5))
+    plan = small(sampling=make_sampling(named_split(column, 50), weight=weight), block_cells=7)
+    table = {
+        (0, 0): [[46, 45, 31, 47], [2, 1, 6, 5]],
+        (0, 1): [[48, 28, 32, 43], [0, 3, 7, 8]],
+        (1, 0): [[8, 45, 46, 43], [5, 20, 17, 2]],
     }
     for (epoch, step), rows in table.items():
         assert [part.tolist() for part in step_rows(plan, epoch, step)] == rows, (epoch, step)
@@ -121,24 +237,119 @@ def test_a_place_in_a_billion_cells_is_found_without_walking_there() -> None:
     assert plan.window_steps * plan.batch_size < 10**5  # nothing of the length of the store was made
 
 
-def test_a_window_on_a_sorted_store_mixes_at_least_four_blocks_for_every_cell_of_a_minibatch() -> None:
-    plan = make_plan(n_cells=10**8, n_entries=10**8 * 200, n_genes=2000, batch_size=1024, lanes=8)
+def large(**changes: object) -> Plan:
+    options = {"n_cells": 10**8, "n_entries": 10**8 * 200, "n_genes": 2000, "batch_size": 1024, "lanes": 8}
+    return make_plan(**(options | changes))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("chunk_cells", [1, 64, 160])
+def test_a_window_on_a_sorted_store_mixes_at_least_four_blocks_for_every_cell_of_a_minibatch(chunk_cells: int) -> None:
+    plan, longer = large(chunk_cells=chunk_cells), large(chunk_cells=chunk_cells, block_cells=60)
     assert plan.blocks_in_window is not None
     assert plan.blocks_in_window >= 4 * plan.batch_size
+    assert plan.diverse
+    assert plan.block_cells == 40
+    assert not longer.diverse  # no longer block would have done
 
 
-def test_the_predicted_loss_of_entropy_is_what_a_sorted_store_shows() -> None:
-    plan = make_plan(
-        n_cells=200_000, n_entries=10**6, n_genes=9, batch_size=64, lanes=1, window_cells=1280, block_cells=20
-    )
-    label = np.arange(plan.n_cells) // 20 % 8  # every block of a single label
-    found = []
-    for step in range(0, plan.steps_per_epoch - 1, 10):
-        share = np.bincount(label[minibatch_rows(plan, 0, step, 0)], minlength=8) / plan.batch_size
-        found.append(-(share[share > 0] * np.log2(share[share > 0])).sum())
+@pytest.mark.parametrize(("chunk_cells", "block_cells"), [(1, 320), (64, 1020), (256, 4080), (4096, 4080)])
+def test_a_shuffled_store_is_read_in_blocks_of_many_chunks(chunk_cells: int, block_cells: int) -> None:
+    plan = large(chunk_cells=chunk_cells, shuffled=True)
+    assert plan.block_cells == block_cells
+    assert plan.diverse
     assert plan.blocks_in_window is not None
-    assert plan.blocks_in_window >= 64
-    assert 3 - np.mean(found) == pytest.approx(plan.entropy_loss_bits(8), abs=0.03)
+    assert plan.blocks_in_window >= 16
+
+
+def test_a_small_window_on_a_shuffled_store_still_mixes_sixteen_blocks() -> None:
+    plan = large(chunk_cells=256, shuffled=True, window_cells=8192)
+    assert plan.blocks_in_window in (16, 17)
+    assert plan.block_cells == 560
+
+
+def test_where_no_block_makes_a_window_diverse_the_plan_says_so_and_reads_no_crumbs() -> None:
+    plan = large(chunk_cells=256, window_cells=8192)
+    assert not plan.diverse
+    assert plan.block_cells == 60  # a quarter of a chunk, in whole strata
+    assert 4 < plan.read_amplification < 7
+    assert large(window_cells=8192).block_cells == 20
+    assert small(window_cells=10**6).diverse  # a window that holds the whole epoch
+
+
+def test_without_held_out_cells_blocks_have_any_length() -> None:
+    plan = small(train_size=1.0, block_cells=7)
+    np.testing.assert_array_equal(np.sort(epoch_rows(plan, 0)), np.arange(50))
+    assert large(train_size=1.0).block_cells % 20
+
+
+@pytest.mark.parametrize(
+    ("block_cells", "chunk_cells", "lanes"), [(20, 1, 4), (20, 64, 4), (100, 64, 1), (100, 64, 8), (1000, 64, 8)]
+)
+def test_the_predicted_rows_decompressed_are_those_of_the_chunks_touched(
+    block_cells: int, chunk_cells: int, lanes: int
+) -> None:
+    plan = make_plan(
+        n_cells=100_000,
+        n_entries=10**6,
+        n_genes=9,
+        batch_size=64,
+        lanes=lanes,
+        window_cells=6400,
+        block_cells=block_cells,
+        chunk_cells=chunk_cells,
+    )
+    decompressed = 0
+    for window in range(plan.windows_per_epoch):
+        for lane in range(lanes):
+            row_n = np.sort(window_rows(plan, 0, lane, window))
+            for block in np.split(row_n, np.flatnonzero(np.diff(row_n // block_cells)) + 1):
+                # Chunks are cut by entries: they begin anywhere in a block.
+                first, last = (block[[0, -1]] + block[0] // block_cells * 37) // chunk_cells
+                decompressed += (last - first + 1) * chunk_cells
+    assert decompressed / plan.n_train == pytest.approx(plan.read_amplification, rel=0.04)
+
+
+def test_a_window_of_the_whole_epoch_decompresses_the_store_once() -> None:
+    plan = small(window_cells=10**6, chunk_cells=64)
+    assert plan.read_amplification == plan.n_cells / plan.n_train
+    assert plan.window_steps == plan.steps_per_epoch
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "lanes", "block_cells", "window_cells", "n_labels"),
+    [
+        (64, 1, 20, 1280, 8),  # 71 blocks
+        (64, 4, 20, 1280, 8),
+        (128, 1, 40, 3072, 8),
+        (128, 8, 100, 12_800, 12),
+        (256, 4, 20, 512, 8),  # a window of two minibatches
+        (128, 4, 2000, 200_000, 8),  # a window of the whole epoch
+    ],
+)
+def test_the_predicted_loss_of_entropy_is_what_a_sorted_store_shows(
+    batch_size: int, lanes: int, block_cells: int, window_cells: int, n_labels: int
+) -> None:
+    plan = make_plan(
+        n_cells=200_000,
+        n_entries=10**6,
+        n_genes=9,
+        batch_size=batch_size,
+        lanes=lanes,
+        window_cells=window_cells,
+        block_cells=block_cells,
+    )
+    label = np.arange(plan.n_cells) // 4000 % n_labels  # every block of a single label
+    whole = np.bincount(label) / plan.n_cells
+    found = []
+    for window in range(0, plan.windows_per_epoch - 1 or 1, max(1, plan.windows_per_epoch // 60)):
+        rows = [window_rows(plan, 0, lane, window) for lane in range(lanes)]
+        for step in range(min(plan.window_steps, 40)):
+            low, high = step * plan.lane_cells, (step + 1) * plan.lane_cells
+            share = np.bincount(label[np.concatenate([row[low:high] for row in rows])], minlength=n_labels) / batch_size
+            found.append(-(share[share > 0] * np.log2(share[share > 0])).sum())
+    assert plan.blocks_in_window is None or plan.blocks_in_window >= 28
+    lost = -(whole * np.log2(whole)).sum() - np.mean(found)
+    assert lost == pytest.approx(plan.entropy_loss_bits(n_labels), abs=0.006)
 
 
 @pytest.mark.parametrize(
@@ -151,6 +362,11 @@ def test_the_predicted_loss_of_entropy_is_what_a_sorted_store_shows() -> None:
         ({"train_size": 0.9, "validation_size": 0.2}, r"together at most 1"),
         ({"train_size": 0.12345}, r"steps of 0\.001"),
         ({"block_cells": 30}, r"block_cells=30 must be a multiple of 20"),
+        (
+            {"train_size": 0.9, "sampling": make_sampling(Strata(50, 0.8, 0.1, 0))},
+            r"train_size=0\.9, validation_size=None: give these to open_sampling instead",
+        ),
+        ({"block_cells": 0, "train_size": 1.0}, r"block_cells=0 must be a multiple of 1"),
         ({"n_cells": 3}, r"3 training cells \(of 3\) do not give two to each of 2 lanes"),
     ],
 )

@@ -4,8 +4,11 @@ import zarr
 from numpy.testing import assert_array_equal
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-from dist_scvi.loaders import open_store
+from dist_scvi.loaders import open_data, open_store, remote
+from dist_scvi.loaders.remote import StorageError
+from dist_scvi.loaders.stream import row_stream
 
+from .object_server import ObjectServer
 from .store_contract import Opened, StoreContract, dense
 
 PARTS = ("X/data", "X/indices", "X/indptr")
@@ -90,7 +93,7 @@ def test_a_code_of_no_category_is_refused_with_its_row(cells, save, rewrite):
 
 
 def test_a_folder_that_is_no_zarr_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="is a folder but no Zarr group"):
+    with pytest.raises(ValueError, match="is no Zarr group"):
         open_store(tmp_path)
 
 
@@ -107,3 +110,47 @@ def test_reading_in_threads_gives_each_its_rows(path, expected_ng):
     with ThreadPoolExecutor(4) as pool:
         parts = list(pool.map(lambda start: store.read(start, start + 10), range(0, 150, 10)))
     assert_array_equal(np.concatenate([dense(rows, 23) for rows in parts]), expected_ng)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with ObjectServer(tmp_path_factory.getbasetemp()) as server:
+        yield server
+
+
+class TestZarrOverHttp(StoreContract):
+    scheme = "http"
+
+    @pytest.fixture
+    def opened(self, server, save) -> Opened:
+        def open_(adata, **options):
+            key = save(adata).relative_to(server.root)
+            s3 = self.scheme == "s3"
+            uri = f"s3://{key}" if s3 else f"{server.uri}/{key}"
+            return open_store(uri, storage_options=server.s3_options if s3 else None, **options)
+
+        return open_
+
+
+class TestZarrOnS3(TestZarrOverHttp):
+    scheme = "s3"
+
+
+def test_a_chunk_that_is_missing_over_the_network_is_noticed_when_it_is_read(path):
+    with ObjectServer(path.parent) as server:
+        store = open_store(f"{server.uri}/{path.name}")
+        assert store.read(0, 5).n_cells == 5
+        (path / "X" / "indices" / "c" / "0").unlink()
+        with pytest.raises(ValueError, match=r"X/indices of http.* X/indices/c/0 .*the chunk is missing"):
+            open_store(f"{server.uri}/{path.name}").read(0, 5)
+
+
+def test_storage_that_fails_is_told_to_the_trainer_by_the_name_of_the_object(path, monkeypatch):
+    monkeypatch.setattr(remote, "_FIRST_PAUSE_S", 0.01)
+    with ObjectServer(path.parent) as server:
+        data = open_data(f"{server.uri}/{path.name}")
+        server.inflict([503, "cut"])
+        assert next(row_stream(data, iter([(0, 50)]))).n_cells == 50
+        server.inflict([503] * 100)
+        with pytest.raises(StorageError, match=rf"{server.uri}/{path.name}/.* was not delivered in 6 tries"):
+            next(row_stream(data, iter([(0, 150)])))

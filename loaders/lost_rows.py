@@ -1,0 +1,89 @@
+"""Rows that are lost: told from those around them by few reads, and listed as ranges."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+
+_PROBES = 20_000
+"""Reads spent on telling the lost rows of an array from those around them. Beyond, rows are named as they were read."""
+
+Read = Callable[[int, int], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Rows that cannot be used."""
+
+    array: str
+    """What of them is lost, such as ``X/data`` or ``obs/donor``."""
+    start: int
+    stop: int
+    """Row after the last."""
+    found: str
+    """What was found at the first of them, and what to do."""
+
+
+class Losses:
+    """What was found in the store `uri`, up to a number."""
+
+    def __init__(self, uri: str, most: int) -> None:
+        self.found: list[Lost] = []
+        self.n_further = 0
+        self.uri, self._most = uri, most
+
+    def add(self, array: str, start: int, stop: int, found: str) -> None:
+        """Add rows; they are joined to the last ones if they continue these."""
+        last = self.found[-1] if self.found else None
+        if last is not None and last.array == array and last.start <= start <= last.stop:
+            self.found[-1] = replace(last, stop=max(stop, last.stop))
+        elif len(self.found) < self._most:
+            self.found.append(Lost(array, start, stop, found.removeprefix(f"{array} of {self.uri} ")))
+        else:
+            self.n_further += 1
+
+    def any_in(self, arrays: Iterable[str]) -> bool:
+        """Whether something of `arrays` is lost."""
+        return any(one.array in arrays for one in self.found)
+
+    def outside(self, array: str, start: int, stop: int) -> list[tuple[int, int]]:
+        """Give the ranges of ``[start, stop)`` in which nothing of `array` is lost."""
+        return without(start, stop, [(one.start, one.stop) for one in self.found if one.array == array])
+
+
+def without(start: int, stop: int, spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Cut the rising `spans` out of ``[start, stop)``."""
+    left = []
+    for low, high in spans:
+        if start < min(low, stop):
+            left.append((start, min(low, stop)))
+        start = max(start, high)
+    return [*left, (start, stop)] if start < stop else left
+
+
+def narrow(read: Read, start: int, stop: int, floor: int, probes: Iterator[int]) -> Iterator[tuple[int, int, str]]:
+    """Find the parts of ``[start, stop)`` that cannot be read, and why, by halving; none shorter than `floor`.
+
+    What can be read is read once by its largest part that can.
+    """
+    try:
+        read(start, stop)
+    except (ValueError, OSError) as error:
+        why = str(error)
+    else:
+        return
+    if stop - start <= floor or next(probes, None) is None:
+        yield start, stop, why
+        return
+    middle = start + max(1, (stop - start) // 2 // floor) * floor
+    yield from narrow(read, start, middle, floor, probes)
+    yield from narrow(read, middle, stop, floor, probes)
+
+
+def steps(length: int, step: int) -> Iterator[tuple[int, int]]:
+    """Cut ``[0, length)`` into ranges of `step`."""
+    for start in range(0, length, step):
+        yield start, min(start + step, length)
+
+
+def budget() -> Iterator[int]:
+    """Give the reads that `narrow` may spend on one array."""
+    return iter(range(_PROBES))

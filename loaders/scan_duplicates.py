@@ -1,0 +1,116 @@
+"""Rows that are copies of another and names given twice, found by 64-bit hashes in bounded memory.
+
+Shape letters in this file
+    n   cells of one read
+    e   their stored entries
+    h   hashes held
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from .rows import CsrRows
+
+_HELD = 1 << 24
+"""Hashes held, with their rows: 256 MiB. Two different rows among so many share one with a chance of 1 in 10^5."""
+_SORTED_TOGETHER = 16
+"""Parts in which they are sorted, so that sorting needs little memory beside them."""
+_PAIRS = 3
+_FIRST_FACTOR, _SECOND_FACTOR = np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53)
+_SHIFT, _HALF = np.uint64(33), np.uint64(32)
+
+
+@dataclass(frozen=True, slots=True)
+class Copies:
+    """What stands more than once."""
+
+    n_copies: int
+    """Rows equal to an earlier one, among those compared."""
+    share: float
+    """Share of rows compared. They are chosen by what is in them: a row is compared with all its copies or not."""
+    pairs: tuple[tuple[int, int], ...]
+    """The first few copies: the earlier row, and the row equal to it."""
+
+
+class Hashes:
+    """Hashes of many rows, of which those that occur twice are asked for.
+
+    Parameters
+    ----------
+    n_rows
+        Rows that will be added.
+    part
+        Which of `n_parts` is compared.
+    """
+
+    def __init__(self, n_rows: int, part: int = 0) -> None:
+        self._parts, self._part = n_parts(n_rows), part
+        room = n_rows if self._parts == 1 else _HELD + _HELD // 8
+        self._hash_h, self._row_h = np.empty(room, dtype=np.uint64), np.empty(room, dtype=np.int64)
+        self._held = 0
+
+    def add(self, hash_n: NDArray[np.uint64], start: int) -> None:
+        """Add the hashes of the rows from `start` on; 0 stands for a row that is not to be compared.
+
+        Where room runs out, as it only can if copies abound, the rows that come later are not compared.
+        """
+        place_n = np.flatnonzero((hash_n != 0) & (hash_n % np.uint64(self._parts) == self._part))
+        place_n = place_n[: len(self._hash_h) - self._held]
+        here = slice(self._held, self._held + len(place_n))
+        self._hash_h[here], self._row_h[here] = hash_n[place_n], start + place_n
+        self._held = here.stop
+
+    def copies(self) -> Copies:
+        """Compare all that were added."""
+        n_copies, pairs = 0, []
+        top_h = self._hash_h[: self._held] >> np.uint64(60)
+        for top in range(_SORTED_TOGETHER):
+            place_h = np.flatnonzero(top_h == top)
+            hash_h = self._hash_h[place_h]
+            order = np.argsort(hash_h, kind="stable")
+            hash_h, row_h = hash_h[order], self._row_h[place_h[order]]
+            copy = np.flatnonzero(hash_h[1:] == hash_h[:-1]) + 1
+            n_copies += len(copy)
+            first = np.searchsorted(hash_h, hash_h[copy])
+            pairs += sorted(zip(row_h[copy].tolist(), row_h[first].tolist(), strict=True))[:_PAIRS]
+        return Copies(n_copies, 1 / self._parts, tuple((one, other) for other, one in sorted(pairs)[:_PAIRS]))
+
+
+def n_parts(n_rows: int) -> int:
+    """Parts into which the hashes of `n_rows` are divided, so that one fits into memory."""
+    return max(1, -(-n_rows // _HELD))
+
+
+def hash_counts(rows: CsrRows) -> NDArray[np.uint64]:
+    """Hash the counts of each row by gene, whatever the order of its entries; 0 for a row without counts."""
+    hash_n = np.empty(rows.n_cells, dtype=np.uint64)
+    _hash_counts(rows.counts_e, rows.genes_e, rows.indptr, hash_n)
+    return hash_n
+
+
+def hash_names(names: Iterable[str]) -> NDArray[np.uint64]:
+    """Hash each name, to another number than 0."""
+    digests = b"".join(blake2b(name.encode(), digest_size=8).digest() for name in names)
+    return np.frombuffer(digests, dtype="<u8") | np.uint64(1 << 59)
+
+
+@njit(nogil=True, cache=True)
+def _hash_counts(
+    count_e: NDArray[Any], gene_e: NDArray[Any], indptr: NDArray[np.int64], hash_n: NDArray[np.uint64]
+) -> None:
+    """Add up the hashes of the entries, each mixed by the finaliser of MurmurHash3."""
+    for n in range(len(hash_n)):
+        total = np.uint64(0)
+        for e in range(indptr[n], indptr[n + 1]):
+            if count_e[e] > 0:
+                value = (np.uint64(gene_e[e]) << _HALF) | np.uint64(count_e[e])
+                value = (value ^ (value >> _SHIFT)) * _FIRST_FACTOR
+                value = (value ^ (value >> _SHIFT)) * _SECOND_FACTOR
+                total += value ^ (value >> _SHIFT)
+        hash_n[n] = total

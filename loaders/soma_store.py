@@ -1,0 +1,401 @@
+"""TileDB-SOMA experiments, read as they lie: counts by slices of cells, obs by pages, all as of one moment.
+
+Shape letters in this file
+    n   cells (rows) of one read
+    e   their stored entries
+    g   genes, by soma_joinid
+    r   runs: of cells whose soma_joinids follow one another, or of entries of one cell
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from .columns import Categorical, DamagedError, Numeric
+from .kernels import repeated_gene, settle
+from .rows import CsrRows, concatenate, from_arrays, gene_type
+from .soma_tables import SomaObs, Tables, read_genes
+from .store import check_not_empty
+
+_BUFFER_BYTES = 4 << 20
+"""Bytes of a column that TileDB gives at a time; its own default of 1 GiB takes more time for the same entries."""
+_READERS = 4
+_SLICE_CELLS = 4096
+_SLICE_ENTRIES = 1 << 23
+"""Entries of a slice at most, where the tiles of the store allow it."""
+_NOT_WANTED, _NO_CELL = -1, -2
+_SILENT_CELLS = 64
+"""Successive cells without any entry that are taken for a lost part of the store."""
+
+
+@dataclass(frozen=True, slots=True)
+class SomaOptions:
+    """Which part of an experiment is read, and how TileDB reaches it."""
+
+    measurement: str = "RNA"
+    var_names_column: str | None = None
+    """Column of var that names the genes; by default ``var_id``, ``feature_id`` or another usual one."""
+    obs_names_column: str | None = None
+    """Column of obs that names the cells; by default ``obs_id`` or another usual one, else the soma_joinid."""
+    obs_value_filter: str | None = None
+    """Cells to read, as in ``"tissue == 'lung' and is_primary_data == True"``."""
+    timestamp_ms: int | None = None
+    """Moment as of which all is read, in ms since 1970; by default that of opening."""
+    tiledb_config: Mapping[str, str] = field(default_factory=dict)
+    """Settings of TileDB, such as ``vfs.s3.region`` and ``vfs.s3.endpoint_override``."""
+
+
+_DEFAULT = SomaOptions()
+_Narrow = tuple[NDArray[np.int64], list[tuple[NDArray[np.int32], NDArray[Any], NDArray[Any]]]]
+"""Entries of each row, and the entries as they came: runs of one row, counts, genes."""
+
+
+def is_soma(path: Path) -> bool:
+    """Tell whether a local folder is a TileDB group, as a SOMA experiment is."""
+    return (path / "__group").is_dir() or (path / "__tiledb_group.tdb").is_file()
+
+
+def open_soma(uri: str, *, layer: str | None = None, options: SomaOptions = _DEFAULT) -> "SomaStore":
+    """Open a SOMA experiment.
+
+    Parameters
+    ----------
+    uri
+        A local folder, or a URI that TileDB reads.
+    layer
+        Name in ``X`` of the measurement; by default the only one, or ``raw``.
+
+    Raises
+    ------
+    ValueError
+        If tiledbsoma is not installed, it is no experiment, what `layer` or `options` name is not there, or a part of
+        it is lost.
+    """
+    try:
+        import tiledbsoma
+    except ImportError as error:
+        raise ValueError(f"{uri} is TileDB-SOMA, which needs another package: pip install dist-scvi[soma]") from error
+    config: dict[str, str | float] = {"soma.init_buffer_bytes": str(_BUFFER_BYTES), **options.tiledb_config}
+    moment = f" as of timestamp_ms={options.timestamp_ms}" if options.timestamp_ms else ""
+    with _told(f"the TileDB-SOMA experiment {uri}{moment}"):
+        context = tiledbsoma.SOMATileDBContext(tiledb_config=config)
+        experiment: Any = tiledbsoma.open(uri, context=context, tiledb_timestamp=options.timestamp_ms)
+        if experiment.soma_type != "SOMAExperiment" or not {"obs", "ms"} <= set(experiment.keys()):
+            raise ValueError(f"{uri} is a {experiment.soma_type}: an experiment with obs and ms is needed")
+        return SomaStore(experiment, uri=uri, layer=layer, options=options)
+
+
+class SomaStore:
+    """The counts and obs of a SOMA experiment.
+
+    Rows are the cells that `SomaOptions.obs_value_filter` chooses, by rising soma_joinid. Nothing is held of them but
+    the runs of their soma_joinids: a single one where there are no gaps.
+
+    Parameters
+    ----------
+    experiment
+        A ``tiledbsoma.Experiment``, opened as of the moment that is to be read.
+    """
+
+    timestamp_ms: int
+    """Moment as of which all is read: given in `SomaOptions`, other processes and later runs read the same."""
+    n_entries: int
+    """Entries written, explicit zeros among them: what was written over or deleted counts too, and with a filter it is
+    the number for the whole matrix times the share of cells chosen. For an exact number TileDB reads all counts."""
+
+    def __init__(self, experiment: Any, *, uri: str, layer: str | None, options: SomaOptions) -> None:
+        self.uri, self.layer, self.timestamp_ms = uri, layer, int(experiment.tiledb_timestamp_ms)
+        self.shuffled, self._experiment = False, experiment
+        if options.measurement not in experiment["ms"]:
+            present = ", ".join(sorted(experiment["ms"].keys())) or "none"
+            raise ValueError(
+                f"{uri} has no measurement '{options.measurement}': set data.soma.measurement to {present}"
+            )
+        measurement = experiment["ms"][options.measurement]
+        name, self._layers = _choose_layer(sorted(measurement["X"].keys()), layer, uri)
+        self._where = f"X/{layer} of {uri}" if layer else f"X of {uri}"
+        self._x = measurement["X"][name]
+        if self._x.soma_type != "SOMASparseNDArray":
+            raise ValueError(f"{self._where} is a {self._x.soma_type}: write it with X_kind=tiledbsoma.SparseNDArray")
+        obs, var = experiment["obs"], measurement["var"]
+        for array in (obs, var, self._x):
+            _check_committed(array.uri, self.timestamp_ms)
+        value_filter = options.obs_value_filter
+        tables = _reader(obs, value_filter)
+        self._obs = SomaObs(experiment, tables, options.obs_names_column, value_filter=value_filter, uri=uri)
+        self.n_cells = self._obs.n_cells
+        self.var_names, self._place_g = read_genes(var, _reader(var, None), options.var_names_column, f"var of {uri}")
+        self._count_type: Any = np.uint16
+        self._gene_type = gene_type(len(self.var_names))
+        check_not_empty(self.n_cells, len(self.var_names), self._where)
+        self._silent_cells = min(_SILENT_CELLS, self.n_cells)
+        self._check_ends()
+        mean_entries = _entries_written(self._x) / self._obs.n_whole
+        self.n_entries = round(mean_entries * self.n_cells)
+        tile_cells, self._slice_cells = _read_sizes(self._x, mean_entries, len(self.var_names))
+        self.chunk_cells = min(tile_cells, self.n_cells)
+        self._pool = ThreadPoolExecutor(_READERS, thread_name_prefix="soma")
+
+    def read(self, start: int, stop: int) -> CsrRows:
+        """Read the counts of rows ``[start, stop)``; see `CellStore`."""
+        return self.read_ranges([(start, stop)])
+
+    def read_ranges(self, ranges: Sequence[tuple[int, int]]) -> CsrRows:
+        """Read several ranges of rows, side by side; see `CellStore`.
+
+        TileDB decompresses a tile for any of its rows. So what is wanted of one stretch of tiles is asked for at once.
+        """
+        row_n = np.concatenate([np.zeros(0, dtype=np.int64), *(np.arange(*span) for span in ranges)])
+        if not len(row_n):
+            return CsrRows(np.zeros(0, np.uint8), np.zeros(0, self._gene_type), np.zeros(1, np.int64))
+        stretch_n = self._obs.joinids(row_n) // self._slice_cells
+        slices = np.split(row_n, np.flatnonzero(np.diff(stretch_n)) + 1)
+        rows = self._placed(list(self._pool.map(self._read_narrow, slices)))
+        if rows is None:
+            rows = concatenate(list(self._pool.map(self._read_closely, slices)))
+            self._count_type = rows.counts_e.dtype if rows.counts_e.dtype == np.uint32 else self._count_type
+        edge = np.concatenate([[-1], np.flatnonzero(np.diff(rows.indptr)), [len(row_n)]])
+        widest = int(np.argmax(np.diff(edge)))
+        if edge[widest + 1] - edge[widest] > self._silent_cells:
+            raise self._silence(*row_n[[edge[widest] + 1, edge[widest + 1] - 1]])
+        return rows
+
+    def obs_columns(self) -> list[str]:
+        """Names of the obs columns, in the order of the store."""
+        return self._obs.columns
+
+    def categorical(self, key: str) -> Categorical:
+        """Open an obs column as categories, with a filter those of the chosen cells alone; see `CellStore`."""
+        return self._obs.categorical(key)
+
+    def numeric(self, key: str) -> Numeric:
+        """Open an obs column as numbers; see `CellStore`."""
+        return self._obs.numeric(key)
+
+    def obs_names(self, start: int, stop: int) -> NDArray[np.object_]:
+        """Names of the cells ``[start, stop)``."""
+        return self._obs.names(start, stop)
+
+    def layers(self) -> list[str]:
+        """Names of the layers, but for the one that is read by default."""
+        return self._layers
+
+    def close(self) -> None:
+        """Let go of the experiment."""
+        self._pool.shutdown()
+        self._experiment.close()
+
+    def _entries(self, row_n: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], Any]]:
+        """Yield all entries from the first to the last of some rows: soma_joinid of the cell, gene, and value."""
+        first, last = self._obs.joinids(row_n[[0, -1]]).tolist()
+        with _told(f"{self._where} at rows {row_n[0]} to {row_n[-1]}"):
+            for table in self._x.read((slice(first, last),)).tables():
+                cell_e, gene_e, value_e = (column.to_numpy() for column in table.columns)
+                yield cell_e, gene_e if self._place_g is None else self._place_g.take(gene_e, mode="clip"), value_e
+
+    def _places(self, row_n: NDArray[np.int64]) -> tuple[int, NDArray[np.int32]]:
+        """Give the first soma_joinid, and for it and all up to the last: the place in `row_n`, or what else it is."""
+        all_n = self._obs.joinids(np.arange(row_n[0], row_n[-1] + 1))
+        unknown = _NO_CELL if self._obs.value_filter is None else _NOT_WANTED
+        place_n = np.full(all_n[-1] + 1 - all_n[0], unknown, dtype=np.int32)
+        place_n[all_n - all_n[0]] = _NOT_WANTED
+        place_n[all_n[row_n - row_n[0]] - all_n[0]] = np.arange(len(row_n))
+        return int(all_n[0]), place_n
+
+    def _read_narrow(self, row_n: NDArray[np.int64]) -> "_Narrow | None":
+        """Read some rows by one query, or give None if something in them calls for a closer look."""
+        first, place_n = self._places(row_n)
+        length_n, parts = np.zeros(len(row_n), dtype=np.int64), []
+        for cell_e, gene_e, value_e in self._entries(row_n):
+            counts_e, genes_e = np.empty(len(cell_e), self._count_type), np.empty(len(cell_e), self._gene_type)
+            run_r = _runs(cell_e, first, place_n, length_n)
+            sound = value_e.dtype.kind in "iuf" and settle(value_e, counts_e, np.iinfo(self._count_type).max)
+            if not sound or not settle(gene_e, genes_e, len(self.var_names) - 1) or (run_r[:, 0] == _NO_CELL).any():
+                return None
+            parts.append((run_r, counts_e, genes_e))
+        return length_n, parts
+
+    def _placed(self, slices: "list[_Narrow | None]") -> CsrRows | None:
+        """Put the entries of all slices in their rows, or give None if a gene may stand twice in one."""
+        found = [part for part in slices if part is not None]
+        if len(found) < len(slices):
+            return None
+        indptr = np.append(0, np.cumsum(np.concatenate([length_n for length_n, _ in found])))
+        counts_e, genes_e = np.empty(indptr[-1], self._count_type), np.empty(indptr[-1], self._gene_type)
+        begins = np.append(0, np.cumsum([len(length_n) for length_n, _ in found]))
+
+        def place(begin: int, end: int, part: _Narrow) -> bool:
+            cursor_n = indptr[begin:end].copy()
+            for run_r, from_counts_e, from_genes_e in part[1]:
+                _copy_runs(run_r, from_counts_e, from_genes_e, cursor_n, counts_e, genes_e)
+            return int(repeated_gene(genes_e, indptr[begin : end + 1], len(self.var_names))) < 0
+
+        sound = all(list(self._pool.map(place, begins[:-1], begins[1:], found)))
+        return CsrRows(counts_e, genes_e, indptr) if sound else None
+
+    def _read_closely(self, row_n: NDArray[np.int64]) -> CsrRows:
+        """Read the same so that large counts are taken, and what is wrong is named with its row."""
+        all_n = np.arange(row_n[0], row_n[-1] + 1)
+        first, place_n = self._places(all_n)
+        cell_e, gene_e, value_e = (np.concatenate(column) for column in zip(*self._entries(row_n), strict=True))
+        place_e = place_n[cell_e - first]
+        if (place_e == _NO_CELL).any():
+            raise _stray_cell(cell_e[np.argmax(place_e == _NO_CELL)], self._where)
+        order = np.lexsort((gene_e, place_e))[np.count_nonzero(place_e < 0) :]
+        rows = from_arrays(
+            value_e[order],
+            gene_e[order],
+            np.searchsorted(place_e[order], np.arange(len(all_n) + 1)),
+            n_genes=len(self.var_names),
+            first_row=int(row_n[0]),
+            where=self._where,
+        )
+        return rows.take(row_n - row_n[0])
+
+    def _check_ends(self) -> None:
+        """Refuse counts that end before obs does, or go on after it."""
+        first, last = self._x.non_empty_domain()[0]
+        low, high = self._obs.span
+        for begin, end in ((0, low - 1), (high + 1, last)):
+            for table in self._x.read((slice(begin, end),)).tables() if begin <= end else ():
+                if len(table):
+                    raise _stray_cell(table.column(0)[0], self._where)
+        before, behind = self._obs.rows(np.array([first, last + 1])) if _entries_written(self._x) else (0, 0)
+        for begin, end in ((0, before), (behind, self.n_cells)):
+            if end - begin >= self._silent_cells:
+                raise self._silence(begin, end - 1)
+
+    def _silence(self, first: int, last: int) -> DamagedError:
+        joinids = self._obs.joinids(np.array([first, last]))
+        return DamagedError(
+            f"{self._where} holds nothing at rows {first} to {last} (soma_joinid {joinids[0]} to {joinids[1]}): a "
+            "fragment is lost, or these cells were not measured; restore it from a copy, or leave the cells out with "
+            "data.soma.obs_value_filter"
+        )
+
+
+def _reader(frame: Any, value_filter: str | None) -> Tables:
+    def tables(what: str, columns: list[str], span: slice) -> Iterator[Any]:
+        with _told(what):
+            yield from frame.read((span,), column_names=columns, value_filter=value_filter)
+
+    return tables
+
+
+def _choose_layer(present: Sequence[str], wanted: str | None, uri: str) -> tuple[str, list[str]]:
+    """Give the layer to read, and those besides the one that is read by default."""
+    default = present[0] if len(present) == 1 else "raw"
+    others = [name for name in present if name != default]
+    name = wanted or default
+    if name not in present:
+        listed = ", ".join([*others, *(set(present) - set(others))]) or "none"
+        raise ValueError(f"{uri} has no layer '{name}' in X: present are {listed}; name one with data.layer")
+    return name, others
+
+
+def _entries_written(x: Any) -> int:
+    # The public nnz of tiledbsoma 2.3 reads all of the array: 4 s for 60,000 cells.
+    return int(x._handle.fragment_cell_count())  # noqa: SLF001
+
+
+def _read_sizes(x: Any, mean_entries: float, n_genes: int) -> tuple[int, int]:
+    """Give the rows that are decompressed together, and those that one query reads.
+
+    Entries lie in squares of ``tile`` cells by ``tile`` genes, in each cut every `capacity` entries.
+    """
+    schema = x.schema_config_options()
+    square_cells, square_genes = (int(dim["tile"]) for dim in json.loads(schema.dims).values())
+    entries_in_square = mean_entries / -(-n_genes // square_genes)
+    chunk_cells = int(min(square_cells, max(1, schema.capacity / entries_in_square)))
+    unit = square_cells if square_cells * mean_entries <= _SLICE_ENTRIES else chunk_cells
+    return chunk_cells, unit * max(1, int(min(_SLICE_CELLS, _SLICE_ENTRIES / mean_entries)) // unit)
+
+
+def _check_committed(uri: str, timestamp_ms: int) -> None:
+    """Refuse a local array with a fragment that is not committed: TileDB would pass over it in silence."""
+    path = Path(uri.removeprefix("file://"))
+    commits = path / "__commits"
+    consolidated = b"".join(file.read_bytes() for file in sorted(commits.glob("*.con")))
+    for fragment in sorted((path / "__fragments").glob("__*")):
+        written_ms = int(fragment.name.split("_")[3])
+        committed = (commits / f"{fragment.name}.wrt").exists() or fragment.name.encode() in consolidated
+        if written_ms <= timestamp_ms and not committed:
+            lost = f"its write has not ended, or __commits/{fragment.name}.wrt is lost"
+            raise DamagedError(f"{fragment} is not committed: {lost}; restore it from a copy or write the store again")
+
+
+def _stray_cell(joinid: object, where: str) -> DamagedError:
+    return DamagedError(
+        f"{where} holds an entry of soma_joinid {joinid}, which obs lacks: a fragment of obs is lost, or an append has "
+        "not ended; restore it from a copy or write the store again"
+    )
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Say of an error of TileDB which part it befell."""
+    from tiledbsoma import SOMAError
+
+    try:
+        yield
+    except (SOMAError, RuntimeError) as error:
+        cause = " ".join(str(error).split("\n\nAt:")[0].split())
+        raise DamagedError(
+            f"{what} cannot be read ({cause}): if a file is missing or damaged, restore it from a copy or write the "
+            "store again"
+        ) from error
+
+
+@njit(nogil=True, cache=True)
+def _runs(
+    cell_e: NDArray[np.int64], first: int, place_n: NDArray[np.int32], length_n: NDArray[np.int64]
+) -> NDArray[np.int32]:
+    """Give the place and the length of each run of entries of one cell, and add up the entries of each place."""
+    n_runs = min(1, len(cell_e))
+    for e in range(1, len(cell_e)):
+        n_runs += cell_e[e] != cell_e[e - 1]
+    run_r = np.empty((n_runs, 2), dtype=np.int32)
+    begin = 0
+    for r in range(n_runs):
+        end = begin + 1
+        while end < len(cell_e) and cell_e[end] == cell_e[begin]:
+            end += 1
+        place = place_n[cell_e[begin] - first]
+        run_r[r, 0], run_r[r, 1] = place, end - begin
+        if place >= 0:
+            length_n[place] += end - begin
+        begin = end
+    return run_r
+
+
+@njit(nogil=True, cache=True)
+def _copy_runs(
+    run_r: NDArray[np.int32],
+    from_counts_e: NDArray[Any],
+    from_genes_e: NDArray[Any],
+    cursor_n: NDArray[np.int64],
+    counts_e: NDArray[Any],
+    genes_e: NDArray[Any],
+) -> None:
+    """Copy each run behind what is already in its place, and drop those without one."""
+    begin = 0
+    for r in range(len(run_r)):
+        place, end = run_r[r, 0], begin + run_r[r, 1]
+        if place >= 0:
+            to = cursor_n[place]
+            cursor_n[place] = to + end - begin
+            part_e, to_e = from_counts_e[begin:end], counts_e[to : cursor_n[place]]
+            for e in range(len(part_e)):
+                to_e[e] = part_e[e]
+            gene_part_e, gene_to_e = from_genes_e[begin:end], genes_e[to : cursor_n[place]]
+            for e in range(len(gene_part_e)):
+                gene_to_e[e] = gene_part_e[e]
+        begin = end

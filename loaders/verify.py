@@ -1,0 +1,214 @@
+"""Going over a whole store for damage: what is lost is told by its rows, and the pass goes on behind it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .columns import Categorical, DamagedError
+from .lost_rows import Losses, Lost, budget, narrow, steps
+from .scan_columns import open_column
+from .scan_duplicates import Hashes, hash_names, n_parts
+from .store import CellStore, open_store
+from .verify_zarr import ZarrParts, open_parts, packed_sums, verify_arrays, verify_zarr_obs
+
+if TYPE_CHECKING:
+    from .soma_store import SomaOptions
+
+_READ_ENTRIES = 1 << 22
+"""Entries read at once."""
+_PAGE_ROWS = 1 << 16
+"""Rows of obs read at once; stores that are not Zarr lose them together."""
+_ELSEWHERE = (
+    "only what a read notices is seen here: in what carries no checksum, as HDF5 without gzip or fletcher32, a flipped "
+    "bit is found only if it makes an impossible value"
+)
+_UNOPENED = (
+    "the store cannot be opened, so that its chunks were looked at, but not whether counts are raw and names unique: "
+    "verify it again once it is whole"
+)
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What `verify_store` found."""
+
+    uri: str
+    n_cells: int
+    """0 if the store could not be opened at all."""
+    lost: tuple[Lost, ...]
+    n_further: int
+    """Findings beyond those in `lost`."""
+    unproven: tuple[str, ...]
+    """What damage this store could have without that it can be seen."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing was found."""
+        return not self.lost and not self.n_further
+
+    @property
+    def n_lost_cells(self) -> int:
+        """Cells in any of `lost`."""
+        edge, n = 0, 0
+        for one in sorted(self.lost, key=lambda one: one.start):
+            n += max(0, one.stop - max(edge, one.start))
+            edge = max(edge, one.stop)
+        return n
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give all of it as plain values, fit for JSON."""
+        return {"ok": self.ok, "n_lost_cells": self.n_lost_cells, **asdict(self)}
+
+
+def verify_store(
+    source: str | Path,
+    *,
+    layer: str | None = None,
+    soma: "SomaOptions | None" = None,
+    storage_options: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+    max_findings: int = 100,
+) -> Verification:
+    """Read every row of a store once, counts, obs and names, in bounded memory, and say which are lost.
+
+    Every chunk has to be there, to decode, and to have its checksum; counts have to be raw, of a gene that there is and
+    of none twice in a row; codes have to be of a category; names have to be unique; a store that was packed has to have
+    the sums it was packed with. Unlike training, this does not end at the first row that is not so.
+
+    Parameters
+    ----------
+    source, layer, soma, storage_options
+        As for `open_store`. A Zarr folder that lacks chunks, and so is refused there, is looked at array by array.
+    progress
+        Called with (cells done, cells of the store) as counts are read.
+    max_findings
+        Findings that are listed; neighbouring rows of one array are one.
+
+    Raises
+    ------
+    FileNotFoundError
+        If nothing lies at `source`.
+    """
+    uri = str(source) if "://" in str(source) else str(Path(source).expanduser().resolve())
+    parts = open_parts(source, layer)
+    losses = Losses(str(parts.folder) if parts else uri, max_findings)
+    n_cells = parts.n_cells if parts else 0
+    unproven = list(parts.unproven()) if parts else [_ELSEWHERE]
+    try:
+        store = open_store(source, layer=layer, soma=soma, storage_options=storage_options)
+    except ValueError as error:
+        if parts is not None:
+            verify_arrays(parts, losses, progress)
+            verify_zarr_obs(parts, losses)
+        if not losses.any_in(parts.counts if parts else ()):
+            losses.add("the store", 0, n_cells, f"cannot be opened: {error}")
+        unproven.append(_UNOPENED)
+    else:
+        n_cells = store.n_cells
+        try:
+            _verify_counts(store, parts, losses, progress)
+            if parts is not None:
+                verify_zarr_obs(parts, losses)
+            else:
+                _verify_obs(store, losses)
+            _verify_names(store, losses)
+        finally:
+            store.close()
+    return Verification(uri, n_cells, tuple(losses.found), losses.n_further, tuple(unproven))
+
+
+def format_verification(verification: Verification) -> str:
+    """Lay out `verification` for a reader."""
+    found = verification
+    lines = [found.uri]
+    if found.ok:
+        lines.append(f"  {found.n_cells:,} cells, all of them read: nothing is lost")
+    else:
+        least = "at least " if found.n_further else ""
+        lost = f"{least}{found.n_lost_cells:,} of {found.n_cells:,} cells are lost or wrong"
+        lines.append(f"  {lost}:" if found.n_cells else "  it cannot be read:")
+        lines += [f"    - {_rows(one)}{one.array}: {one.found}" for one in found.lost]
+        lines += [f"    - and {found.n_further:,} findings more"] if found.n_further else []
+    return "\n".join([*lines, *(f"  not proven: {line}" for line in found.unproven)])
+
+
+def _rows(one: Lost) -> str:
+    if one.stop == one.start:
+        return ""
+    return f"row {one.start}, " if one.stop == one.start + 1 else f"rows {one.start} to {one.stop - 1}, "
+
+
+def _verify_counts(store: CellStore, parts: "ZarrParts | None", losses: Losses, progress: Progress | None) -> None:
+    """Read all counts through the store, and compare their sums where it was packed."""
+    sums = packed_sums(parts, losses) if parts else None
+
+    def read(start: int, stop: int) -> None:
+        rows = store.read(start, stop)
+        if sums is not None:
+            sums.add(rows, start)
+
+    coarse, fine = budget(), budget()
+    step = min(max(1, _READ_ENTRIES * store.n_cells // max(1, store.n_entries)), _PAGE_ROWS)
+    for start, stop in steps(store.n_cells, step):
+        for low, high, why in narrow(read, start, stop, store.chunk_cells, coarse):
+            # What is damaged is whole chunks: few rows need to be read to know that all of so short a part are lost.
+            lost = all(_is_damaged(store, row) for row in (low, (low + high) // 2, high - 1))
+            for found in [(low, high, why)] if lost else narrow(read, low, high, 1, fine):
+                array, _, told = found[2].partition(f" of {losses.uri} ")
+                losses.add(array if told else "counts", *found)
+        if progress is not None:
+            progress(stop, store.n_cells)
+    if sums is not None:
+        sums.compare(losses)
+
+
+def _is_damaged(store: CellStore, row: int) -> bool:
+    try:
+        store.read(row, row + 1)
+    except DamagedError:
+        return True
+    except (ValueError, OSError):
+        pass
+    return False
+
+
+def _verify_obs(store: CellStore, losses: Losses) -> None:
+    """Read all obs columns through the store."""
+    for key in store.obs_columns():
+        try:
+            column = open_column(store, key)
+        except ValueError as error:
+            losses.add(f"obs/{key}", 0, store.n_cells, str(error))
+            continue
+        stored = column.stored
+        read = column.codes if isinstance(column, Categorical) else lambda low, high, stored=stored: stored[low:high]
+        for start, stop in steps(store.n_cells, _PAGE_ROWS):
+            for torn in narrow(read, start, stop, _PAGE_ROWS, budget()):
+                losses.add(f"obs/{key}", *torn)
+
+
+def _verify_names(store: CellStore, losses: Losses) -> None:
+    """Read all names, as often as comparing them within bounded memory needs."""
+    for part in range(n_parts(store.n_cells)):
+        hashes = Hashes(store.n_cells, part)
+
+        def read(start: int, stop: int, hashes: Hashes = hashes) -> None:
+            hashes.add(hash_names(store.obs_names(start, stop)), start)
+
+        for start, stop in steps(store.n_cells, _PAGE_ROWS):
+            for low, high in losses.outside("obs names", start, stop):
+                for torn in narrow(read, low, high, _PAGE_ROWS, budget()):
+                    losses.add("obs names", *torn)
+        copies = hashes.copies()
+        for first, row in copies.pairs:
+            name = store.obs_names(row, row + 1)[0]
+            losses.add(
+                "obs names",
+                row,
+                row + 1,
+                f"'{name}' is the name of row {first} too: call adata.obs_names_make_unique() and save again",
+            )
+        losses.n_further += copies.n_copies - len(copies.pairs)

@@ -1,0 +1,83 @@
+"""Rows are decoded, narrowed and checked in one go; what calls for a closer look gives None."""
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_array_equal
+
+from dist_scvi.loaders.buffers import Buffers
+from dist_scvi.loaders.chunks import ChunkedArray, decoder_of
+from dist_scvi.loaders.csr import read_rows
+from dist_scvi.loaders.remote import LocalObjects
+
+N_ROWS, N_GENES = 60, 40
+
+
+def matrix(kind, gene_kind, *, reverse=False):
+    rng = np.random.default_rng(0)
+    genes = [np.flatnonzero(rng.random(N_GENES) < 0.3) for _ in range(N_ROWS)]
+    genes = [gene_e[::-1] for gene_e in genes] if reverse else genes
+    indptr = np.cumsum([0, *map(len, genes)])
+    gene_e = np.concatenate(genes)
+    return (gene_e * 3 % 100 + 1).astype(kind), gene_e.astype(gene_kind), indptr
+
+
+def opened(path, data_e, indices_e, chunk):
+    group = zarr.create_group(path)
+    arrays = []
+    for name, values_e in {"data": data_e, "indices": indices_e}.items():
+        array = group.create_array(
+            name, shape=values_e.shape, chunks=(chunk,), dtype=values_e.dtype, config={"write_empty_chunks": True}
+        )
+        array[:] = values_e
+        arrays.append(ChunkedArray(array, LocalObjects(path), decoder_of(array)))
+    return arrays
+
+
+@pytest.mark.parametrize(("kind", "gene_kind"), [("u1", "u2"), ("f4", "i4"), ("i8", "i8"), ("u2", "i4"), ("f8", "u1")])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_rows_of_any_ranges_are_those_stored_in_any_type(tmp_path, kind, gene_kind, reverse):
+    data_e, indices_e, indptr = matrix(kind, gene_kind, reverse=reverse)
+    arrays = opened(tmp_path / "a.zarr", data_e, indices_e, 37)
+    buffers = Buffers()
+
+    @given(st.lists(st.integers(0, N_ROWS), min_size=2, max_size=8, unique=True))
+    @settings(deadline=None, max_examples=20)
+    def check(cuts):
+        cuts = sorted(cuts)
+        ranges = list(zip(cuts[::2], cuts[1::2], strict=False))
+        rows = read_rows(*arrays, [indptr[low : high + 1] for low, high in ranges], N_GENES, buffers)
+        entries = np.concatenate([np.arange(indptr[low], indptr[high]) for low, high in ranges])
+        assert_array_equal(rows.counts_e, data_e[entries])
+        assert_array_equal(rows.genes_e, indices_e[entries])
+        assert_array_equal(np.diff(rows.indptr), np.concatenate([np.diff(indptr[a : b + 1]) for a, b in ranges]))
+        assert rows.genes_e.dtype == np.uint16
+        assert rows.counts_e.dtype == (np.uint8 if kind == "u1" else np.uint16)
+
+    check()
+
+
+@pytest.mark.parametrize("bad", [0.5, -1.0, np.nan, 70_000.0])
+@pytest.mark.parametrize("at", [0, 36, 37, 200])
+def test_a_count_that_is_none_or_large_calls_for_a_closer_look(tmp_path, bad, at):
+    data_e, indices_e, indptr = matrix("f4", "i4")
+    data_e[at] = bad
+    assert read_rows(*opened(tmp_path / "a.zarr", data_e, indices_e, 37), [indptr], N_GENES, Buffers()) is None
+
+
+@pytest.mark.parametrize("bad", [-1, N_GENES, 1 << 30])
+def test_a_gene_that_does_not_exist_calls_for_a_closer_look(tmp_path, bad):
+    data_e, indices_e, indptr = matrix("f4", "i4")
+    indices_e[100] = bad
+    assert read_rows(*opened(tmp_path / "a.zarr", data_e, indices_e, 37), [indptr], N_GENES, Buffers()) is None
+
+
+def test_a_gene_that_stands_twice_in_a_row_calls_for_a_closer_look_in_every_row(tmp_path):
+    data_e, indices_e, indptr = matrix("f4", "i4")
+    for row in range(N_ROWS):
+        again_e = indices_e.copy()
+        again_e[indptr[row + 1] - 1] = again_e[indptr[row]]
+        arrays = opened(tmp_path / f"{row}.zarr", data_e, again_e, 37)
+        assert read_rows(*arrays, [indptr], N_GENES, Buffers()) is None, row
