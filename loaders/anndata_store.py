@@ -1,6 +1,6 @@
 """An AnnData on disk, in Zarr or HDF5: both give a tree of named arrays, and one class reads either."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ from scipy import sparse
 
 from .buffers import Buffers
 from .chunks import ChunkedArray
-from .columns import Categorical, DamagedError, Numeric, PagedArray, read_range
+from .columns import Categorical, DamagedError, Numeric, PagedArray, Ranges, read_range
 from .csr import read_rows
 from .obs import ObsTable, attribute, index_of, read_whole
 from .rows import CsrRows, concatenate, from_arrays
@@ -82,7 +82,7 @@ class AnnDataStore:
         """Read the counts of rows ``[start, stop)``; see `CellStore`."""
         return self.read_ranges([(start, stop)])
 
-    def read_ranges(self, ranges: Sequence[tuple[int, int]]) -> CsrRows:
+    def read_ranges(self, ranges: Ranges, order: NDArray[np.int64] | None = None) -> CsrRows:
         """Read several ranges of rows; see `CellStore`."""
         if self._version() != self._first_version:
             raise DamagedError(
@@ -90,13 +90,15 @@ class AnnDataStore:
                 "start again"
             )
         if self._dense is not None:
-            return concatenate([self._read_dense(start, stop) for start, stop in ranges])
+            return concatenate([self._read_dense(start, stop) for start, stop in ranges]).take(order)
         starts = [self._row_starts(start, stop) for start, stop in ranges]
         if isinstance(self._data, ChunkedArray) and isinstance(self._indices, ChunkedArray):
-            rows = read_rows(self._data, self._indices, starts, len(self.var_names), self._buffers)
+            given_twice = order is not None and len(order) > 0 and np.bincount(order).max() > 1
+            direct = None if given_twice else order
+            rows = read_rows(self._data, self._indices, starts, direct, len(self.var_names), self._buffers)
             if rows is not None:
-                return rows
-        return concatenate([self._read_exactly(*one) for one in zip(ranges, starts, strict=True)])
+                return rows.take(order) if given_twice else rows
+        return concatenate([self._read_exactly(*one) for one in zip(ranges, starts, strict=True)]).take(order)
 
     def _read_dense(self, start: int, stop: int) -> CsrRows:
         dense = sparse.csr_matrix(read_range(self._dense, start, stop, self.uri))

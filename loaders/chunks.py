@@ -69,57 +69,46 @@ class ChunkedArray:
         start, stop, _ = rows.indices(len(self))
         out_e = np.empty(max(0, stop - start), dtype=self.dtype)
 
-        def copy(values_e: NDArray[Any], at: int) -> None:
-            out_e[at : at + len(values_e)] = values_e
+        def copy(values_e: NDArray[Any], first: int) -> None:
+            out_e[first : first + len(values_e)] = values_e
 
-        run_side_by_side([task for task, _, _ in self.tasks([(start, stop)], out_e, copy)], remote=self.remote)
+        run_side_by_side(list(self.tasks([(start, stop)], copy)), remote=self.remote)
         return out_e
 
-    def tasks(
-        self, ranges: Iterable[tuple[int, int]], out_e: NDArray[Any], place: Callable[[NDArray[Any], int], None]
-    ) -> Iterator[tuple[Task, int, int]]:
-        """Divide the reading of `ranges` into tasks for threads, each with the part of `out_e` that it fills.
+    def tasks(self, ranges: Iterable[tuple[int, int]], place: Callable[[NDArray[Any], int], None]) -> Iterator[Task]:
+        """Divide the reading of `ranges` into tasks for threads.
 
         Parameters
         ----------
         ranges
             First entry and last + 1 of each, rising, not overlapping.
-        out_e
-            Receives the entries of all ranges, joined. Chunks are decoded right there if its type is that of the array.
         place
-            Called with values, and where in `out_e` they belong, if they could not be decoded there.
+            Called with values, in memory that is used again, and where they stand if the ranges are joined.
         """
         at = 0
         group: list[tuple[int, int, int]] = []
         for low, high in _cut(ranges, self.chunks[0] * _TASK_CHUNKS):
             if group and low // self.chunks[0] > (group[-1][1] - 1) // self.chunks[0]:
-                yield self._task(group, out_e, place), group[0][2], at
+                yield self._task(group, place)
                 group = []
             group.append((low, high, at))
             at += high - low
         if group:
-            yield self._task(group, out_e, place), group[0][2], at
+            yield self._task(group, place)
 
-    def _task(
-        self, spans: list[tuple[int, int, int]], out_e: NDArray[Any], place: Callable[[NDArray[Any], int], None]
-    ) -> Task:
-        """Give what fetches the chunks under `spans` (first entry, last + 1, place in `out_e`) and decodes them."""
+    def _task(self, spans: list[tuple[int, int, int]], place: Callable[[NDArray[Any], int], None]) -> Task:
+        """Give what fetches the chunks under `spans` (first entry, last + 1, place) and decodes them."""
         size = self.chunks[0]
-        direct = out_e.dtype == self.dtype
 
         def work() -> None:
+            chunk_e = self._scratch_of(size)
             for number, raw in self._fetch(spans[0][0] // size, (spans[-1][1] - 1) // size + 1):
-                begin = number * size
-                pieces = [(max(low, begin), min(high, begin + size), at - low) for low, high, at in spans]
-                pieces = [(low, high, shift) for low, high, shift in pieces if low < high]
-                low, high, shift = pieces[0]
-                if direct and high - low == size:
-                    self._decode_chunk(number, raw, out_e[low + shift : high + shift])
-                    continue
-                chunk_e = self._scratch_of(size)
                 self._decode_chunk(number, raw, chunk_e)
-                for low, high, shift in pieces:
-                    place(chunk_e[low - begin : high - begin], low + shift)
+                begin = number * size
+                for low, high, at in spans:
+                    first, last = max(low, begin), min(high, begin + size)
+                    if first < last:
+                        place(chunk_e[first - begin : last - begin], first - low + at)
 
         return work
 

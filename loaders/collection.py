@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from .columns import Categorical, Numeric, categorical_from_codes, missing_column
+from .columns import Categorical, Numeric, Ranges, categorical_from_codes, missing_column
 from .rows import CsrRows, concatenate
 from .store import CellStore
 
@@ -105,16 +105,16 @@ class Collection:
         """Read the counts of rows ``[start, stop)``; see `CellStore`."""
         return self.read_ranges([(start, stop)])
 
-    def read_ranges(self, ranges: Sequence[tuple[int, int]]) -> CsrRows:
+    def read_ranges(self, ranges: Ranges, order: NDArray[np.int64] | None = None) -> CsrRows:
         """Read several ranges of rows; see `CellStore`."""
         wanted: dict[int, list[tuple[int, int]]] = {}
         for start, stop in ranges:
             for part, low, high in self._pieces(start, stop):
                 wanted.setdefault(part, []).append((low, high))
         if len(wanted) == 1:
-            return self._read_part(*wanted.popitem())
+            return self._read_part(*wanted.popitem(), order)
         with ThreadPoolExecutor(_SIDE_BY_SIDE, "stores") as pool:
-            return concatenate(list(pool.map(self._read_part, wanted, wanted.values())))
+            return concatenate(list(pool.map(self._read_part, wanted, wanted.values()))).take(order)
 
     def obs_columns(self) -> list[str]:
         """Names of the obs columns that all stores have, in the order of the first, and that of the sources."""
@@ -165,8 +165,8 @@ class Collection:
     def _source_codes(self, start: int, stop: int) -> NDArray[np.int64]:
         return np.searchsorted(self._edges, np.arange(start, stop), side="right") - 1
 
-    def _read_part(self, part: int, spans: list[tuple[int, int]]) -> CsrRows:
-        rows = self._ask(part, self._stores[part].read_ranges, spans)
+    def _read_part(self, part: int, spans: Ranges, order: NDArray[np.int64] | None = None) -> CsrRows:
+        rows = self._ask(part, self._stores[part].read_ranges, spans, order)
         return rows if self._aligned[part] else rows.keep(self._places[part], len(self.var_names))
 
     def _joined(self, reads: Sequence[Read]) -> "_Joined":

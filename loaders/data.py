@@ -57,8 +57,8 @@ class CellData:
             "continuous_covariates": [column.key for column in self.continuous_covariates],
         }
 
-    def read(self, ranges: Ranges) -> "tuple[CsrRows, ColumnValues]":
-        """Read counts and covariates of several ranges of rows, joined.
+    def read(self, ranges: Ranges, order: NDArray[np.int64]) -> "tuple[CsrRows, ColumnValues]":
+        """Read counts and covariates of several ranges of rows: of all joined, those at the places `order`.
 
         Raises
         ------
@@ -70,7 +70,7 @@ class CellData:
                 f"{self.store.uri} was opened in process {self.process} and is read in {os.getpid()}, a fork of it: "
                 "threads that decompress do not survive a fork; start processes with 'spawn', or open it in each"
             )
-        return self.store.read_ranges(ranges), self.columns_of(ranges)
+        return self.store.read_ranges(ranges, order), self.columns_of(ranges).take(order)
 
     def columns_of(self, ranges: Ranges) -> "ColumnValues":
         """Read the covariates of several ranges of rows, joined."""
@@ -98,8 +98,8 @@ class ColumnValues:
     categorical_nc: NDArray[np.int32]
     continuous_nc: NDArray[np.float32]
 
-    def take(self, index_n: NDArray[np.int64]) -> "ColumnValues":
-        """Copy the rows `index_n`."""
+    def take(self, index_n: NDArray[np.int64] | slice) -> "ColumnValues":
+        """Give the rows `index_n`."""
         return ColumnValues(
             self.batch_n[index_n], self.label_n[index_n], self.categorical_nc[index_n], self.continuous_nc[index_n]
         )

@@ -32,28 +32,62 @@ def settle(value_e: NDArray[Any], out_e: NDArray[Any], limit: int) -> bool:
 
 
 @njit(nogil=True, cache=True)
-def descents(gene_e: NDArray[Any], n_genes: int) -> int:
-    """Count how often a gene is not larger than the one before; `REFUSED` if one is not from 0 to ``n_genes - 1``."""
-    lowest = highest = gene_e.dtype.type(0)
-    count = 0
-    for e in range(len(gene_e)):
-        lowest = min(lowest, gene_e[e])
-        highest = max(highest, gene_e[e])
-    for e in range(1, len(gene_e)):
-        count += gene_e[e] <= gene_e[e - 1]
-    return REFUSED if lowest < 0 or highest >= n_genes else count
+def place_rows(
+    value_e: NDArray[Any],
+    first: int,
+    indptr: NDArray[np.int64],
+    to_n: NDArray[np.int64],
+    out_e: NDArray[Any],
+    limit: int,
+) -> int:
+    """Settle values where their rows belong; count how often one is not larger than the one before in its row.
+
+    Parameters
+    ----------
+    value_e
+        The values from entry `first` on of the rows that begin at `indptr`.
+    to_n
+        Where each row begins in `out_e`, -1 for one that is not wanted.
+
+    Returns
+    -------
+    int
+        `REFUSED` if a value is no whole number from 0 to `limit`.
+    """
+    strange = 0
+    falls = 0
+    row = np.searchsorted(indptr, first, side="right") - 1
+    begin = 0
+    while begin < len(value_e):
+        end = min(indptr[row + 1] - first, len(value_e))
+        if to_n[row] >= 0:
+            at = to_n[row] + first + begin - indptr[row]
+            from_e, to_e = value_e[begin:end], out_e[at : at + end - begin]
+            for e in range(len(from_e)):
+                value = from_e[e]
+                inside = (value >= 0) & (value <= limit)
+                whole = to_e.dtype.type(value if inside else 0)
+                strange += 1 - (inside & (from_e.dtype.type(whole) == value))
+                to_e[e] = whole
+            for e in range(1, len(to_e)):
+                falls += to_e[e] <= to_e[e - 1]
+        begin = end
+        row += 1
+    return REFUSED if strange else falls
 
 
 @njit(nogil=True, cache=True)
-def descents_at(gene_e: NDArray[Any], start_s: NDArray[np.int64]) -> int:
-    """Count the rising places `start_s` at which the entry is not larger than the one before; each place once."""
-    count = 0
-    before = 0
-    for start in start_s:
-        if before < start < len(gene_e):
-            count += gene_e[start] <= gene_e[start - 1]
-            before = start
-    return count
+def falls_at(
+    gene_e: NDArray[Any], entry_p: NDArray[np.int64], indptr: NDArray[np.int64], to_n: NDArray[np.int64]
+) -> int:
+    """Count the entries `entry_p`, placed as by `place_rows`, that are not larger than the one before in their row."""
+    falls = 0
+    for entry in entry_p:
+        row = np.searchsorted(indptr, entry, side="right") - 1
+        if row < len(to_n) and to_n[row] >= 0 and entry > indptr[row]:
+            at = to_n[row] + entry - indptr[row]
+            falls += gene_e[at] <= gene_e[at - 1]
+    return falls
 
 
 @njit(nogil=True, cache=True)

@@ -1,13 +1,12 @@
 """An AnnData in memory, read the way a store is, so that both give the same minibatches."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from .columns import Categorical, Numeric, categorical_from_codes, categorical_from_values, missing_column
+from .columns import Categorical, Numeric, Ranges, categorical_from_codes, categorical_from_values, missing_column
 from .rows import CsrRows, concatenate, from_arrays
 from .store import check_not_empty, check_var_names
 
@@ -57,9 +56,9 @@ class MemoryStore:
             where=self._where,
         )
 
-    def read_ranges(self, ranges: Sequence[tuple[int, int]]) -> CsrRows:
+    def read_ranges(self, ranges: Ranges, order: NDArray[np.int64] | None = None) -> CsrRows:
         """Read several ranges of rows; see `CellStore`."""
-        return concatenate([self.read(start, stop) for start, stop in ranges])
+        return concatenate([self.read(start, stop) for start, stop in ranges]).take(order)
 
     def obs_columns(self) -> list[str]:
         """Names of the obs columns."""

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .buffers import Buffers
 from .kernels import keep_genes, repeated_gene, sum_rows, take_rows
 
 _GAP_CELLS = 64
@@ -43,16 +42,20 @@ class CsrRows:
         """Bytes held."""
         return self.counts_e.nbytes + self.genes_e.nbytes + self.indptr.nbytes
 
-    def take(self, index_n: NDArray[np.int64], buffers: Buffers | None = None) -> "CsrRows":
-        """Copy the rows `index_n`, in that order, to memory from `buffers`."""
+    def take(self, index_n: NDArray[np.int64] | None) -> "CsrRows":
+        """Copy the rows `index_n`, in that order; None for all as they are."""
+        if index_n is None:
+            return self
         begin_n = self.indptr[index_n]
-        length_n = self.indptr[index_n + 1] - begin_n
-        indptr = np.zeros(len(index_n) + 1, dtype=np.int64)
-        np.cumsum(length_n, out=indptr[1:])
-        empty: Any = buffers.empty if buffers else np.empty
-        counts_e, genes_e = empty(indptr[-1], self.counts_e.dtype), empty(indptr[-1], self.genes_e.dtype)
+        indptr = row_starts(self.indptr[index_n + 1] - begin_n)
+        counts_e, genes_e = np.empty(indptr[-1], self.counts_e.dtype), np.empty(indptr[-1], self.genes_e.dtype)
         take_rows(self.counts_e, self.genes_e, begin_n, indptr, counts_e, genes_e)
         return CsrRows(counts_e, genes_e, indptr)
+
+    def part(self, low: int, high: int) -> "CsrRows":
+        """Give the rows ``[low, high)`` without copying them."""
+        begin, end = self.indptr[low], self.indptr[high]
+        return CsrRows(self.counts_e[begin:end], self.genes_e[begin:end], self.indptr[low : high + 1] - begin)
 
     def library_n(self) -> NDArray[np.int64]:
         """Total count of each cell."""
@@ -78,6 +81,13 @@ class CsrRows:
         return CsrRows(counts_e[: indptr[-1]].copy(), genes_e[: indptr[-1]].copy(), indptr)
 
 
+def row_starts(length_n: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Give where each row begins, and where the last ends, if rows of these lengths are joined."""
+    indptr = np.zeros(len(length_n) + 1, dtype=np.int64)
+    np.cumsum(length_n, out=indptr[1:])
+    return indptr
+
+
 def gene_type(n_genes: int) -> type[np.integer]:
     """Give the type in which gene numbers are held."""
     return np.uint16 if n_genes <= 1 << 16 else np.int32
@@ -95,7 +105,7 @@ def concatenate(parts: Sequence[CsrRows]) -> CsrRows:
 
 
 def row_runs(row_n: NDArray[np.int64]) -> list[tuple[int, int]]:
-    """Give the contiguous reads, first row and last + 1, that hold the rising rows `row_n`."""
+    """Give the contiguous reads, first row and last + 1, that hold `row_n`, which do not fall."""
     runs = []
     for run in np.split(row_n, np.flatnonzero(np.diff(row_n) > _GAP_CELLS) + 1):
         for at in range(0, len(run), _READ_CELLS):

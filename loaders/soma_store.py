@@ -19,7 +19,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from .columns import Categorical, DamagedError, Numeric
+from .columns import Categorical, DamagedError, Numeric, Ranges
 from .kernels import repeated_gene, settle
 from .rows import CsrRows, concatenate, from_arrays, gene_type
 from .soma_tables import SomaObs, Tables, read_genes
@@ -148,7 +148,7 @@ class SomaStore:
         """Read the counts of rows ``[start, stop)``; see `CellStore`."""
         return self.read_ranges([(start, stop)])
 
-    def read_ranges(self, ranges: Sequence[tuple[int, int]]) -> CsrRows:
+    def read_ranges(self, ranges: Ranges, order: NDArray[np.int64] | None = None) -> CsrRows:
         """Read several ranges of rows, side by side; see `CellStore`.
 
         TileDB decompresses a tile for any of its rows. So what is wanted of one stretch of tiles is asked for at once.
@@ -166,7 +166,7 @@ class SomaStore:
         widest = int(np.argmax(np.diff(edge)))
         if edge[widest + 1] - edge[widest] > self._silent_cells:
             raise self._silence(*row_n[[edge[widest] + 1, edge[widest + 1] - 1]])
-        return rows
+        return rows.take(order)
 
     def obs_columns(self) -> list[str]:
         """Names of the obs columns, in the order of the store."""
@@ -250,14 +250,9 @@ class SomaStore:
         if (place_e == _NO_CELL).any():
             raise _stray_cell(cell_e[np.argmax(place_e == _NO_CELL)], self._where)
         order = np.lexsort((gene_e, place_e))[np.count_nonzero(place_e < 0) :]
-        rows = from_arrays(
-            value_e[order],
-            gene_e[order],
-            np.searchsorted(place_e[order], np.arange(len(all_n) + 1)),
-            n_genes=len(self.var_names),
-            first_row=int(row_n[0]),
-            where=self._where,
-        )
+        indptr = np.searchsorted(place_e[order], np.arange(len(all_n) + 1))
+        n_genes, row = len(self.var_names), int(row_n[0])
+        rows = from_arrays(value_e[order], gene_e[order], indptr, n_genes=n_genes, first_row=row, where=self._where)
         return rows.take(row_n - row_n[0])
 
     def _check_ends(self) -> None:

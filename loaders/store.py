@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from .columns import Categorical, Numeric
+from .columns import Categorical, Numeric, Ranges
 from .rows import CsrRows
 
 if TYPE_CHECKING:
@@ -47,10 +47,16 @@ class CellStore(Protocol):
         """
         ...
 
-    def read_ranges(self, ranges: Sequence[tuple[int, int]]) -> CsrRows:
-        """Read the rows of each range ``[start, stop)``, one below the other; ranges rise and do not overlap.
+    def read_ranges(self, ranges: Ranges, order: NDArray[np.int64] | None = None) -> CsrRows:
+        """Read the rows of each range ``[start, stop)``; ranges rise and do not overlap.
 
-        A store that can reads them side by side, so this is the way to read a window.
+        A store that can reads them side by side and straight to their places, so this is the way to read a window.
+
+        Parameters
+        ----------
+        order
+            Which of the rows of all ranges, joined, to give, in this order; a row may be given several times. None for
+            all as they are.
         """
         ...
 

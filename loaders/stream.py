@@ -1,5 +1,6 @@
 """Minibatches from a store: one thread reads the next window while another deals out this one."""
 
+import atexit
 import queue
 import threading
 from collections.abc import Generator, Iterator
@@ -9,7 +10,6 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from .buffers import Buffers
 from .data import CellData, ColumnValues, minibatch
 from .minibatch import MiniBatch
 from .plan import Plan, Split, check_world_size, lane_span, micro_sizes, split_rows, window_rows
@@ -18,25 +18,23 @@ from .rows import CsrRows, row_runs
 T = TypeVar("T")
 
 _MINIBATCHES_AHEAD = 4
+_LAST_WORDS_S = 5.0
+_READERS: dict[threading.Thread, tuple[threading.Event, threading.Semaphore]] = {}
+"""Threads at work, and what ends them."""
 _MICRO_PER_LANE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class _Window:
-    """Cells in memory: runs of neighbouring rows, one below the other."""
+    """Cells in memory in the order of training: those of its first step, lane by lane, those of the next, and so on."""
 
-    low_r: NDArray[np.int64]
-    """First row of each run."""
-    at_r: NDArray[np.int64]
-    """Where it lies in the two others."""
+    epoch: int
+    steps: range
+    lengths: dict[int, list[int]]
+    """Cells of each lane in each step."""
+    row_n: NDArray[np.int64]
     counts: CsrRows
     columns: ColumnValues
-
-    def take(self, row_n: NDArray[np.int64], buffers: Buffers | None = None) -> tuple[CsrRows, ColumnValues]:
-        """Copy the rows `row_n`, in that order; a row may stand there several times."""
-        run_n = np.searchsorted(self.low_r, row_n, side="right") - 1
-        place_n = row_n - self.low_r[run_n] + self.at_r[run_n]
-        return self.counts.take(place_n, buffers), self.columns.take(place_n)
 
 
 def train_stream(
@@ -64,20 +62,17 @@ def train_stream(
     check_world_size(plan.lanes, world_size)
     lanes = range(rank, plan.lanes, world_size)
 
-    def windows() -> Iterator[tuple[int, int, dict[int, NDArray[np.int64]], _Window]]:
-        first = step // plan.window_steps
+    def windows() -> Iterator[_Window]:
         for at in range(epoch, n_epochs):
-            for number in range(first if at == epoch else 0, plan.windows_per_epoch):
-                rows = {lane: window_rows(plan, at, lane, number) for lane in lanes}
-                yield at, number, rows, _read(data, np.unique(np.concatenate(list(rows.values()))))
+            for first in range(0, plan.steps_per_epoch, plan.window_steps):
+                steps = range(first, min(first + plan.window_steps, plan.steps_per_epoch))
+                if at == epoch and steps.stop <= step:
+                    continue
+                yield _load(data, plan, lanes, at, range(max(first, step), steps.stop) if at == epoch else steps)
 
     def minibatches() -> Iterator[MiniBatch]:
-        buffers = Buffers()
-        for at, number, rows, window in ahead(windows(), 1, timeout_s):
-            begin = number * plan.window_steps
-            first = max(begin, step) if at == epoch else begin
-            for index in range(first, min(begin + plan.window_steps, plan.steps_per_epoch)):
-                yield _deal(data, plan, window, rows, begin, index, at, buffers)
+        for window in ahead(windows(), 1, timeout_s):
+            yield from _deal(data, plan, window)
 
     yield from ahead(minibatches(), _MINIBATCHES_AHEAD, timeout_s)
 
@@ -111,7 +106,7 @@ def row_stream(data: CellData, ranges: Iterator[tuple[int, int]], *, timeout_s: 
 
 def rows_minibatch(data: CellData, row_n: NDArray[np.int64], *, step: int = 0) -> MiniBatch:
     """Read the rising rows `row_n` as one minibatch, for inference."""
-    counts, columns = _read(data, row_n).take(row_n)
+    counts, columns = _read(data, row_n)
     n = len(row_n)
     return minibatch(data, counts, columns, row_n, epoch=0, step=step, micro_n=(n,), micro_keys=(0,), global_cells=n)
 
@@ -144,7 +139,9 @@ def ahead(items: Generator[T] | Iterator[T], depth: int, timeout_s: float) -> It
             made.put(error)
 
     # A daemon: a read that never returns must not keep the process from ending.
-    threading.Thread(target=make, name="reader", daemon=True).start()
+    reader = threading.Thread(target=make, name="reader", daemon=True)
+    reader.start()
+    _READERS[reader] = (left, room)
     try:
         while True:
             try:
@@ -160,49 +157,62 @@ def ahead(items: Generator[T] | Iterator[T], depth: int, timeout_s: float) -> It
             room.release()
             yield item[0]
     finally:
-        left.set()
-        room.release()
+        _dismiss(_READERS.pop(reader))
 
 
-def _read(data: CellData, row_n: NDArray[np.int64]) -> _Window:
-    """Read the rising rows `row_n`, and the few between them, with few contiguous reads."""
-    runs = row_runs(row_n)
+def _dismiss(signals: tuple[threading.Event, threading.Semaphore]) -> None:
+    left, room = signals
+    left.set()
+    room.release()
+
+
+@atexit.register
+def _end_readers() -> None:
+    """Let readers that are still at work come to an end: one stopped within native code would abort the process."""
+    readers = list(_READERS.items())
+    for _, signals in readers:
+        _dismiss(signals)
+    for reader, _ in readers:
+        reader.join(_LAST_WORDS_S)
+
+
+def _load(data: CellData, plan: Plan, lanes: range, epoch: int, steps: range) -> _Window:
+    """Read what `lanes` train on in some steps of one window."""
+    window = steps.start // plan.window_steps
+    parts: list[list[NDArray[np.int64]]] = []
+    for lane in lanes:
+        origin = lane_span(plan, lane, window * plan.window_steps)[0]
+        row_n = window_rows(plan, epoch, lane, window)
+        parts.append([row_n[slice(*(edge - origin for edge in lane_span(plan, lane, step)))] for step in steps])
+    row_n = np.concatenate([part[at] for at in range(len(steps)) for part in parts])
+    lengths = {lane: [len(piece) for piece in part] for lane, part in zip(lanes, parts, strict=True)}
+    return _Window(epoch, steps, lengths, row_n, *_read(data, row_n))
+
+
+def _read(data: CellData, row_n: NDArray[np.int64]) -> tuple[CsrRows, ColumnValues]:
+    """Read the rows `row_n` with few contiguous reads, along with the few between them."""
+    runs = row_runs(np.sort(row_n))
     low_r, high_r = np.array(runs, dtype=np.int64).reshape(-1, 2).T
+    run_n = np.searchsorted(low_r, row_n, side="right") - 1
     at_r = np.concatenate([[0], np.cumsum(high_r - low_r)[:-1]])
-    return _Window(low_r, at_r, *data.read(runs))
+    return data.read(runs, row_n - low_r[run_n] + at_r[run_n])
 
 
-def _deal(
-    data: CellData,
-    plan: Plan,
-    window: _Window,
-    rows_by_lane: dict[int, NDArray[np.int64]],
-    begin: int,
-    index: int,
-    epoch: int,
-    buffers: Buffers,
-) -> MiniBatch:
-    """Cut the cells of step `index` out of the window that starts at step `begin`."""
-    parts: list[NDArray[np.int64]] = []
-    sizes: list[int] = []
-    keys: list[int] = []
-    for lane, row_n in rows_by_lane.items():
-        origin = lane_span(plan, lane, begin)[0]
-        low, high = lane_span(plan, lane, index)
-        parts.append(row_n[low - origin : high - origin])
-        micro = micro_sizes(high - low, plan.micro_cells)
-        sizes.extend(micro)
-        keys.extend(lane * _MICRO_PER_LANE + number for number in range(len(micro)))
-    row_n = np.concatenate(parts)
-    counts, columns = window.take(row_n, buffers)
-    return minibatch(
-        data,
-        counts,
-        columns,
-        row_n,
-        epoch=epoch,
-        step=index,
-        micro_n=tuple(sizes),
-        micro_keys=tuple(keys),
-        global_cells=plan.step_cells(index),
-    )
+def _deal(data: CellData, plan: Plan, window: _Window) -> Iterator[MiniBatch]:
+    """Cut a window into its minibatches, without copying."""
+    low = 0
+    for at, step in enumerate(window.steps):
+        micro = {lane: micro_sizes(lengths[at], plan.micro_cells) for lane, lengths in window.lengths.items()}
+        high = low + sum(map(sum, micro.values()))
+        yield minibatch(
+            data,
+            window.counts.part(low, high),
+            window.columns.take(slice(low, high)),
+            window.row_n[low:high],
+            epoch=window.epoch,
+            step=step,
+            micro_n=tuple(size for sizes in micro.values() for size in sizes),
+            micro_keys=tuple(lane * _MICRO_PER_LANE + k for lane, sizes in micro.items() for k in range(len(sizes))),
+            global_cells=plan.step_cells(step),
+        )
+        low = high

@@ -15,7 +15,16 @@ import numpy as np
 import zarr
 from numpy.typing import DTypeLike, NDArray
 
-from .layout import code_type, finish_table, new_array, new_categorical, new_root, new_strings
+from .layout import (
+    check_free,
+    code_type,
+    finish_table,
+    new_array,
+    new_categorical,
+    new_root,
+    new_strings,
+    put_in_place,
+)
 from .rows import CsrRows
 
 _CHUNK_CELLS = 64
@@ -26,8 +35,6 @@ _SHARD_ENTRIES = 1 << 24
 """Entries of a file: 32 MiB of uint16 counts, 64 MiB of int32 genes, before compression."""
 _CHUNK_ROWS = 1 << 13
 _SHARD_ROWS = 1 << 20
-# One thread: several finish the chunks of a shard in any order, and the same counts would give other bytes.
-_NATIVE = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline", "threading.max_workers": 1}
 
 
 class AnnDataZarrWriter:
@@ -66,7 +73,7 @@ class AnnDataZarrWriter:
         overwrite: bool = False,
     ) -> None:
         self.path = Path(path).expanduser().resolve()
-        _check_free(self.path, overwrite=overwrite)
+        check_free(self.path, overwrite=overwrite)
         self.n_cells = 0
         self.n_entries = 0
         self._n_genes = len(var_names)
@@ -142,13 +149,7 @@ class AnnDataZarrWriter:
         shape = [self.n_cells, self._n_genes]
         self._x.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": shape})
         finish_table(self._obs, list(self._columns))
-        if self.path.exists():
-            old = self.path.with_name(f"{self.path.name}.replaced")
-            self.path.rename(old)
-            self._folder.rename(self.path)
-            shutil.rmtree(old)
-        else:
-            self._folder.rename(self.path)
+        put_in_place(self._folder, self.path)
 
     def abandon(self) -> None:
         """Remove what was written."""
@@ -264,7 +265,8 @@ class _Appended:
             self.pending, self._waiting = [], 0
 
     def _store(self, values: NDArray[Any]) -> None:
-        with zarr.config.set(_NATIVE):
+        # zarr's own pipeline: that of zarrs leaves out a chunk of nothing but the fill value, whatever it is told.
+        with zarr.config.set({"array.write_empty_chunks": True}):
             if self.array is None:
                 used = max(1, -(-len(values) // self.chunk)) * self.chunk
                 self.array = self._create(len(values), min(self.shard, used))
@@ -278,14 +280,3 @@ def _numbers(group: zarr.Group, name: str, dtype: DTypeLike, *, chunk: int, shar
         return new_array(group, name, (length,), dtype, chunk_rows=chunk, shard_rows=shard_rows)
 
     return _Appended(chunk, create, shard=shard, dtype=dtype)
-
-
-def _check_free(path: Path, *, overwrite: bool) -> None:
-    if not path.exists():
-        return
-    if not overwrite:
-        raise FileExistsError(
-            f"{path} already exists: choose another path, or allow it to be replaced with overwrite=True"
-        )
-    if not (path / "zarr.json").exists() and not (path / ".zgroup").exists():
-        raise FileExistsError(f"{path} is no Zarr folder and is not replaced: choose another path")

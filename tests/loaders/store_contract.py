@@ -56,6 +56,12 @@ class StoreContract:
         assert rows.indptr[0] == 0
         assert store.chunk_cells >= 1
 
+    @pytest.mark.parametrize("order", [[], [0], [64, 2, 0, 63], [3, 3, 64, 3], list(range(64, -1, -1))])
+    def test_rows_of_several_ranges_come_in_the_order_asked_for(self, store, expected_ng, order):
+        rows = store.read_ranges([(0, 3), (5, 6), (70, 131)], np.array(order, dtype=np.int64))
+        row_n = np.array([*range(3), 5, *range(70, 131)])[order] if order else []
+        assert_array_equal(dense(rows, len(store.var_names)), expected_ng[row_n])
+
     def test_sizes_and_names_are_those_of_the_file(self, store, cells):
         assert (store.n_cells, store.n_entries, list(store.var_names)) == (150, cells.X.nnz, list(cells.var_names))
         assert list(store.obs_names(148, 150)) == ["cell148", "cell149"]

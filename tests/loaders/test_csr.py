@@ -43,16 +43,20 @@ def test_rows_of_any_ranges_are_those_stored_in_any_type(tmp_path, kind, gene_ki
     arrays = opened(tmp_path / "a.zarr", data_e, indices_e, 37)
     buffers = Buffers()
 
-    @given(st.lists(st.integers(0, N_ROWS), min_size=2, max_size=8, unique=True))
+    @given(st.lists(st.integers(0, N_ROWS), min_size=2, max_size=8, unique=True), st.randoms())
     @settings(deadline=None, max_examples=20)
-    def check(cuts):
+    def check(cuts, random):
         cuts = sorted(cuts)
         ranges = list(zip(cuts[::2], cuts[1::2], strict=False))
-        rows = read_rows(*arrays, [indptr[low : high + 1] for low, high in ranges], N_GENES, buffers)
-        entries = np.concatenate([np.arange(indptr[low], indptr[high]) for low, high in ranges])
+        row_n = np.concatenate([np.arange(low, high) for low, high in ranges])
+        order = np.array(random.sample(range(len(row_n)), random.randint(0, len(row_n))), dtype=np.int64)
+        wanted_n = row_n[order]
+        starts = [indptr[low : high + 1] for low, high in ranges]
+        rows = read_rows(*arrays, starts, order, N_GENES, buffers)
+        entries = np.concatenate([np.arange(0), *(np.arange(indptr[row], indptr[row + 1]) for row in wanted_n)])
         assert_array_equal(rows.counts_e, data_e[entries])
         assert_array_equal(rows.genes_e, indices_e[entries])
-        assert_array_equal(np.diff(rows.indptr), np.concatenate([np.diff(indptr[a : b + 1]) for a, b in ranges]))
+        assert_array_equal(np.diff(rows.indptr), np.diff(indptr)[wanted_n])
         assert rows.genes_e.dtype == np.uint16
         assert rows.counts_e.dtype == (np.uint8 if kind == "u1" else np.uint16)
 
@@ -64,14 +68,14 @@ def test_rows_of_any_ranges_are_those_stored_in_any_type(tmp_path, kind, gene_ki
 def test_a_count_that_is_none_or_large_calls_for_a_closer_look(tmp_path, bad, at):
     data_e, indices_e, indptr = matrix("f4", "i4")
     data_e[at] = bad
-    assert read_rows(*opened(tmp_path / "a.zarr", data_e, indices_e, 37), [indptr], N_GENES, Buffers()) is None
+    assert read_rows(*opened(tmp_path / "a.zarr", data_e, indices_e, 37), [indptr], None, N_GENES, Buffers()) is None
 
 
 @pytest.mark.parametrize("bad", [-1, N_GENES, 1 << 30])
 def test_a_gene_that_does_not_exist_calls_for_a_closer_look(tmp_path, bad):
     data_e, indices_e, indptr = matrix("f4", "i4")
     indices_e[100] = bad
-    assert read_rows(*opened(tmp_path / "a.zarr", data_e, indices_e, 37), [indptr], N_GENES, Buffers()) is None
+    assert read_rows(*opened(tmp_path / "a.zarr", data_e, indices_e, 37), [indptr], None, N_GENES, Buffers()) is None
 
 
 def test_a_gene_that_stands_twice_in_a_row_calls_for_a_closer_look_in_every_row(tmp_path):
@@ -80,4 +84,4 @@ def test_a_gene_that_stands_twice_in_a_row_calls_for_a_closer_look_in_every_row(
         again_e = indices_e.copy()
         again_e[indptr[row + 1] - 1] = again_e[indptr[row]]
         arrays = opened(tmp_path / f"{row}.zarr", data_e, again_e, 37)
-        assert read_rows(*arrays, [indptr], N_GENES, Buffers()) is None, row
+        assert read_rows(*arrays, [indptr], None, N_GENES, Buffers()) is None, row

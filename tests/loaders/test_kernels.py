@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 from numpy.testing import assert_array_equal
 
 from dist_scvi.loaders.kernels import (
     REFUSED,
-    descents,
-    descents_at,
+    falls_at,
     keep_genes,
+    place_rows,
     repeated_gene,
     settle,
     sum_rows,
@@ -46,19 +45,27 @@ def test_an_integer_that_does_not_fit_is_refused_and_not_wrapped(bad):
 
 
 @settings(deadline=None)
-@given(hnp.arrays(np.uint16, st.integers(0, 70), elements=st.integers(0, 30)))
-def test_descents_are_counted(gene_e):
-    assert descents(gene_e, 31) == (np.diff(gene_e.astype(int)) <= 0).sum()
+@given(st.lists(st.lists(st.integers(0, 6), max_size=6), min_size=1, max_size=6), st.randoms(), st.data())
+def test_values_are_placed_where_their_rows_belong_in_any_pieces(rows, random, draw):
+    value_e = np.array([value for row in rows for value in row], dtype=np.float32)
+    indptr = np.cumsum([0, *map(len, rows)])
+    order = random.sample(range(len(rows)), random.randint(1, len(rows)))
+    to_n = np.full(len(rows), -1)
+    to_n[order] = np.cumsum([0, *(len(rows[n]) for n in order)])[:-1]
+    out_e = np.zeros(sum(len(rows[n]) for n in order), dtype=np.uint8)
+    edges = [0, *sorted(draw.draw(st.sets(st.integers(0, len(value_e)), max_size=4))), len(value_e)]
+    falls = sum(place_rows(value_e[a:b], a, indptr, to_n, out_e, 6) for a, b in itertools.pairwise(edges) if a < b)
+    falls += falls_at(out_e, np.unique(edges), indptr, to_n)
+    assert out_e.tolist() == [value for n in order for value in rows[n]]
+    assert falls == sum((np.diff(rows[n]) <= 0).sum() for n in order)
 
 
-@pytest.mark.parametrize("gene_e", [np.array([1, 40], np.uint16), np.array([5, -1], np.int32)])
-def test_a_gene_that_does_not_exist_is_refused(gene_e):
-    assert descents(gene_e, 40) == REFUSED
-
-
-def test_borders_are_counted_once_and_only_inside():
-    gene_e = np.array([5, 3, 9, 2], dtype=np.uint16)
-    assert descents_at(gene_e, np.array([0, 1, 1, 2, 3, 4])) == 2
+@pytest.mark.parametrize("bad", [0.5, -1.0, 128.0, np.nan, np.inf])
+def test_what_is_no_count_is_refused_in_rows_that_are_wanted_and_only_there(bad):
+    value_e = np.array([1, 2, bad, 4], dtype=np.float64)
+    indptr, out_e = np.array([0, 2, 4]), np.zeros(4, dtype=np.uint8)
+    assert place_rows(value_e, 0, indptr, np.array([0, 2]), out_e, 127) == REFUSED
+    assert place_rows(value_e, 0, indptr, np.array([0, -1]), out_e, 127) == 0
 
 
 @settings(deadline=None)

@@ -1,11 +1,13 @@
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import tiledbsoma
 from numpy.testing import assert_array_equal
 
 from dist_scvi.loaders.columns import PagedArray
 from dist_scvi.loaders.soma_store import SomaOptions, open_soma
+from dist_scvi.loaders.soma_tables import read_genes
 
 from .test_soma_store import only, write_adata, write_counts
 
@@ -104,6 +106,13 @@ def test_genes_without_a_known_column_of_names_are_refused(uri, tmp_path, expect
     monkeypatch.setattr("dist_scvi.loaders.soma_tables._GENE_NAMES", ("id",))
     with pytest.raises(ValueError, match=r"set data.soma.var_names_column, present are soma_joinid, gene_name"):
         open_soma(write_counts(tmp_path / "cells", expected_ng, range(150), range(23)))
+
+
+def test_genes_come_by_rising_soma_joinid_however_they_are_read():
+    parts = [pa.table({"soma_joinid": [4, 0], "var_id": ["e", "a"]}), pa.table({"soma_joinid": [2], "var_id": ["c"]})]
+    names, place_g = read_genes(parts[0], lambda *given: iter(parts), None, "var")
+    assert list(names) == ["a", "c", "e"]
+    assert_array_equal(place_g, [0, -1, 1, -1, 2, -1])
 
 
 def test_cells_without_names_are_called_by_their_soma_joinid(tmp_path, expected_ng, monkeypatch):

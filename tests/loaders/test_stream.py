@@ -1,7 +1,10 @@
 """The stream yields what the plan says, for any number of workers and from any place, and waits only so long."""
 
+import subprocess
+import sys
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -108,9 +111,9 @@ class Counting:
     def __getattr__(self, name: str) -> object:
         return getattr(self._store, name)
 
-    def read_ranges(self, ranges: list[tuple[int, int]]) -> object:
+    def read_ranges(self, ranges: list[tuple[int, int]], order: np.ndarray | None = None) -> object:
         self.read_rows |= {row for span in ranges for row in range(*span)}
-        return self._store.read_ranges(ranges)
+        return self._store.read_ranges(ranges, order)
 
 
 def test_seeking_to_the_last_window_reads_nothing_of_the_others(data: CellData) -> None:
@@ -156,9 +159,9 @@ def test_a_reader_that_does_not_answer_is_waited_for_no_longer_than_allowed(data
     release = threading.Event()
 
     class Stuck(Counting):
-        def read_ranges(self, ranges: list[tuple[int, int]]) -> object:
+        def read_ranges(self, ranges: list[tuple[int, int]], order: np.ndarray | None = None) -> object:
             release.wait(20)
-            return super().read_ranges(ranges)
+            return super().read_ranges(ranges, order)
 
     stream = train_stream(
         replace(data, store=Stuck(data)), plan_of(), rank=0, world_size=1, epoch=0, step=0, n_epochs=1, timeout_s=0.2
@@ -174,3 +177,29 @@ def test_an_error_of_the_reader_reaches_the_trainer() -> None:
     data = open_data(AnnData(sparse.csr_matrix(counts)))
     with pytest.raises(ValueError, match=r"holds 0\.5 at row 170, gene 3: SCVI needs raw counts"):
         list(row_stream(data, iter([(0, 1000)])))
+
+
+@pytest.mark.parametrize("when", ["at once", "while it is used"])
+def test_a_process_may_end_while_a_reader_is_at_work(when: str, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import time\n"
+        "from dist_scvi.loaders.stream import ahead\n"
+        "def items():\n"
+        "    while True:\n"
+        "        time.sleep(0.01)\n"
+        "        yield sum(range(20_000))\n"
+        "stream = ahead(items(), 2, 5.0)\n" + ("next(stream)\n" if when != "at once" else "")
+    )
+    ended = subprocess.run([sys.executable, script], timeout=60, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_a_reader_ends_when_its_stream_is_left(data: CellData) -> None:
+    stream = train_stream(data, plan_of(), rank=0, world_size=1, epoch=0, step=0, n_epochs=50)
+    next(stream)
+    before = {thread for thread in threading.enumerate() if thread.name == "reader"}
+    stream.close()
+    for thread in before:
+        thread.join(20)
+        assert not thread.is_alive()
