@@ -46,7 +46,7 @@ def train_worker(config: RunConfig, world: World, *, on_metrics: Callable[[Row],
 def _at_one_moment(config: RunConfig) -> RunConfig:
     """Fix the moment as of which SOMA is read, for all workers and for every later start of the run."""
     uris = [config.data.uri] if isinstance(config.data.uri, str) else config.data.uri
-    soma = config.data.soma or (SomaConfig() if any(is_soma(Path(uri)) for uri in uris) else None)
+    soma = config.data.soma or (SomaConfig() if any(is_soma(Path(uri).expanduser()) for uri in uris) else None)
     if soma is None or soma.timestamp_ms is not None:
         return config
     folder = Path(config.run)

@@ -9,9 +9,10 @@ import itertools
 import os
 import threading
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -213,21 +214,43 @@ def decoder_of(array: Any) -> Decoder | None:
 
 
 def run_side_by_side(tasks: Iterable[Task], *, remote: bool = False) -> None:
-    """Run `tasks` in the threads of this process; the first error is raised."""
-    tasks = list(tasks)
-    if len(tasks) == 1:
-        tasks[0]()
+    """Run `tasks` in the threads of this process; the first error ends them and is raised."""
+    left = deque(tasks)
+
+    def work() -> None:
+        try:
+            for task in iter(partial(_taken, left), None):
+                task()
+        finally:
+            left.clear()
+
+    threads = _threads(remote=remote)
+    if len(left) <= 1:
+        work()
         return
-    for _ in _pool(os.getpid(), remote=remote).map(lambda task: task(), tasks):
-        pass
+    for worker in [_pool(os.getpid(), threads).submit(work) for _ in range(min(len(left), threads))]:
+        worker.result()
+
+
+def _taken(left: deque[Task]) -> Task | None:
+    """Take the next task, if there is one; threads may ask at once."""
+    try:
+        return left.popleft()
+    except IndexError:
+        return None
+
+
+def _threads(*, remote: bool) -> int:
+    """Give as many threads as processors may be used; more where they wait for a network."""
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processors = min(processors, int(os.environ.get("OMP_NUM_THREADS") or processors))
+    return max(processors, _REMOTE_THREADS) if remote else processors
 
 
 @lru_cache(2)
-def _pool(pid: int, *, remote: bool) -> ThreadPoolExecutor:
-    """Give the threads that decode, as many as processors may be used; more where they wait for a network."""
-    processors = len(os.sched_getaffinity(pid)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    processors = min(processors, int(os.environ.get("OMP_NUM_THREADS") or processors))
-    return ThreadPoolExecutor(max(processors, _REMOTE_THREADS) if remote else processors, "decoder")
+def _pool(pid: int, threads: int) -> ThreadPoolExecutor:
+    """Give the threads that fetch and decode in this process; those of the one it was forked from are not here."""
+    return ThreadPoolExecutor(threads, f"decoder-{pid}")
 
 
 def _cut(ranges: Iterable[tuple[int, int]], step: int) -> Iterator[tuple[int, int]]:

@@ -51,7 +51,7 @@ def read_rows(
     counts_e: NDArray[Any] = buffers.empty(indptr[-1], np.uint8 if data.dtype == np.uint8 else np.uint16)
     genes_e: NDArray[Any] = buffers.empty(indptr[-1], gene_type(n_genes))
     refused: list[int] = []
-    falls: list[int] = []
+    rises: list[int] = []
     borders: list[int] = []
 
     def place_counts(values_e: NDArray[Any], first: int) -> None:
@@ -59,15 +59,15 @@ def read_rows(
             refused.append(first)
 
     def place_genes(values_e: NDArray[Any], first: int) -> None:
-        fell = place_rows(values_e, first, stored, to_n, genes_e, n_genes - 1)
-        (refused if fell == REFUSED else falls).append(fell)
+        rising = place_rows(values_e, first, stored, to_n, genes_e, n_genes - 1)
+        (refused if rising == REFUSED else rises).append(rising)
         borders.append(first)
 
     spans = [(int(start[0]), int(start[-1])) for start in starts]
     run_side_by_side([*indices.tasks(spans, place_genes), *data.tasks(spans, place_counts)], remote=data.remote)
     if refused:
         return None
-    rising = sum(falls) + falls_at(genes_e, np.array(borders, dtype=np.int64), stored, to_n) == 0
+    rising = all(rises) and falls_at(genes_e, np.array(borders, dtype=np.int64), stored, to_n) == 0
     if not rising and repeated_gene(genes_e, indptr, n_genes) >= 0:
         return None
     return CsrRows(counts_e, genes_e, indptr)

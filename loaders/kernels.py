@@ -40,7 +40,7 @@ def place_rows(
     out_e: NDArray[Any],
     limit: int,
 ) -> int:
-    """Settle values where their rows belong; count how often one is not larger than the one before in its row.
+    """Settle values where their rows belong, and say whether they rise in each row.
 
     Parameters
     ----------
@@ -52,10 +52,12 @@ def place_rows(
     Returns
     -------
     int
-        `REFUSED` if a value is no whole number from 0 to `limit`.
+        1 if they rise, 0 if not, `REFUSED` if one is no whole number from 0 to `limit`.
     """
-    strange = 0
-    falls = 0
+    strange = False
+    falls = False
+    lowest = highest = out_e.dtype.type(0)
+    as_they_are = value_e.dtype == out_e.dtype
     row = np.searchsorted(indptr, first, side="right") - 1
     begin = 0
     while begin < len(value_e):
@@ -63,17 +65,26 @@ def place_rows(
         if to_n[row] >= 0:
             at = to_n[row] + first + begin - indptr[row]
             from_e, to_e = value_e[begin:end], out_e[at : at + end - begin]
-            for e in range(len(from_e)):
-                value = from_e[e]
-                inside = (value >= 0) & (value <= limit)
-                whole = to_e.dtype.type(value if inside else 0)
-                strange += 1 - (inside & (from_e.dtype.type(whole) == value))
-                to_e[e] = whole
-            for e in range(1, len(to_e)):
-                falls += to_e[e] <= to_e[e - 1]
+            if as_they_are:
+                for e in range(len(from_e)):
+                    to_e[e] = from_e[e]
+                    lowest = min(lowest, from_e[e])
+                    highest = max(highest, from_e[e])
+            else:
+                for e in range(len(from_e)):
+                    value = from_e[e]
+                    inside = (value >= 0) & (value <= limit)
+                    whole = to_e.dtype.type(value if inside else 0)
+                    strange |= (not inside) | (from_e.dtype.type(whole) != value)
+                    to_e[e] = whole
+            after_e = from_e[1:]
+            for e in range(len(after_e)):
+                falls |= after_e[e] <= from_e[e]
         begin = end
         row += 1
-    return REFUSED if strange else falls
+    if strange or lowest < 0 or highest > limit:
+        return REFUSED
+    return 0 if falls else 1
 
 
 @njit(nogil=True, cache=True)

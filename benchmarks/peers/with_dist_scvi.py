@@ -12,7 +12,6 @@ from dist_scvi.loaders.stream import train_stream
 
 def minibatches(job: Job) -> Minibatches:
     path, gene_g = Path(job["path"]), np.load(job["genes"]) if job["genes"] else None
-    path = path / "dataset_0" if (path / "dataset_0").exists() else path
     if job["read_genes"]:
         data = open_data(path, labels_key="label", genes=[f"gene{gene:05d}" for gene in gene_g])
     else:
