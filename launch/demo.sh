@@ -32,11 +32,14 @@ fi
 say "Inspect"
 dist-scvi inspect "$store" ${layer:+--layer "$layer"} ${batch_key:+--batch-key "$batch_key"} ${labels_key:+--labels-key "$labels_key"}
 
+say "Pack: the same cells in a random order, in the smallest types, every chunk with a checksum"
+dist-scvi pack "$store" "$out/packed.zarr" ${layer:+--layer "$layer"}
+dist-scvi verify "$out/packed.zarr"
+
 cat >"$out/run.yaml" <<YAML
 run: $out/run
 data:
-  uri: $store
-  layer: ${layer:-null}
+  uri: $out/packed.zarr
   batch_key: ${batch_key:-null}
   labels_key: ${labels_key:-null}
 train:
@@ -80,6 +83,7 @@ PY
 cat <<END
 
   cells     $store
+  packed    $out/packed.zarr   opens with anndata.read_zarr
   run       $out/run           config.yaml, metrics.jsonl, checkpoints/, model/
   atlas     $out/run/atlas     cells.zarr opens with anndata.read_zarr
 

@@ -6,6 +6,7 @@ No two tasks write to one file. A task that is done leaves a file in ``done``, s
 import io
 import os
 import shutil
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -166,7 +167,7 @@ def finish_store(plan: Gathering, job: PackJob) -> None:
             f"{edges[-1, ROWS]} cells and {chunk_counts.sum()} counts were written of {plan.n_cells} cells and "
             f"{edges[-1, COUNTS]} counts: the files in {plan.folder} were changed meanwhile, remove it and pack again"
         )
-    root = zarr.open_group(plan.path, mode="r+")
+    root = zarr.open_group(plan.path, mode="r+", use_consolidated=False)
     root.create_group(SUMS, attributes={"encoding-type": "dict", "encoding-version": "0.1.0"}, overwrite=True)
     sums = {"chunk_counts": chunk_counts}
     sums |= {"block_entries": np.diff(edges[:, ENTRIES]), "block_counts": np.diff(edges[:, COUNTS])}
@@ -174,6 +175,9 @@ def finish_store(plan: Gathering, job: PackJob) -> None:
         new_array(root, f"{SUMS}/{name}", values.shape, np.int64, chunk_rows=max(1, min(len(values), 1 << 16)))
         _store(plan.path, f"{SUMS}/{name}", 0, values)
     root.attrs[MANIFEST_KEY] = _manifest(plan, job, int(edges[-1, COUNTS])).to_dict()
+    with warnings.catch_warnings():  # anndata does the same, and plain HTTP has no other list of what is there
+        warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
+        zarr.consolidate_metadata(plan.path)
 
 
 def _manifest(plan: Gathering, job: PackJob, count_sum: int) -> Manifest:
