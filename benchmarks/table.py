@@ -1,4 +1,4 @@
-"""Print the README's table of measurements from the files in ``results/``; a test holds the two together."""
+"""Print the README's tables of measurements from the files in ``results/``; a test holds the two together."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,11 @@ from pathlib import Path
 RESULTS = Path(__file__).parent / "results"
 
 
-def table() -> str:
+def tables() -> list[str]:
+    return [training_table(), loader_table()]
+
+
+def training_table() -> str:
     elbo = json.loads((RESULTS / "elbo.json").read_text())
     memory = json.loads((RESULTS / "memory.json").read_text())
     few, many = memory["runs"][0], memory["runs"][-1]
@@ -39,6 +43,40 @@ def table() -> str:
             "",
         ),
     ]
+    return _lines(rows)
+
+
+def loader_table() -> str:
+    loaders = json.loads((RESULTS / "loaders.json").read_text())
+    programs = ("dist_scvi@packed", "dist_scvi@annbatch", "annbatch@annbatch")
+    hot, cold, dense = (
+        loaders["cases"][name] for name in ("csr, 1024 cells", "csr, 1024 cells, cold", "dense, 1024 cells")
+    )
+    ratios = [hot[f"ours over annbatch, {what}"]["median"] for what in ("own stores", "the same store")]
+
+    def row(what: str, case: dict, key: str, form: str) -> tuple[str, ...]:
+        return (what, *(format(case[program][key], form) for program in programs))
+
+    rows = [
+        ("question", "packed store", "annbatch's store", "annbatch 0.3.1 on its store"),
+        ("---", "---", "---", "---"),
+        row("cells per second, files in memory", hot, "cells_per_s", ",.0f"),
+        ("the same, ratio to annbatch", *(f"{ratio:.1f}" for ratio in ratios), "1"),
+        row("cells per second, files on disk", cold, "cells_per_s", ",.0f"),
+        row("cells per second, as dense float32", dense, "cells_per_s", ",.0f"),
+        row("share of what two cores can decompress", hot, "share_of_ceiling", ".0%"),
+        row("CPU seconds per million cells", hot, "cpu_s_per_million_cells", ".1f"),
+        row("99th percentile of next() beside a step of 5 ms, in ms", hot, "p99_next_ms_sleep", ".1f"),
+        row("peak memory, MiB", hot, "peak_rss_mib", ",.0f"),
+        (
+            "bytes on disk per stored count",
+            *(f"{loaders['bytes_per_entry'][store]:.2f}" for store in ("packed", "annbatch", "annbatch")),
+        ),
+    ]
+    return _lines(rows)
+
+
+def _lines(rows: list[tuple[str, ...]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
@@ -48,4 +86,4 @@ def _median(values: object) -> float:
 
 
 if __name__ == "__main__":
-    print(table())
+    print("\n\n".join(tables()))

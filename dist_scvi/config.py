@@ -3,10 +3,10 @@
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 
 class _Section(BaseModel):
@@ -18,6 +18,19 @@ class _Section(BaseModel):
         allow_inf_nan=False,
         coerce_numbers_to_str=True,  # YAML reads a folder or column named 3 as a number
     )
+
+
+def _without_secrets(options: dict[str, str]) -> dict[str, str]:
+    secret = [key for key in options if any(word in key.lower() for word in _SECRETS)]
+    if secret:
+        raise ValueError(
+            f"{', '.join(secret)}: a configuration is stored with every result, give credentials in the environment"
+        )
+    return options
+
+
+_SECRETS = ("secret", "token", "password", "access_key", "account_key", "credential")
+_Options = Annotated[dict[str, str], AfterValidator(_without_secrets)]
 
 
 class SomaConfig(_Section):
@@ -32,7 +45,7 @@ class SomaConfig(_Section):
     """Cells to read, as in "tissue == 'lung' and is_primary_data == True"."""
     timestamp_ms: int | None = Field(None, ge=1)
     """Moment as of which all workers, and a resumed run, read; by default that of the start, which is recorded."""
-    tiledb_config: dict[str, str] = {}
+    tiledb_config: _Options = {}
     """Settings of TileDB, such as vfs.s3.region."""
 
 
@@ -51,7 +64,7 @@ class DataConfig(_Section):
     """Of several stores, the obs column that says which one a cell is from."""
     soma: SomaConfig | None = None
     """Needed for SOMA only where a default does not fit, or the experiment is remote."""
-    storage_options: dict[str, str] = {}
+    storage_options: _Options = {}
     """Of a URL: credentials, endpoint, region, skip_signature."""
     batch_key: str | None = None
     """obs column of the batch covariate."""

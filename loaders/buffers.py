@@ -2,6 +2,8 @@
 
 import sys
 import threading
+from collections import defaultdict
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -13,23 +15,22 @@ _NOBODY = 2
 class Buffers:
     """Gives out arrays and takes back, unasked, those of which nobody holds a part any more.
 
-    Keeps at most as many as were in use at one time. May be used by several threads.
+    Keeps of each type at most as many as were in use at one time. May be used by several threads.
     """
 
     def __init__(self) -> None:
-        self._blocks: list[NDArray[np.uint8]] = []
+        self._blocks: defaultdict[np.dtype[Any], list[NDArray[Any]]] = defaultdict(list)
         self._lock = threading.Lock()
 
-    def empty(self, length: int, dtype: DTypeLike) -> NDArray[np.generic]:
+    def empty(self, length: int, dtype: DTypeLike) -> NDArray[Any]:
         """Give an array of `length` values, whatever they are."""
-        size = length * np.dtype(dtype).itemsize
         with self._lock:
-            free = [at for at in range(len(self._blocks)) if sys.getrefcount(self._blocks[at]) == _NOBODY]
+            blocks = self._blocks[np.dtype(dtype)]
+            free = [at for at in range(len(blocks)) if sys.getrefcount(blocks[at]) == _NOBODY]
             for at in free:
-                if size <= self._blocks[at].nbytes <= 2 * size:
-                    return self._blocks[at][:size].view(dtype)
+                if length <= len(blocks[at]):
+                    return blocks[at][:length]
             if free:
-                del self._blocks[free[0]]
-            fresh = np.empty(size + size // 8, dtype=np.uint8)
-            self._blocks.append(fresh)
-            return fresh[:size].view(dtype)
+                del blocks[free[0]]
+            blocks.append(np.empty(length + length // 8, dtype=dtype))
+            return blocks[-1][:length]

@@ -26,6 +26,8 @@ from .remote import Objects
 
 _TASK_CHUNKS = 8
 """Chunks that one thread fetches and decodes in one go."""
+_LARGEST_CHUNK = 64 << 20
+"""Bytes of a chunk, decoded, that each thread may hold; zarr itself reads larger ones in parts where it can."""
 _SHARD_INDICES = 4096
 """Shard indices held, 16 bytes for each chunk."""
 _ABSENT = np.uint64(2**64 - 1)
@@ -86,12 +88,14 @@ class ChunkedArray:
         place
             Called with values, in memory that is used again, and where they stand if the ranges are joined.
         """
-        at = 0
+        at, size = 0, self.chunks[0]
         group: list[tuple[int, int, int]] = []
-        for low, high in _cut(ranges, self.chunks[0] * _TASK_CHUNKS):
-            if group and low // self.chunks[0] > (group[-1][1] - 1) // self.chunks[0]:
-                yield self._task(group, place)
-                group = []
+        for low, high in _cut(ranges, size * _TASK_CHUNKS):
+            if group:
+                first, last = group[0][0] // size, (group[-1][1] - 1) // size
+                if low // size > last or last - first > 2 * _TASK_CHUNKS:
+                    yield self._task(group, place)
+                    group = []
             group.append((low, high, at))
             at += high - low
         if group:
@@ -172,7 +176,7 @@ class ChunkedArray:
         key = self._key(shard)
         begin, end = min(offset for offset, _ in present), max(sum(place) for place in present)
         together = end - begin <= _WASTE * sum(length for _, length in present)
-        joined = memoryview(self._objects.read(key, begin, end - begin)) if together else None
+        joined = self._objects.read(key, begin, end - begin) if together else None
         for number, (offset, length) in zip(numbers, places, strict=True):
             if offset == _ABSENT:
                 yield number, None
@@ -193,15 +197,17 @@ class ChunkedArray:
         at_end = self._sharding.index_location is ShardingCodecIndexLocation.end
         try:
             raw = self._objects.read(key, size - length if at_end else 0, length)
-            index = np.frombuffer(checked_crc32c(raw) if summed else raw, dtype="<u8").reshape(-1, 2)
+            index = np.frombuffer(checked_crc32c(raw) if summed else raw, dtype="<u8").reshape(-1, 2).copy()
         except ValueError as error:
             raise self._damaged(shard * self._per_object, (shard + 1) * self._per_object, key, error) from error
         return index
 
 
 def decoder_of(array: Any) -> Decoder | None:
-    """Give the decoder of a one-dimensional Zarr array of numbers, or None if it has to be left to zarr itself."""
+    """Give the decoder of a one-dimensional Zarr array of numbers, or None if it is better left to zarr itself."""
     if array.ndim != 1 or array.dtype.kind not in "iufb" or array.shape[0] == 0:
+        return None
+    if array.chunks[0] * array.dtype.itemsize > _LARGEST_CHUNK:
         return None
     metadata = array.metadata
     if metadata.zarr_format == 2:

@@ -96,7 +96,8 @@ def checked_crc32c(raw: Any) -> memoryview:
     """
     view = memoryview(raw)
     content, stored = view[:-4], view[-4:]
-    if len(view) < 4 or google_crc32c.value(bytes(content)) != int.from_bytes(stored, "little"):
+    # An array, for google_crc32c takes no memoryview.
+    if len(view) < 4 or google_crc32c.value(np.frombuffer(content, np.uint8)) != int.from_bytes(stored, "little"):
         raise ValueError("its checksum (crc32c) does not fit its bytes")
     return content
 

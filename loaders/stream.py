@@ -1,4 +1,4 @@
-"""Minibatches from a store: one thread reads the next window while another deals out this one."""
+"""Minibatches from a store: while one window is dealt out the next is read and that after it laid out, by threads."""
 
 import atexit
 import queue
@@ -16,6 +16,7 @@ from .plan import Plan, Split, check_world_size, lane_span, micro_sizes, split_r
 from .rows import CsrRows, row_runs
 
 T = TypeVar("T")
+_Reads = tuple[list[tuple[int, int]], NDArray[np.int64]]
 
 _MINIBATCHES_AHEAD = 4
 _LAST_WORDS_S = 5.0
@@ -26,15 +27,13 @@ _MICRO_PER_LANE = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class _Window:
-    """Cells in memory in the order of training: those of its first step, lane by lane, those of the next, and so on."""
+    """Rows in the order of training: those of its first step, lane by lane, those of the next, and so on."""
 
     epoch: int
     steps: range
     lengths: dict[int, list[int]]
     """Cells of each lane in each step."""
     row_n: NDArray[np.int64]
-    counts: CsrRows
-    columns: ColumnValues
 
 
 def train_stream(
@@ -62,17 +61,22 @@ def train_stream(
     check_world_size(plan.lanes, world_size)
     lanes = range(rank, plan.lanes, world_size)
 
-    def windows() -> Iterator[_Window]:
+    def windows() -> Iterator[tuple[_Window, _Reads]]:
         for at in range(epoch, n_epochs):
             for first in range(0, plan.steps_per_epoch, plan.window_steps):
                 steps = range(first, min(first + plan.window_steps, plan.steps_per_epoch))
                 if at == epoch and steps.stop <= step:
                     continue
-                yield _load(data, plan, lanes, at, range(max(first, step), steps.stop) if at == epoch else steps)
+                window = _lay_out(plan, lanes, at, range(max(first, step), steps.stop) if at == epoch else steps)
+                yield window, _reads(window.row_n)
+
+    def filled() -> Iterator[tuple[_Window, CsrRows, ColumnValues]]:
+        for window, reads in ahead(windows(), 1, timeout_s):
+            yield window, *data.read(*reads)
 
     def minibatches() -> Iterator[MiniBatch]:
-        for window in ahead(windows(), 1, timeout_s):
-            yield from _deal(data, plan, window)
+        for window, counts, columns in ahead(filled(), 1, timeout_s):
+            yield from _deal(data, plan, window, counts, columns)
 
     yield from ahead(minibatches(), _MINIBATCHES_AHEAD, timeout_s)
 
@@ -106,7 +110,7 @@ def row_stream(data: CellData, ranges: Iterator[tuple[int, int]], *, timeout_s: 
 
 def rows_minibatch(data: CellData, row_n: NDArray[np.int64], *, step: int = 0) -> MiniBatch:
     """Read the rising rows `row_n` as one minibatch, for inference."""
-    counts, columns = _read(data, row_n)
+    counts, columns = data.read(*_reads(row_n))
     n = len(row_n)
     return minibatch(data, counts, columns, row_n, epoch=0, step=step, micro_n=(n,), micro_keys=(0,), global_cells=n)
 
@@ -137,6 +141,9 @@ def ahead(items: Generator[T] | Iterator[T], depth: int, timeout_s: float) -> It
                 made.put(None if item is made else (item,))  # type: ignore[arg-type]
         except BaseException as error:  # noqa: BLE001 -- whatever it was, the trainer must hear of it
             made.put(error)
+        finally:
+            if isinstance(items, Generator):
+                items.close()  # so that a thread that feeds this one ends too
 
     # A daemon: a read that never returns must not keep the process from ending.
     reader = threading.Thread(target=make, name="reader", daemon=True)
@@ -176,29 +183,28 @@ def _end_readers() -> None:
         reader.join(_LAST_WORDS_S)
 
 
-def _load(data: CellData, plan: Plan, lanes: range, epoch: int, steps: range) -> _Window:
-    """Read what `lanes` train on in some steps of one window."""
+def _lay_out(plan: Plan, lanes: range, epoch: int, steps: range) -> _Window:
+    """Give what `lanes` train on in some steps of one window."""
     window = steps.start // plan.window_steps
     parts: list[list[NDArray[np.int64]]] = []
     for lane in lanes:
         origin = lane_span(plan, lane, window * plan.window_steps)[0]
         row_n = window_rows(plan, epoch, lane, window)
         parts.append([row_n[slice(*(edge - origin for edge in lane_span(plan, lane, step)))] for step in steps])
-    row_n = np.concatenate([part[at] for at in range(len(steps)) for part in parts])
     lengths = {lane: [len(piece) for piece in part] for lane, part in zip(lanes, parts, strict=True)}
-    return _Window(epoch, steps, lengths, row_n, *_read(data, row_n))
+    return _Window(epoch, steps, lengths, np.concatenate([part[at] for at in range(len(steps)) for part in parts]))
 
 
-def _read(data: CellData, row_n: NDArray[np.int64]) -> tuple[CsrRows, ColumnValues]:
-    """Read the rows `row_n` with few contiguous reads, along with the few between them."""
+def _reads(row_n: NDArray[np.int64]) -> _Reads:
+    """Give the few contiguous reads that hold `row_n`, and where each row stands if these are joined."""
     runs = row_runs(np.sort(row_n))
     low_r, high_r = np.array(runs, dtype=np.int64).reshape(-1, 2).T
     run_n = np.searchsorted(low_r, row_n, side="right") - 1
     at_r = np.concatenate([[0], np.cumsum(high_r - low_r)[:-1]])
-    return data.read(runs, row_n - low_r[run_n] + at_r[run_n])
+    return runs, row_n - low_r[run_n] + at_r[run_n]
 
 
-def _deal(data: CellData, plan: Plan, window: _Window) -> Iterator[MiniBatch]:
+def _deal(data: CellData, plan: Plan, window: _Window, counts: CsrRows, columns: ColumnValues) -> Iterator[MiniBatch]:
     """Cut a window into its minibatches, without copying."""
     low = 0
     for at, step in enumerate(window.steps):
@@ -206,8 +212,8 @@ def _deal(data: CellData, plan: Plan, window: _Window) -> Iterator[MiniBatch]:
         high = low + sum(map(sum, micro.values()))
         yield minibatch(
             data,
-            window.counts.part(low, high),
-            window.columns.take(slice(low, high)),
+            counts.part(low, high),
+            columns.take(slice(low, high)),
             window.row_n[low:high],
             epoch=window.epoch,
             step=step,

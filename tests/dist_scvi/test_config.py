@@ -145,3 +145,17 @@ def test_a_configuration_survives_being_written_and_read(tmp_path: Path) -> None
         train=TrainConfig(lr=1e-5, max_epochs=4),
     )
     assert load_config(write(tmp_path, yaml.safe_dump(config.model_dump(mode="json")))) == config
+
+
+@pytest.mark.parametrize("key", ["aws_secret_access_key", "TOKEN", "vfs.s3.aws_session_token"])
+def test_credentials_do_not_get_into_a_configuration(key: str) -> None:
+    for section in ({"storage_options": {key: "x"}}, {"soma": {"tiledb_config": {key: "x"}}}):
+        with pytest.raises(ValueError, match="is stored with every result, give credentials in the environment"):
+            parse_config({"data": {"uri": "s3://bucket/a.zarr", **section}})
+
+
+def test_several_stores_and_a_file_of_genes_are_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = load_config(None, ["data.uri=[a.zarr, s3://bucket/b.zarr]", "data.genes=genes.txt"]).data
+    assert data.uri == (str(tmp_path / "a.zarr"), "s3://bucket/b.zarr")
+    assert data.genes == str(tmp_path / "genes.txt")

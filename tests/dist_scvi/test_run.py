@@ -2,15 +2,17 @@
 
 import json
 import os
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from dist_scvi.atlas import open_atlas
 from dist_scvi.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from dist_scvi.folder import read_folder
-from dist_scvi.run import is_finished, minify_worker, preview, run_config, train_worker
+from dist_scvi.run import _at_one_moment, is_finished, minify_worker, preview, run_config, train_worker
 from dist_scvi.spec import load_model
 from dist_scvi.train import open_from
 from dist_scvi.world import World
@@ -121,3 +123,23 @@ def test_overrides_apply_to_the_configuration_of_a_run(run: Path) -> None:
     assert run_config(run, ["train.max_epochs=9"]).train.max_epochs == 9
     with pytest.raises(ValueError, match=r"^there is no key train\.epochs"):
         run_config(run, ["train.epochs=9"])
+
+
+def test_a_preview_names_the_categories_that_are_held_out(store: Path, tmp_path: Path) -> None:
+    config = config_of(store, tmp_path).model_copy(update={"data": DataConfig(uri=str(store), holdout_key="site")})
+    told = preview(config, open_from(config.data), workers=1)
+    assert told["validation of site"] in {"x", "y", "z"}
+    assert told["test of site"] == "none"
+
+
+def test_soma_is_read_as_of_one_moment_in_every_start_of_a_run(tmp_path: Path) -> None:
+    config = config_of(tmp_path / "experiment", tmp_path / "run")
+    assert _at_one_moment(config) == config
+    (tmp_path / "experiment" / "__group").mkdir(parents=True)
+    first = _at_one_moment(config)
+    assert first.data.soma is not None
+    assert first.data.soma.timestamp_ms is not None
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(first.model_dump(mode="json")))
+    time.sleep(0.01)
+    assert _at_one_moment(config) == first

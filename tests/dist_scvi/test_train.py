@@ -187,3 +187,42 @@ def test_a_run_that_is_past_the_epochs_asked_for_is_not_passed_off_as_shorter(st
     train(config_of(store, max_epochs=3, **warmup), folder=tmp_path)
     with pytest.raises(ValueError, match=r"is already in epoch 3, beyond max_epochs=2: raise train\.max_epochs"):
         train(config_of(store, max_epochs=2, **warmup), folder=tmp_path)
+
+
+DRAWN = DataConfig(uri="", batch_key="batch", holdout_key="site", weight_key="weight", balance_key="label")
+
+
+def drawn(config: RunConfig, store: Path) -> RunConfig:
+    return config.model_copy(update={"data": DRAWN.model_copy(update={"uri": str(store)})})
+
+
+@pytest.fixture(scope="module")
+def weighted(adata: ad.AnnData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weighted") / "cells.h5ad"
+    adata = adata.copy()
+    adata.obs["weight"] = np.arange(adata.n_obs) % 4 / 2
+    adata.write_h5ad(path)
+    return path
+
+
+@pytest.mark.parametrize("step", [1, 8])
+def test_a_run_whose_cells_are_drawn_by_columns_goes_on_as_if_it_had_not_stopped(
+    weighted: Path, tmp_path: Path, step: int
+) -> None:
+    config = drawn(config_of(weighted), weighted)
+    whole = train(config, folder=tmp_path / "whole")
+    with pytest.raises(Stopped):
+        train(config, folder=tmp_path / "cut", on_metrics=stop_at(step))
+    assert weights(train(config, folder=tmp_path / "cut")) == weights(whole)
+    assert told(tmp_path / "cut") == told(tmp_path / "whole")
+
+
+def test_other_weights_of_the_same_cells_are_refused_on_resume(weighted: Path, tmp_path: Path) -> None:
+    config = drawn(config_of(weighted), weighted)
+    with pytest.raises(Stopped):
+        train(config, folder=tmp_path / "run", on_metrics=stop_at(4))
+    changed = ad.read_h5ad(weighted)
+    changed.obs["weight"] = changed.obs["weight"].to_numpy()[::-1].copy()
+    changed.write_h5ad(tmp_path / "changed.h5ad")
+    with pytest.raises(ValueError, match=r"belongs to another run: data\.drawn was"):
+        train(drawn(config, tmp_path / "changed.h5ad"), folder=tmp_path / "run")

@@ -104,13 +104,24 @@ class TestLocalObjects:
         before = open_files()
         with ThreadPoolExecutor(8) as threads:
             keys = [str(number % 40) for number in range(2_000)]
-            assert [part[0] for part in threads.map(lambda key: objects.read(key, 0, 1), keys)] == list(map(int, keys))
+            assert list(threads.map(lambda key: objects.read(key, 0, 1)[0], keys)) == list(map(int, keys))
         assert open_files() - before <= 4
 
-    def test_a_read_that_comes_in_pieces_is_joined(self, tmp_path, monkeypatch):
+    @pytest.mark.parametrize("known", [True, False])
+    def test_a_read_that_comes_in_pieces_is_joined(self, tmp_path, monkeypatch, known):
         (tmp_path / "object").write_bytes(BODY)
         whole = os.pread
-        monkeypatch.setattr(os, "pread", lambda number, length, at: whole(number, min(length, 1_000), at))
+
+        def some(number, buffers, at):
+            part = whole(number, min(len(buffers[0]), 1_000), at)
+            buffers[0][: len(part)] = part
+            return len(part)
+
+        if known:
+            monkeypatch.setattr(os, "preadv", some)
+        else:
+            monkeypatch.delattr(os, "preadv")
+            monkeypatch.setattr(os, "pread", lambda number, length, at: whole(number, min(length, 1_000), at))
         assert LocalObjects(tmp_path).read("object", 10, 4_500) == BODY[10:4_510]
 
     def test_a_disk_that_fails_is_named(self, tmp_path):
