@@ -104,16 +104,15 @@ class ChunkedArray:
     def _task(self, spans: list[tuple[int, int, int]], place: Callable[[NDArray[Any], int], None]) -> Task:
         """Give what fetches the chunks under `spans` (first entry, last + 1, place) and decodes them."""
         size = self.chunks[0]
+        first, last = spans[0][0] // size, (spans[-1][1] - 1) // size + 1
 
         def work() -> None:
-            chunk_e = self._scratch_of(size)
-            for number, raw in self._fetch(spans[0][0] // size, (spans[-1][1] - 1) // size + 1):
-                self._decode_chunk(number, raw, chunk_e)
-                begin = number * size
-                for low, high, at in spans:
-                    first, last = max(low, begin), min(high, begin + size)
-                    if first < last:
-                        place(chunk_e[first - begin : last - begin], first - low + at)
+            decoded_e = self._scratch_of((last - first) * size)
+            for number, raw in self._fetch(first, last):
+                begin = (number - first) * size
+                self._decode_chunk(number, raw, decoded_e[begin : begin + size])
+            for low, high, at in spans:
+                place(decoded_e[low - first * size : high - first * size], at)
 
         return work
 
@@ -121,12 +120,12 @@ class ChunkedArray:
         """Name the object that holds the chunk, or shard, of this number."""
         return f"{self.name}/{self._chunk_key((number,))}"
 
-    def _scratch_of(self, size: int) -> NDArray[Any]:
-        """Give this thread's buffer for a chunk."""
-        if not hasattr(self._scratch, "chunk_e"):
-            self._scratch.chunk_e = np.empty(size, dtype=self.dtype)
-        chunk_e: NDArray[Any] = self._scratch.chunk_e
-        return chunk_e
+    def _scratch_of(self, length: int) -> NDArray[Any]:
+        """Give this thread's memory for chunks."""
+        if not hasattr(self._scratch, "held_e") or len(self._scratch.held_e) < length:
+            self._scratch.held_e = np.empty(length, dtype=self.dtype)
+        held_e: NDArray[Any] = self._scratch.held_e[:length]
+        return held_e
 
     def _decode_chunk(self, number: int, raw: Any, out_e: NDArray[Any]) -> None:
         key = self._key(number // self._per_object)

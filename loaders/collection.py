@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .columns import Categorical, Numeric, Ranges, categorical_from_codes, missing_column
+from .csr import keep_rows
 from .rows import CsrRows, concatenate
 from .store import CellStore
 
@@ -167,7 +168,7 @@ class Collection:
 
     def _read_part(self, part: int, spans: Ranges, order: NDArray[np.int64] | None = None) -> CsrRows:
         rows = self._ask(part, self._stores[part].read_ranges, spans, order)
-        return rows if self._aligned[part] else rows.keep(self._places[part], len(self.var_names))
+        return rows if self._aligned[part] else keep_rows(rows, self._places[part], len(self.var_names))
 
     def _joined(self, reads: Sequence[Read]) -> "_Joined":
         return _Joined(self.n_cells, partial(self._gather, reads))

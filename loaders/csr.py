@@ -1,6 +1,7 @@
 """Rows of a compressed matrix in Zarr, decoded, narrowed, checked and put where they belong by all threads."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -8,9 +9,11 @@ from numpy.typing import NDArray
 
 from .buffers import Buffers
 from .chunks import ChunkedArray, run_side_by_side
-from .kernels import REFUSED, falls_at, place_rows, repeated_gene
-from .rows import CsrRows, gene_type, row_starts
+from .kernels import REFUSED, falls_at, keep_genes, place_rows, repeated_gene
+from .rows import CsrRows, concatenate, gene_type, row_starts
 
+_KEPT_TOGETHER = 1024
+"""Rows of which one thread drops genes in one go."""
 _NARROWED = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32", "float64")
 
 
@@ -71,3 +74,26 @@ def read_rows(
     if not rising and repeated_gene(genes_e, indptr, n_genes) >= 0:
         return None
     return CsrRows(counts_e, genes_e, indptr)
+
+
+def keep_rows(rows: CsrRows, place_g: NDArray[np.int32], n_genes: int) -> CsrRows:
+    """Keep the entries of some genes, renumbered, by all threads. The memory of `rows` is used for it.
+
+    Parameters
+    ----------
+    place_g
+        New number of every gene, -1 for one that is dropped.
+    n_genes
+        Genes there are then.
+    """
+    kept: dict[int, CsrRows] = {}
+
+    def keep(low: int, high: int) -> None:
+        part = rows.part(low, high)
+        genes_e, indptr = part.genes_e.astype(gene_type(n_genes), copy=False), np.empty_like(part.indptr)
+        keep_genes(part.counts_e, part.genes_e, part.indptr, place_g, part.counts_e, genes_e, indptr)
+        kept[low] = CsrRows(part.counts_e[: indptr[-1]], genes_e[: indptr[-1]], indptr)
+
+    edges = range(0, max(rows.n_cells, 1), _KEPT_TOGETHER)
+    run_side_by_side([partial(keep, low, min(low + _KEPT_TOGETHER, rows.n_cells)) for low in edges])
+    return concatenate([kept[low] for low in edges])

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .kernels import keep_genes, repeated_gene, sum_rows, take_rows
+from .kernels import repeated_gene, sum_rows, take_rows
 
 _GAP_CELLS = 64
 """Rows between two wanted ones that are read along rather than asked for separately."""
@@ -64,21 +64,6 @@ class CsrRows:
         total_n = np.zeros(self.n_cells, dtype=np.uint32 if small else np.int64)
         sum_rows(self.counts_e, self.indptr, total_n)
         return total_n.astype(np.int64)
-
-    def keep(self, place_g: NDArray[np.int32], n_genes: int) -> "CsrRows":
-        """Keep the entries of some genes and renumber them.
-
-        Parameters
-        ----------
-        place_g
-            New number of every gene, -1 for one that is dropped.
-        n_genes
-            Genes there are then.
-        """
-        counts_e, genes_e = np.empty_like(self.counts_e), np.empty(len(self.genes_e), gene_type(n_genes))
-        indptr = np.empty_like(self.indptr)
-        keep_genes(self.counts_e, self.genes_e, self.indptr, place_g, counts_e, genes_e, indptr)
-        return CsrRows(counts_e[: indptr[-1]].copy(), genes_e[: indptr[-1]].copy(), indptr)
 
 
 def row_starts(length_n: NDArray[np.integer]) -> NDArray[np.int64]:

@@ -162,13 +162,13 @@ def test_each_store_is_asked_once_for_all_its_ranges_and_beside_the_others(monke
     stores = [in_memory(["g1"], 10, first) for first in (0, 10, 20)]
     asked, together = {}, threading.Barrier(3, timeout=30)
 
-    def ask(number, spans, read):
+    def ask(number, read, spans, order=None):
         asked.setdefault(number, []).append(spans)
         together.wait()
-        return read(spans)
+        return read(spans, order)
 
     for number, store in enumerate(stores):
-        monkeypatch.setattr(store, "read_ranges", partial(ask, number, read=store.read_ranges))
+        monkeypatch.setattr(store, "read_ranges", partial(ask, number, store.read_ranges))
     rows = open_collection(stores).read_ranges([(1, 3), (8, 20), (21, 22), (25, 30)])
     assert asked == {0: [[(1, 3), (8, 10)]], 1: [[(0, 10)]], 2: [[(1, 2), (5, 10)]]}
     assert_array_equal(dense(rows, 1)[:, 0], [count_of(row, "g1") for row in [1, 2, *range(8, 20), 21, *range(25, 30)]])

@@ -6,11 +6,13 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
+from scipy import sparse
 
 from dist_scvi.loaders.buffers import Buffers
 from dist_scvi.loaders.chunks import ChunkedArray, decoder_of
-from dist_scvi.loaders.csr import read_rows
+from dist_scvi.loaders.csr import keep_rows, read_rows
 from dist_scvi.loaders.remote import LocalObjects
+from dist_scvi.loaders.rows import CsrRows
 
 N_ROWS, N_GENES = 60, 40
 
@@ -85,3 +87,17 @@ def test_a_gene_that_stands_twice_in_a_row_calls_for_a_closer_look_in_every_row(
         again_e[indptr[row + 1] - 1] = again_e[indptr[row]]
         arrays = opened(tmp_path / f"{row}.zarr", data_e, again_e, 37)
         assert read_rows(*arrays, [indptr], None, N_GENES, Buffers()) is None, row
+
+
+@pytest.mark.parametrize("n_rows", [0, 1, 2500])
+def test_chosen_genes_are_kept_renumbered_row_by_row(n_rows):
+    rng = np.random.default_rng(0)
+    counts_ng = rng.poisson(0.5, (n_rows, 50))
+    stored = sparse.csr_matrix(counts_ng)
+    rows = CsrRows(stored.data.astype(np.uint8), stored.indices.astype(np.uint16), stored.indptr.astype(np.int64))
+    place_g = np.full(50, -1, dtype=np.int32)
+    chosen = rng.permutation(50)[:12]
+    place_g[chosen] = np.arange(12)
+    kept = keep_rows(rows, place_g, 12)
+    dense_ng = sparse.csr_matrix((kept.counts_e, kept.genes_e.astype(np.int32), kept.indptr), (n_rows, 12)).toarray()
+    assert_array_equal(dense_ng, counts_ng[:, chosen])
