@@ -65,7 +65,7 @@ class DataConfig(_Section):
     soma: SomaConfig | None = None
     """Needed for SOMA only where a default does not fit, or the experiment is remote."""
     storage_options: _Options = {}
-    """Of a URL: credentials, endpoint, region, skip_signature."""
+    """Of a URL: endpoint, region, skip_signature; credentials are taken from the environment."""
     batch_key: str | None = None
     """obs column of the batch covariate."""
     labels_key: str | None = None

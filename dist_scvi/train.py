@@ -15,6 +15,7 @@ from dist_scvi.loaders import CellData, Plan, make_plan, open_data, open_store
 from dist_scvi.loaders.plan import Split, check_world_size
 from dist_scvi.loaders.sampling import open_sampling
 from dist_scvi.loaders.soma_store import SomaOptions
+from dist_scvi.loaders.store import read_names
 from dist_scvi.loaders.strata import shares_of
 from dist_scvi.loaders.stream import split_stream, train_stream
 
@@ -244,7 +245,7 @@ def open_from(config: DataConfig) -> CellData:
         As `open_store` and `open_data`, or if the file of genes is not there.
     """
     soma = None if config.soma is None else SomaOptions(**config.soma.model_dump())
-    genes = Path(config.genes).read_text().split() if isinstance(config.genes, str) else config.genes
+    genes = read_names(Path(config.genes)) if isinstance(config.genes, str) else config.genes
     store = open_store(
         config.uri,
         layer=config.layer,

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"dist-scvi: error: {' '.join(str(error).split())}", file=sys.stderr)
         code = _FAILED
     except KeyboardInterrupt:
-        print("dist-scvi: interrupted; a run goes on with the same command", file=sys.stderr)
+        print("dist-scvi: interrupted; the same command goes on where it was", file=sys.stderr)
         code = _INTERRUPTED
     sys.exit(code)
 
@@ -68,10 +68,10 @@ def _simulate(options: argparse.Namespace) -> int:
 
 def _source(options: argparse.Namespace) -> "Callable[..., CellStore]":
     """Give what opens the store, or stores, that a command names; it takes another layer."""
-    from dist_scvi.loaders.store import open_store
+    from dist_scvi.loaders.store import open_store, read_names
 
     sources = options.sources if len(options.sources) > 1 else options.sources[0]
-    genes = None if options.genes is None else options.genes.read_text().split()
+    genes = None if options.genes is None else read_names(options.genes)
     return partial(
         open_store,
         sources,
@@ -126,6 +126,8 @@ def _pack(options: argparse.Namespace) -> int:
 
     opened = _source(options)
     genes = None
+    if options.batch_key and not options.hvg:
+        raise ValueError(f"--batch-key {options.batch_key} is for highly variable genes: add --hvg N, or leave it out")
     if options.hvg:
         store = opened()
         found = highly_variable_genes(

@@ -193,6 +193,9 @@ class ChunkedArray:
             return None
         summed = any(isinstance(codec, Crc32cCodec) for codec in self._sharding.index_codecs)
         length = 16 * self._per_object + 4 * summed
+        if size < length:
+            found = f"it has {size} bytes, the index of its chunks alone takes {length}"
+            raise self._damaged(shard * self._per_object, (shard + 1) * self._per_object, key, found)
         at_end = self._sharding.index_location is ShardingCodecIndexLocation.end
         try:
             raw = self._objects.read(key, size - length if at_end else 0, length)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, ZstdCodec
 
 Step = Callable[[Any], Any]
+_BLOSC_HEADER = 16
 
 
 class Decoder:
@@ -46,6 +47,8 @@ class Decoder:
         for step in self._steps:
             raw = step(raw)
         if self._blosc_last:
+            if len(raw) < _BLOSC_HEADER:
+                raise ValueError(f"it has {len(raw)} bytes, the header alone takes {_BLOSC_HEADER}")
             n_values, n_stored = struct.unpack_from("<4xI4xI", raw)
             if (n_values, n_stored) != (out_e.nbytes, len(raw)):
                 raise ValueError(f"{len(raw)} bytes say they are {n_stored} and hold {n_values}, not {out_e.nbytes}")

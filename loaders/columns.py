@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from .remote import StorageError
+
 _PAGE_ROWS = (4096, 65_536)
 """Fewest and most values read together."""
 
@@ -79,7 +81,7 @@ def read_range(array: Any, start: int, stop: int, uri: str) -> NDArray[Any]:
     """
     try:
         return np.asarray(array[start:stop])
-    except DamagedError:
+    except (DamagedError, StorageError):
         raise
     except (OSError, RuntimeError, ValueError) as error:
         raise DamagedError(

@@ -145,6 +145,9 @@ def open_data(
     Categories are sorted by name. scvi-tools keeps the order of a pandas categorical, so codes can differ from it
     where that order is not the sorted one.
     """
+    for name, keys in {"categorical": categorical_covariate_keys, "continuous": continuous_covariate_keys}.items():
+        if isinstance(keys, str):
+            raise ValueError(f"{name}_covariate_keys={keys!r} is one text: a list of obs columns is needed")  # noqa: TRY004
     if isinstance(source, CellStore):
         if layer is not None or genes is not None:
             raise ValueError("a store that is open already is given: name layer and genes to open_store instead")

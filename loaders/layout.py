@@ -123,7 +123,7 @@ def check_free(path: Path, *, overwrite: bool) -> None:
         return
     if not overwrite:
         raise FileExistsError(
-            f"{path} already exists: choose another path, or allow it to be replaced with overwrite=True"
+            f"{path} already exists: choose another path, or allow it to be replaced (overwrite=True, --overwrite)"
         )
     if not (path / "zarr.json").exists() and not (path / ".zgroup").exists():
         raise FileExistsError(f"{path} is no Zarr folder and is not replaced: choose another path")

@@ -124,8 +124,10 @@ class Budget:
             own = _PROCESS_BYTES + self.source_bytes
             needed = self.processes * least + (self.processes + (self.processes > 1)) * own
             raise ValueError(
-                f"memory_bytes={self.memory_bytes:,} is too little for {self.processes} processes: each sorts rows in "
-                f"{least >> 20} MiB beside {own >> 20} MiB of its own; give {needed:,} or fewer processes"
+                f"{self.memory_bytes >> 20} MiB are too little for {self.processes} processes: each sorts rows in "
+                f"{least >> 20} MiB beside {own >> 20} MiB of its own; "
+                f"give {-(-needed >> 20)} MiB (memory_bytes, --memory)"
+                f"{', or fewer processes' if self.processes > 1 else ''}"
             )
 
 

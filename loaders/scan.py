@@ -266,6 +266,8 @@ def _column_advice(found: Inspection) -> Iterator[str]:
         column = f"obs column '{found.batch_key}'"
         if name == MISSING:
             yield f"{column} has no value in {one.n_cells:,} cells: fill it, training refuses them"
+        elif found.n_unread_cells:
+            continue  # how many a category has is not known
         elif one.n_cells == 0:
             yield f"{column} has no cells of '{name}': remove the category"
         elif one.n_cells < _FEW_CELLS:
@@ -277,7 +279,7 @@ def _column_advice(found: Inspection) -> Iterator[str]:
         column = f"obs column '{found.labels_key}'"
         if name == MISSING:
             yield f"{column} has no value in {n:,} cells: they count as unlabelled"
-        elif n == 0:
+        elif n == 0 and not found.n_unread_cells:
             yield f"{column} has no cells of '{name}': remove the category"
 
 

@@ -125,6 +125,8 @@ def open_store(
     """
     from .collection import open_collection
 
+    if isinstance(genes, str):
+        raise ValueError(f"genes={genes!r} is one text: a list of names is needed")  # noqa: TRY004
     several = isinstance(source, (list, tuple))
     sources: Any = source if several else [source]
     stores = [_open_one(one, layer, soma, storage_options) for one in sources]
@@ -134,7 +136,7 @@ def open_store(
 
 
 def _open_one(
-    source: "str | Path | AnnData", layer: str | None, soma: "SomaOptions | None", options: Mapping[str, str] | None
+    source: Any, layer: str | None, soma: "SomaOptions | None", options: Mapping[str, str] | None
 ) -> CellStore:
     from .annbatch_store import is_annbatch, open_annbatch
     from .h5ad_store import open_h5ad
@@ -142,13 +144,19 @@ def _open_one(
     from .soma_store import SomaOptions, is_soma, open_soma
     from .zarr_store import open_zarr
 
-    if not isinstance(source, (str, Path)):
+    if hasattr(source, "obs_names"):
         return MemoryStore(source, layer=layer)
+    if isinstance(source, (int, float, dict)) or source is None:
+        raise ValueError(f"{source!r} is no store: a path, a URL or an AnnData is needed")
     remote = "://" in str(source)
     path = Path(source).expanduser()
     if not remote and not path.exists():
         raise FileNotFoundError(f"{path.resolve()} does not exist: a Zarr folder or an .h5ad file is needed (data.uri)")
     where = str(source) if remote else path.resolve()
+    if soma is not None and not remote and not is_soma(path):
+        raise ValueError(
+            f"{where} is no TileDB-SOMA experiment: leave out data.soma (--soma-measurement, --soma-filter)"
+        )
     if soma is not None or (not remote and is_soma(path)):
         return open_soma(str(where), layer=layer, options=soma or SomaOptions())
     if remote and str(where).endswith((".h5ad", ".h5")):
@@ -163,6 +171,11 @@ def _open_one(
         raise ValueError(
             f"{where} is no whole AnnData, a part of it is missing ({error}): write the store again from its source"
         ) from error
+
+
+def read_names(path: Path) -> list[str]:
+    """Read the names that stand in a file, one in a line."""
+    return [name for name in map(str.strip, path.read_text().splitlines()) if name]
 
 
 def check_var_names(names: Any, where: str) -> NDArray[np.object_]:

@@ -11,10 +11,12 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from .chunks import ChunkedArray, decoder_of
 from .columns import read_range
 from .lost_rows import Losses, budget, narrow, steps, without
 from .obs import attribute, index_of
 from .packed import MEMBER, Manifest, PackSums, packed_root, read_manifest, read_sums
+from .remote import LocalObjects
 from .rows import CsrRows
 
 _READ_ENTRIES = 1 << 22
@@ -52,7 +54,8 @@ class ZarrParts:
         grid = tuple(-(-size // step) for size, step in zip(array.shape, length, strict=True))
         for place in np.ndindex(grid):
             key = f"{name}/{array.metadata.encode_chunk_key(place)}"
-            if not (self.folder / key).exists():
+            file = self.folder / key
+            if not file.exists() or not file.stat().st_size:
                 yield place[0] * length[0], min((place[0] + 1) * length[0], array.shape[0]), key
 
     def torn(self, name: str, check: Check | None = None) -> Iterator[Torn]:
@@ -63,11 +66,16 @@ class ZarrParts:
             yield (
                 low,
                 high,
-                f"{key} is missing (entries {low} to {high - 1}): restore it from a copy or write the store again",
+                f"{key} is missing or empty (entries {low} to {high - 1}): {_RESTORE}",
             )
 
+        decode = decoder_of(array)
+        absent_is_fill = self.may_lack(name)
+        reader = decode and ChunkedArray(array, LocalObjects(self.folder), decode, absent_is_fill=absent_is_fill)
+        reader = reader or array
+
         def read(start: int, stop: int) -> None:
-            values = read_range(array, start, stop, str(self.folder))
+            values = read_range(reader, start, stop, str(self.folder))
             if check is not None:
                 check(values, start)
 

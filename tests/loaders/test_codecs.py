@@ -106,3 +106,9 @@ def test_what_is_not_known_is_left_to_zarr():
     assert decoder(VALUES.dtype, [BytesCodec(endian="big")]) is None
     assert decoder(VALUES.dtype, [BytesCodec(), object()]) is None
     assert decoder_v2(VALUES.dtype.newbyteorder(">"), None, None) is None
+
+
+def test_a_chunk_without_even_a_header_is_refused():
+    decode = decoder(VALUES.dtype, [BytesCodec(), BloscCodec(cname="lz4")])
+    with pytest.raises(ValueError, match="it has 0 bytes, the header alone takes 16"):
+        decode.decode(b"", np.zeros_like(VALUES))

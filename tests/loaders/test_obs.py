@@ -51,7 +51,7 @@ def test_truncated_names_are_refused_with_their_place(path, name):
 @pytest.mark.parametrize("content", ["[]", "{", "3"])
 def test_damaged_metadata_is_refused(path, content):
     (path / "zarr.json").write_text(content)
-    with pytest.raises(ValueError, match="is a folder but no Zarr group"):
+    with pytest.raises(ValueError, match="is no Zarr group"):
         open_store(path)
 
 

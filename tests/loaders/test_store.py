@@ -1,8 +1,11 @@
 import numpy as np
 import pytest
+import zarr
 
 from dist_scvi.loaders import open_store
-from dist_scvi.loaders.store import check_not_empty, check_var_names
+from dist_scvi.loaders.store import check_not_empty, check_var_names, read_names
+
+from .store_contract import dense
 
 
 @pytest.mark.parametrize("kind", ["zarr2", "zarr3", "h5ad"])
@@ -17,10 +20,30 @@ def test_a_missing_path_is_named(tmp_path):
         open_store(tmp_path / "nowhere.zarr")
 
 
-@pytest.mark.parametrize("uri", ["s3://atlas/cells.zarr", "https://host/cells.h5ad"])
-def test_a_remote_store_is_refused(uri):
-    with pytest.raises(ValueError, match=f"{uri} is remote: stores are read from local disks"):
-        open_store(uri)
+def test_hdf5_is_not_read_over_a_network():
+    with pytest.raises(ValueError, match=r"https://host/cells.h5ad is HDF5, which is not read over a network: copy it"):
+        open_store("https://host/cells.h5ad")
+
+
+def test_several_stores_are_one_with_a_column_that_names_them(cells, save):
+    store = open_store([save(cells), save(cells, "h5ad")], source_key="study")
+    assert (store.n_cells, store.obs_columns()[-1]) == (300, "study")
+    assert open_store([cells, cells.copy()], source_key=None).obs_columns() == open_store(cells).obs_columns()
+
+
+def test_chosen_genes_of_one_store_bring_no_column(cells, save, expected_ng):
+    store = open_store(save(cells), genes=["g7", "g3"])
+    assert store.obs_columns() == open_store(cells).obs_columns()
+    assert np.array_equal(dense(store.read(20, 90), 2), expected_ng[20:90, [7, 3]])
+
+
+def test_a_collection_of_annbatch_and_an_experiment_are_known_by_what_lies_there(cells, tmp_path):
+    zarr.create_group(tmp_path / "many", attributes={"encoding-type": "annbatch-preshuffled", "encoding-version": "9"})
+    with pytest.raises(ValueError, match="annbatch collection of version 9"):
+        open_store(tmp_path / "many")
+    (tmp_path / "experiment" / "__group").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"the TileDB-SOMA experiment .* cannot be read"):
+        open_store(tmp_path / "experiment")
 
 
 def test_gene_names_are_strings_and_told_apart():
@@ -41,3 +64,19 @@ def test_a_closed_file_can_be_opened_again(cells, save):
         store = open_store(path)
         assert np.array_equal(store.obs_names(0, 1), ["cell0"])
         store.close()
+
+
+def test_names_in_a_file_stand_one_in_a_line(tmp_path):
+    (tmp_path / "genes.txt").write_text("HLA A\n\n  g2 \ng1")
+    assert read_names(tmp_path / "genes.txt") == ["HLA A", "g2", "g1"]
+
+
+@pytest.mark.parametrize("source", [5, None, {"uri": "a.zarr"}])
+def test_what_is_no_store_is_refused(source):
+    with pytest.raises(ValueError, match="is no store: a path, a URL or an AnnData is needed"):
+        open_store(source)
+
+
+def test_one_text_is_no_list_of_genes(cells):
+    with pytest.raises(ValueError, match="genes='g1' is one text: a list of names is needed"):
+        open_store(cells, genes="g1")

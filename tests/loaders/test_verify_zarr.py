@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import pytest
 import zarr
@@ -5,8 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec, ZstdCodec
 
+from dist_scvi.loaders import open_store
 from dist_scvi.loaders.lost_rows import Losses
+from dist_scvi.loaders.pack import pack_store
 from dist_scvi.loaders.packed import COLLECTION, MANIFEST_KEY, MEMBER, SUMS, Manifest, PackSource
+from dist_scvi.loaders.simulate import simulate
 from dist_scvi.loaders.verify import verify_store
 from dist_scvi.loaders.verify_zarr import ZarrParts, open_parts, packed_sums
 
@@ -165,3 +170,13 @@ def test_arrays_without_a_checksum_are_told(cells, save, rewrite, codecs, shards
     rewrite(path, "X/data", chunks=32, shards=shards, codecs=codecs)
     (line,) = verify_store(path).unproven
     assert line.startswith("X/data, X/indices") is bare
+
+
+@pytest.mark.parametrize("name", ["obs/donor/codes", "obs/source_row", "X/data", "X/indptr"])
+def test_an_empty_file_is_a_loss_and_not_a_chunk_of_missing_values(tmp_path, name):
+    simulate(tmp_path / "a.zarr", n_cells=60, n_genes=20, seed=0)
+    pack_store(partial(open_store, tmp_path / "a.zarr"), tmp_path / "p.zarr")
+    (tmp_path / "p.zarr" / name / "c" / "0").write_bytes(b"")
+    found = verify_store(tmp_path / "p.zarr")
+    assert not found.ok
+    assert name in {one.array for one in found.lost}
