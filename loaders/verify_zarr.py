@@ -63,11 +63,8 @@ class ZarrParts:
         array = self.array(name)
         lost = [] if self.may_lack(name) else list(self.absent(name))
         for low, high, key in lost:
-            yield (
-                low,
-                high,
-                f"{key} is missing or empty (entries {low} to {high - 1}): {_RESTORE}",
-            )
+            found = f"{key} is missing or empty (entries {low} to {high - 1})"
+            yield low, high, f"{found}: restore it from a copy or write the store again"
 
         decode = decoder_of(array)
         absent_is_fill = self.may_lack(name)

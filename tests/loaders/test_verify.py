@@ -73,7 +73,7 @@ def test_the_rows_of_a_lost_shard_of_entries_are_named(sound, path, name, number
     found = verify_store(path)
     assert {one.array for one in found.lost} == {name}
     assert named(found, name) == rows_of_entries(sound, *shard(path, name, number))
-    assert f"{name}/c/{number} is missing (entries" in found.lost[0].found
+    assert f"{name}/c/{number} is missing or empty (entries" in found.lost[0].found
     assert any("verify it again once it is whole" in line for line in found.unproven)
 
 

@@ -140,7 +140,7 @@ def test_the_rest_of_a_killed_run_is_replaced(tmp_path, cells):
 
 def test_a_store_is_replaced_only_where_that_is_asked_for(tmp_path, cells):
     write_cells(tmp_path / "a.zarr", cells)
-    with pytest.raises(FileExistsError, match=r"a.zarr already exists: .* overwrite=True"):
+    with pytest.raises(FileExistsError, match=r"a.zarr already exists: .*overwrite=True"):
         write_cells(tmp_path / "a.zarr", cells)
     write_cells(tmp_path / "a.zarr", cells, layer="twice", overwrite=True)
     assert_array_equal(open_store(tmp_path / "a.zarr").read(0, 150).counts_e.max(), cells.layers["twice"].max())
