@@ -84,7 +84,7 @@ class AnnDataStore:
 
     def read_ranges(self, ranges: Ranges, order: NDArray[np.int64] | None = None) -> CsrRows:
         """Read several ranges of rows; see `CellStore`."""
-        if self._version() != self._first_version:
+        if self._is_another():
             raise DamagedError(
                 f"{self.uri} was written again since it was opened: what is read now may not fit what was read before; "
                 "start again"
@@ -99,6 +99,13 @@ class AnnDataStore:
             if rows is not None:
                 return rows.take(order) if given_twice else rows
         return concatenate([self._read_exactly(*one) for one in zip(ranges, starts, strict=True)]).take(order)
+
+    def _is_another(self) -> bool:
+        """Whether the file is no longer the one that was opened."""
+        try:
+            return self._version() != self._first_version
+        except FileNotFoundError:
+            return True
 
     def _read_dense(self, start: int, stop: int) -> CsrRows:
         dense = sparse.csr_matrix(read_range(self._dense, start, stop, self.uri))

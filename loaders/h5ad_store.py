@@ -1,5 +1,6 @@
 """AnnData in HDF5 (``.h5ad``), read contiguously."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,5 @@ def open_h5ad(path: Path, *, layer: str | None = None) -> AnnDataStore:
         raise ValueError(
             f"{path} cannot be opened as HDF5 ({error}): an .h5ad file or a Zarr folder is needed"
         ) from error
-    objects = LocalObjects(path.parent)
-
-    def version() -> str:
-        try:
-            return objects.version(path.name)
-        except FileNotFoundError:
-            return "gone"
-
+    version = partial(LocalObjects(path.parent).version, path.name)
     return AnnDataStore(root, lambda name: root[name], uri=str(path), layer=layer, version=version)

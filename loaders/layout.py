@@ -15,8 +15,7 @@ from zarr.codecs import BloscCodec, ZstdCodec
 _STRING: dict[str, Any] = {"encoding-type": "string-array", "encoding-version": "0.2.0"}
 _ARRAY: dict[str, Any] = {"encoding-type": "array", "encoding-version": "0.2.0"}
 # The checksum is that of zstd: zarrs 0.2.3 passes over crc32c wherever it reads a part of a chunk or shard, and gives
-# wrong
-# values where a byte was flipped. A zstd frame is always decoded, and so verified, as a whole.
+# wrong values where a byte was flipped. A zstd frame is always decoded, and so verified, as a whole.
 _CODECS: list[BytesBytesCodec] = [BloscCodec(cname="lz4", clevel=3), ZstdCodec(level=1, checksum=True)]
 
 

@@ -5,6 +5,7 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +46,7 @@ def open_zarr(
             return opened if objects.remote else native_array(root, name)
         return ChunkedArray(opened, objects, decode, absent_is_fill=not lost_is_seen)
 
-    def version() -> str:
-        try:
-            return objects.version("zarr.json" if root.metadata.zarr_format == 3 else ".zgroup")
-        except FileNotFoundError:
-            return "gone"
-
+    version = partial(objects.version, "zarr.json" if root.metadata.zarr_format == 3 else ".zgroup")
     with storage_errors(where):
         one_gene = _n_genes(root) == 1
         manifest = read_manifest(root)
