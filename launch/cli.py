@@ -6,6 +6,7 @@ Only this file prints, and torch, zarr and ray are imported by the command that 
 import argparse
 import io
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -31,13 +32,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stdout.reconfigure(line_buffering=True)  # in step with the progress on stderr, also in a file
     try:
         code = options.command(options)
+        sys.stdout.flush()
     except (ValueError, FileNotFoundError, FileExistsError, FloatingPointError) as error:
         print(f"dist-scvi: error: {' '.join(str(error).split())}", file=sys.stderr)
         code = _MISTAKE
     except TimeoutError as error:
         print(f"dist-scvi: {error}", file=sys.stderr)
         code = _AGAIN
-    except BrokenPipeError:
+    except BrokenPipeError:  # as in "| head"; what is still buffered must not fail again at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = _OK
     except OSError as error:
         print(f"dist-scvi: error: {' '.join(str(error).split())}", file=sys.stderr)
