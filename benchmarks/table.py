@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from statistics import mean, stdev
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -71,6 +72,36 @@ def loader_table() -> str:
         (
             "bytes on disk per stored count",
             *(f"{loaders['bytes_per_entry'][store]:.2f}" for store in ("packed", "annbatch", "annbatch")),
+        ),
+    ]
+    return _lines(rows)
+
+
+def integration_table() -> str:
+    cases = json.loads((RESULTS / "integration.json").read_text())["cases"]
+    shown = {
+        "elbo": "held-out negative ELBO of SCVI (lower is better)",
+        "accuracy": "accuracy of transferred labels",
+        "macro F1": "their macro F1",
+        **{f"SCANVI {score}": f"{score} of SCANVI's latent space" for score in ("iLISI", "cLISI", "NMI", "ARI")},
+    }
+
+    def row(score: str, question: str) -> tuple[str, ...]:
+        form = ".1f" if score == "elbo" else ".3f"
+        values = [case["scores"][score][program] for case in cases.values() for program in ("dist_scvi", "scvi_tools")]
+        return (question, *(f"{mean(seeds):{form}} ± {stdev(seeds):{form}}" for seeds in values))
+
+    within = [[score["within_seed_noise"] for score in case["scores"].values()] for case in cases.values()]
+    rows = [
+        (
+            "mean ± standard deviation over seeds",
+            *(f"{name}{program}" for name in cases for program in (", dist_scvi", ", scvi-tools 1.4.2")),
+        ),
+        ("---",) * (1 + 2 * len(cases)),
+        *(row(score, question) for score, question in shown.items()),
+        (
+            "of all scores, within seed noise",
+            *(text for told in within for text in (f"{sum(told)} of {len(told)}", "")),
         ),
     ]
     return _lines(rows)

@@ -1,26 +1,46 @@
-"""SCVI trained out of core and distributed, and the minified atlas that answers afterwards.
+"""SCVI, SCANVI and LinearSCVI trained out of core and distributed, and the minified atlas that answers afterwards.
 
-``open`` names the cells, ``SCVI`` trains on them, ``open_atlas`` asks the result.
+``open`` names the cells, ``model.SCVI`` trains on them, ``open_atlas`` asks the result.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from . import model, pp
     from .atlas import Atlas, open_atlas
+    from .hub import import_minified
     from .loaders.data import open_data as open
-    from .model import SCVI
+    from .model import SCANVI, SCVI, LinearSCVI
+    from .session import settings
 
 __version__ = "0.1.0"
-__all__ = ["SCVI", "Atlas", "__version__", "open", "open_atlas"]
+__all__ = [
+    "SCANVI",
+    "SCVI",
+    "Atlas",
+    "LinearSCVI",
+    "__version__",
+    "import_minified",
+    "model",
+    "open",
+    "open_atlas",
+    "pp",
+    "settings",
+]
 
 # Imported on first use: torch alone takes a second, and the command line must answer at once.
 _PLACES = {
     "SCVI": ("dist_scvi.model", "SCVI"),
+    "SCANVI": ("dist_scvi.model", "SCANVI"),
+    "LinearSCVI": ("dist_scvi.model", "LinearSCVI"),
     "Atlas": ("dist_scvi.atlas", "Atlas"),
     "open_atlas": ("dist_scvi.atlas", "open_atlas"),
+    "import_minified": ("dist_scvi.hub", "import_minified"),
     "open": ("dist_scvi.loaders.data", "open_data"),
+    "settings": ("dist_scvi.session", "settings"),
 }
+_MODULES = ("model", "pp")
 
 
 def __dir__() -> list[str]:
@@ -28,6 +48,8 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"dist_scvi.{name}")
     if name not in _PLACES:
         raise AttributeError(f"module 'dist_scvi' has no attribute '{name}'")
     module, attribute = _PLACES[name]

@@ -4,6 +4,7 @@ Shape letters in this file
     n   cells
     g   genes asked for
     k   latent dimensions
+    l   labels
 """
 
 import hashlib
@@ -17,18 +18,22 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from dist_scvi.loaders.columns import PagedArray, read_range
+from dist_scvi.loaders.columns import Categorical, PagedArray, read_range
 from dist_scvi.loaders.obs import ObsTable
 from dist_scvi.loaders.rows import row_runs
 from dist_scvi.loaders.zarr_store import complete_array, open_root
 
 from .folder import MANIFEST as FOLDER_MANIFEST
-from .infer import Indices, LatentCells, expression_query, normalized_expression, rows_asked
-from .spec import load_model
+from .infer import Indices, LatentCells, draw_latent, expression_query, normalized_expression, rows_asked
+from .posterior import logistic_normal_mean
+from .scanvae import SCANVAE
+from .spec import Covariate, load_model, recode
 
 ATLAS_FORMAT = "dist_scvi.atlas/1"
 MANIFEST, CELLS, MODEL = "ATLAS.json", "cells.zarr", "model"
 QZM, QZV, LIBRARY, SOURCE_ROW = "scvi_latent_qzm", "scvi_latent_qzv", "observed_lib_size", "source_row"
+FACTOR = "library_factor"
+"""obs column of what shares are multiplied by, where that is not the total count."""
 
 _CHUNK_CELLS = 4096
 
@@ -53,8 +58,10 @@ class Atlas:
         found = {*(array.shape[0] for array in arrays), len(self._library), len(self._row), self.manifest["n_cells"]}
         if found != {self.n_cells}:
             raise ValueError(f"{path} disagrees with itself: its arrays hold {sorted(found)} cells, obs {self.n_cells}")
-        self._batch = self.obs.categorical(self.spec.batch.key) if self.spec.batch else None
-        self._categorical = [self.obs.categorical(covariate.key) for covariate in self.spec.categorical_covariates]
+        self._factor = PagedArray(self._array(f"obs/{FACTOR}"), str(path)) if self.spec.own_library else self._library
+        self._batch = self._codes(self.spec.batch) if self.spec.batch else None
+        self._label = self._codes(self.spec.label) if self.spec.label and self.spec.decodes_labels else None
+        self._categorical = [self._codes(covariate) for covariate in self.spec.categorical_covariates]
         self._continuous = [self.obs.numeric(key) for key in self.spec.continuous_covariates]
 
     @property
@@ -108,7 +115,7 @@ class Atlas:
         return np.concatenate([np.zeros(0, dtype=object), *parts])[self._order(indices)]
 
     def get_latent_representation(
-        self, indices: Indices | None = None, *, return_dist: bool = False
+        self, indices: Indices | None = None, *, return_dist: bool = False, mc_samples: int = 5_000, seed: int = 0
     ) -> NDArray[np.float32] | tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Give the mean of the posterior of each cell, shape (n, k).
 
@@ -117,15 +124,61 @@ class Atlas:
         indices
             Cells in the order wanted; all by default.
         return_dist
-            Give mean and variance.
+            Give mean and variance instead, before the softmax of a logistic normal.
+        mc_samples, seed
+            Draws that estimate the mean of a logistic normal, which has no formula, and their seed.
         """
-        parts = [(cells.qzm_nk, cells.qzv_nk) for cells in self._cells(indices)]
-        k = self.spec.model.n_latent
-        qzm_nk = np.concatenate([np.zeros((0, k), np.float32), *(qzm for qzm, _ in parts)])
-        qzv_nk = np.concatenate([np.zeros((0, k), np.float32), *(qzv for _, qzv in parts)])
+        k, sampled = self.spec.model.n_latent, self.spec.model.latent_distribution == "ln" and not return_dist
+        means, variances = [np.zeros((0, k), np.float32)], [np.zeros((0, k), np.float32)]
+        for cells in self._cells(indices):
+            means.append(self._mean_of_shares(cells, mc_samples, seed) if sampled else cells.qzm_nk)
+            variances.append(cells.qzv_nk)
         order = self._order(indices)
-        qzm_nk, qzv_nk = qzm_nk[order], qzv_nk[order]
+        qzm_nk, qzv_nk = np.concatenate(means)[order], np.concatenate(variances)[order]
         return (qzm_nk, qzv_nk) if return_dist else qzm_nk
+
+    def _mean_of_shares(self, cells: LatentCells, mc_samples: int, seed: int) -> NDArray[np.float32]:
+        qzm_nk, qzv_nk = (torch.from_numpy(part).to(self._module.device) for part in (cells.qzm_nk, cells.qzv_nk))
+        mean_nk: NDArray[np.float32] = logistic_normal_mean(qzm_nk, qzv_nk, mc_samples, seed=seed).cpu().numpy()
+        return mean_nk
+
+    def predict(
+        self,
+        indices: Indices | None = None,
+        soft: bool = False,  # noqa: FBT001, FBT002 - the place that scvi-tools gives it
+    ) -> NDArray[np.object_] | pd.DataFrame:
+        """Predict the labels of cells from the means of their posteriors.
+
+        Parameters
+        ----------
+        indices
+            Cells in the order wanted; all by default.
+        soft
+            Give the probability of each label.
+
+        Returns
+        -------
+        numpy.ndarray or pandas.DataFrame
+            Labels, or cells by labels.
+
+        Raises
+        ------
+        ValueError
+            If the model is not SCANVI.
+        """
+        if not isinstance(self._module, SCANVAE) or self.spec.label is None:
+            raise ValueError(f"{self.path} was made with {self.spec.model.model_name}: only SCANVI predicts labels")
+        labels = np.array(self.spec.label.categories, dtype=object)
+        parts = [np.zeros((0, len(labels)), np.float32)]
+        with torch.no_grad():
+            for cells in self._cells(indices):
+                z_nk, _ = draw_latent(self._module, cells, 0, None)
+                parts.append(self._module.probabilities(z_nk).cpu().numpy())
+        probability_nl = np.concatenate(parts)[self._order(indices)]
+        if soft:
+            return pd.DataFrame(probability_nl, index=self.obs_names(indices), columns=labels)
+        predicted_n: NDArray[np.object_] = labels[probability_nl.argmax(axis=1)]
+        return predicted_n
 
     def get_normalized_expression(
         self,
@@ -220,6 +273,10 @@ class Atlas:
     def _obs_names(self, start: int, stop: int) -> NDArray[np.object_]:
         return np.array([str(name) for name in self._names[start:stop]], dtype=object)
 
+    def _codes(self, covariate: Covariate) -> Categorical:
+        """Open an obs column with the codes of the model."""
+        return recode(self.obs.categorical(covariate.key), covariate)
+
     def _array(self, name: str) -> Any:
         return complete_array(self._root, name)
 
@@ -252,8 +309,9 @@ class Atlas:
             self._row[start:stop][keep_n],
             read_range(self._qzm, start, stop, str(self.path))[keep_n],
             read_range(self._qzv, start, stop, str(self.path))[keep_n],
-            self._library[start:stop][keep_n],
+            self._factor[start:stop][keep_n],
             self._batch.required_codes(start, stop)[keep_n] if self._batch else np.zeros(n, np.int32)[keep_n],
+            self._label.codes(start, stop)[keep_n] if self._label else np.full(n, -1, np.int32)[keep_n],
             table([column.required_codes(start, stop) for column in self._categorical], np.int32),
             table([column.values(start, stop) for column in self._continuous], np.float32),
         )

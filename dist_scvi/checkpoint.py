@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,10 @@ _FREE_KEYS = {
     "data.storage_options",
     "train.max_epochs",
     "train.check_val_every_n_epoch",
+    "train.early_stopping",
+    "train.early_stopping_min_delta",
+    "train.early_stopping_patience",
+    "train.early_stopping_warmup_epochs",
     "train.save_every_n_steps",
     "train.keep_checkpoints",
     "train.log_every_n_steps",
@@ -45,7 +50,7 @@ class Checkpoint:
     weights: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     state: dict[str, Any]
-    """Position (``epoch`` and ``step`` to do next), configuration and fingerprint of the data."""
+    """Position (``epoch`` and ``step`` to do next), configuration, fingerprint of the data, and what else is kept."""
 
 
 def save_checkpoint(
@@ -58,8 +63,12 @@ def save_checkpoint(
     steps_per_epoch: int,
     config: RunConfig,
     data: dict[str, Any],
+    kept: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write the state of training before (`epoch`, `step`), then drop all but the newest ``train.keep_checkpoints``."""
+    """Write the state of training before (`epoch`, `step`), then drop all but the newest ``train.keep_checkpoints``.
+
+    `kept` are further plain values that training goes on from.
+    """
     path = folder / f"step-{epoch * steps_per_epoch + step:010d}"
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     moments = {
@@ -67,7 +76,7 @@ def save_checkpoint(
         for parameter, slots in optimizer.state.items()
         for key, value in slots.items()
     }
-    state = {"epoch": epoch, "step": step, "config": config.model_dump(mode="json"), "data": data}
+    state = {**(kept or {}), "epoch": epoch, "step": step, "config": config.model_dump(mode="json"), "data": data}
     write_folder(
         path,
         {
@@ -154,10 +163,10 @@ def restore(checkpoint: Checkpoint, module: nn.Module, optimizer: torch.optim.Op
         optimizer.state[parameters[owner]][key] = value.to(parameters[owner].device)
 
 
-def fingerprint(data: CellData, plan: Plan | None = None) -> dict[str, Any]:
+def fingerprint(data: CellData, plan: Plan | None = None, labelled: Plan | None = None) -> dict[str, Any]:
     """Describe the data of a run in a few values that a checkpoint can be compared by.
 
-    With the `plan`, these change with the obs columns that say which cells are drawn, and how often.
+    With the plans, these change with the obs columns that say which cells are drawn, and how often.
     """
     described = data.describe()
     names = "\n".join(described.pop("var_names"))
@@ -166,6 +175,7 @@ def fingerprint(data: CellData, plan: Plan | None = None) -> dict[str, Any]:
         "n_genes": data.n_genes,
         "var_names_sha256": hashlib.sha256(names.encode()).hexdigest(),
         "drawn": plan.line.digest if plan and plan.line else None,
+        "labelled": labelled.line.digest if labelled and labelled.line else None,
     }
 
 
@@ -180,6 +190,8 @@ def check_same_run(checkpoint: Checkpoint, config: RunConfig, data: dict[str, An
     before = _flat({"config": checkpoint.state["config"], "data": checkpoint.state["data"]})
     now = _flat({"config": config.model_dump(mode="json"), "data": data})
     free = {f"config.{key}" for key in _FREE_KEYS}
+    if config.train.reduce_lr_on_plateau:
+        free.remove("config.train.check_val_every_n_epoch")
     differences = [
         f"{key.removeprefix('config.')} was {before.get(key)!r}, is {now.get(key)!r}"
         for key in sorted(before.keys() | now.keys())

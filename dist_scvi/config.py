@@ -1,12 +1,14 @@
 """The configuration of a run: one YAML file, overridden by ``key=value``, stored resolved beside every result."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+T = TypeVar("T", bound="_Section")
 
 
 class _Section(BaseModel):
@@ -69,7 +71,11 @@ class DataConfig(_Section):
     batch_key: str | None = None
     """obs column of the batch covariate."""
     labels_key: str | None = None
-    """obs column of cell labels; kept for queries, not trained on."""
+    """obs column of cell labels: SCANVI learns them, SCVI uses them for dispersion="gene-label"."""
+    unlabeled_category: str | None = None
+    """The label of cells that have none, for SCANVI; a missing value is one as well."""
+    size_factor_key: str | None = None
+    """obs column of size factors, in place of the total counts."""
     categorical_covariate_keys: tuple[str, ...] = ()
     """Further categorical obs columns to correct for."""
     continuous_covariate_keys: tuple[str, ...] = ()
@@ -92,9 +98,22 @@ class DataConfig(_Section):
     """Longest wait for a read."""
 
 
-class ModelConfig(_Section):
-    """The network; names and defaults of scvi.model.SCVI 1.4.2."""
+class ClassifierConfig(_Section):
+    """The classifier of SCANVI; what is None is as in the encoder."""
 
+    n_hidden: int | None = Field(None, ge=1, le=65_536)
+    n_layers: int | None = Field(None, ge=0, le=64)
+    dropout_rate: float | None = Field(None, ge=0, lt=1)
+
+
+_Where = Literal["encoder", "decoder", "none", "both"]
+
+
+class ModelConfig(_Section):
+    """The network; names and defaults of scvi-tools 1.4.2."""
+
+    model_name: Literal["SCVI", "SCANVI", "LinearSCVI"] = "SCVI"
+    """Which model. SCANVI needs data.labels_key."""
     n_hidden: int = Field(128, ge=1, le=65_536)
     """Units of a hidden layer."""
     n_latent: int = Field(10, ge=1, le=4_096)
@@ -103,12 +122,81 @@ class ModelConfig(_Section):
     """Hidden layers of encoder and decoder."""
     dropout_rate: float = Field(0.1, ge=0, lt=1)
     """Dropout in the encoder."""
-    dispersion: Literal["gene", "gene-batch"] = "gene"
-    """Whether a gene's dispersion is one, or one per batch."""
-    gene_likelihood: Literal["zinb", "nb", "poisson"] = "zinb"
-    """Distribution of the counts."""
-    use_observed_lib_size: Literal[True] = True
-    """Use a cell's total count as its library size; a latent library size is not offered."""
+    dispersion: Literal["gene", "gene-batch", "gene-label", "gene-cell"] = "gene"
+    """Whether a gene's dispersion is one, one per batch, one per label, or decoded for each cell."""
+    gene_likelihood: Literal["zinb", "nb", "poisson", "normal"] = "zinb"
+    """Distribution of the counts; nb by default for LinearSCVI."""
+    use_observed_lib_size: bool = True
+    """Use a cell's total count as its library size, else a latent one; False by default for LinearSCVI."""
+    latent_distribution: Literal["normal", "ln"] = "normal"
+    """Normal, or logistic normal: shares that add up to 1."""
+    log_variational: bool = True
+    """Encode log(1 + counts) rather than counts."""
+    encode_covariates: bool = False
+    """Give the covariates to the encoder too."""
+    deeply_inject_covariates: bool = True
+    """Give them to every layer, else to the first."""
+    batch_representation: Literal["one-hot", "embedding"] = "one-hot"
+    """How the batch enters the networks."""
+    embedding_dim: int = Field(5, ge=1, le=4_096)
+    """Dimensions of the embedding of a batch."""
+    use_batch_norm: _Where = "both"
+    """Where batch normalisation is used; LinearSCVI: both, or encoder."""
+    use_layer_norm: _Where = "none"
+    """Where layer normalisation is used."""
+    bias: bool = False
+    """LinearSCVI: give the linear decoder an intercept."""
+    linear_classifier: bool = False
+    """SCANVI: classify by one linear layer."""
+    classifier_parameters: ClassifierConfig = ClassifierConfig()
+    """SCANVI: shape of the classifier."""
+    y_prior: tuple[float, ...] | None = None
+    """SCANVI: prior probability of each label, uniform by default."""
+    objective: Literal["scvi-tools", "conditional"] = "scvi-tools"
+    """SCANVI: whether the bound of a labelled cell is taken over all labels, as scvi-tools does, or given its own, as
+    in the paper."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of(cls, tree: Any) -> Any:
+        if isinstance(tree, dict) and tree.get("model_name") == "LinearSCVI":
+            return {"gene_likelihood": "nb", "use_observed_lib_size": False, **tree}
+        return tree
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "ModelConfig":
+        if self.y_prior is not None and (min(self.y_prior) <= 0 or abs(sum(self.y_prior) - 1) > 1e-3):
+            raise ValueError(f"y_prior={self.y_prior}: probabilities above 0 that add up to 1 are needed")
+        for name, only in _ONLY_OF.items():
+            changed = [key for key in only if getattr(self, key) != type(self).model_fields[key].default]
+            if changed and self.model_name != name:
+                raise ValueError(f"{', '.join(changed)}: {name} has this, {self.model_name} does not")
+        if self.model_name == "LinearSCVI":
+            fixed: dict[str, tuple[Any, ...]] = {key: (type(self).model_fields[key].default,) for key in _NOT_OF_LINEAR}
+            fixed |= {"use_batch_norm": ("both", "encoder"), "dispersion": ("gene", "gene-batch")}
+            for key, allowed in fixed.items():
+                if getattr(self, key) not in allowed:
+                    raise ValueError(
+                        f"{key}={getattr(self, key)!r}: LinearSCVI allows {' or '.join(map(str, allowed))}"
+                    )
+        return self
+
+
+_ONLY_OF = {"SCANVI": ("linear_classifier", "classifier_parameters", "y_prior", "objective"), "LinearSCVI": ("bias",)}
+_NOT_OF_LINEAR = (
+    "encode_covariates",
+    "deeply_inject_covariates",
+    "batch_representation",
+    "embedding_dim",
+    "use_layer_norm",
+)
+
+
+_Loss = Literal["elbo_validation", "reconstruction_loss_validation", "kl_local_validation"]
+_Score = Literal["validation_accuracy", "validation_f1_score", "validation_calibration_error"]
+_OfClassifier = Literal["validation_classification_loss", _Score]
+Monitor = Literal[_Loss, "validation_loss", _OfClassifier]
+"""What early stopping may watch."""
 
 
 class TrainConfig(_Section):
@@ -126,16 +214,46 @@ class TrainConfig(_Section):
     """Share of the cells to train on, 0.9 by default."""
     validation_size: float | None = Field(None, ge=0, le=1)
     """Share to validate on; by default the rest."""
+    optimizer: Literal["Adam", "AdamW"] = "Adam"
+    """AdamW keeps the weight decay apart from the gradient."""
     lr: float = Field(1e-3, gt=0)
-    """Learning rate of Adam."""
     eps: float = Field(0.01, gt=0)
-    """Epsilon of Adam."""
     weight_decay: float = Field(1e-6, ge=0)
-    """L2 penalty of Adam."""
-    n_steps_kl_warmup: int | None = Field(None, ge=1)
-    """Steps over which the weight of the KL term rises from 0 to 1; by default half of the run, at most 400 epochs."""
-    n_epochs_kl_warmup: int | None = Field(None, ge=1)
+    """Weight decay; of Adam an L2 penalty."""
+    gradient_clip_val: float | None = Field(None, gt=0)
+    """Longest gradient, over all weights; longer ones are shortened to it."""
+    n_steps_kl_warmup: int | None = Field(None, ge=0)
+    """Steps over which the weight of the KL term rises from the least to the greatest, 0 for none; by default half of
+    the run, at most 400 epochs."""
+    n_epochs_kl_warmup: int | None = Field(None, ge=0)
     """Count the warm-up in epochs instead, as scvi-tools does (its default is 400, which large atlases never reach)."""
+    max_kl_weight: float = Field(1.0, ge=0)
+    min_kl_weight: float = Field(0.0, ge=0)
+    classification_ratio: float = Field(50.0, ge=0)
+    """SCANVI: weight of the classification loss."""
+    n_samples_per_label: int | None = Field(None, ge=1)
+    """SCANVI: labelled cells of each label that an epoch classifies, drawn anew in each; by default all."""
+    reduce_lr_on_plateau: bool = False
+    """Multiply the learning rate by lr_factor when a metric of the validation no longer falls."""
+    lr_factor: float = Field(0.6, gt=0, lt=1)
+    lr_patience: int = Field(30, ge=0)
+    """Validations without a fall that are put up with."""
+    lr_threshold: float = Field(0.0, ge=0)
+    lr_scheduler_metric: _Loss = "elbo_validation"
+    lr_min: float = Field(0.0, ge=0)
+    early_stopping: bool = False
+    """End the run when a metric of the validation no longer improves."""
+    early_stopping_monitor: Monitor = "elbo_validation"
+    early_stopping_mode: Literal["min", "max"] = "min"
+    """Whether a lower or a higher value is better."""
+    early_stopping_min_delta: float = Field(0.0, ge=0)
+    """A smaller change is no improvement."""
+    early_stopping_patience: int = Field(45, ge=1)
+    """Validations without improvement after which the run ends."""
+    early_stopping_warmup_epochs: int = Field(0, ge=0)
+    """First epochs, of which no notice is taken."""
+    load_best: bool = False
+    """End with the weights of the validation at which early_stopping_monitor was best."""
     check_val_every_n_epoch: int = Field(1, ge=0)
     """Epochs between validations; 0 for none but the last."""
     save_every_n_steps: int = Field(500, ge=1)
@@ -147,6 +265,14 @@ class TrainConfig(_Section):
     collective_timeout_s: float = Field(300.0, gt=0)
     """Longest wait of one worker for the others; longer than data.timeout_s, or a slow read of one ends them all."""
 
+    @model_validator(mode="after")
+    def _warms_up(self) -> "TrainConfig":
+        if self.min_kl_weight > self.max_kl_weight:
+            raise ValueError(f"min_kl_weight={self.min_kl_weight} is above max_kl_weight={self.max_kl_weight}")
+        if self.n_steps_kl_warmup is not None and self.n_epochs_kl_warmup is not None:
+            raise ValueError("n_steps_kl_warmup and n_epochs_kl_warmup are both set: choose one")
+        return self
+
 
 class RunConfig(_Section):
     """A whole run."""
@@ -155,9 +281,23 @@ class RunConfig(_Section):
     """Folder that receives checkpoints, metrics and the model."""
     seed: int = Field(0, ge=0, lt=1 << 63)
     """Seed of weights, split, order and noise."""
+    start_from: str | None = None
+    """Folder of a model to begin with, such as RUN/model: of the same class, or of SCVI for SCANVI."""
     data: DataConfig
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="after")
+    def _classifies(self) -> "RunConfig":
+        keys = [key for key in _OF_SCANVI if getattr(self.train, key) != TrainConfig.model_fields[key].default]
+        if self.train.early_stopping_monitor in get_args(_OfClassifier):
+            keys.append(f"early_stopping_monitor={self.train.early_stopping_monitor}")
+        if keys and self.model.model_name != "SCANVI":
+            raise ValueError(f"train.{', train.'.join(keys)}: SCANVI has this, {self.model.model_name} does not")
+        return self
+
+
+_OF_SCANVI = ("classification_ratio", "n_samples_per_label")
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
@@ -199,7 +339,8 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
         "uri": _absolute(uri) if isinstance(uri, str) else tuple(map(_absolute, uri)),
         "genes": _absolute(genes) if isinstance(genes, str) else genes,
     }
-    return config.model_copy(update={"run": _absolute(config.run), "data": config.data.model_copy(update=absolute)})
+    paths = {"run": _absolute(config.run), "start_from": config.start_from and _absolute(config.start_from)}
+    return config.model_copy(update={**paths, "data": config.data.model_copy(update=absolute)})
 
 
 def parse_config(tree: dict[str, Any]) -> RunConfig:
@@ -216,6 +357,21 @@ def parse_config(tree: dict[str, Any]) -> RunConfig:
         raise ValueError("; ".join(_explain(item) for item in error.errors())) from None
 
 
+def parse_section(section: type[T], name: str, tree: Mapping[str, Any]) -> T:
+    """Check the plain values of one section, such as the arguments of a model.
+
+    Raises
+    ------
+    ValueError
+        As `load_config`.
+    """
+    try:
+        return section.model_validate(dict(tree))
+    except ValidationError as error:
+        named = [{**item, "loc": (name, *item["loc"])} for item in error.errors()]
+        raise ValueError("; ".join(map(_explain, named))) from None
+
+
 def _absolute(path: str) -> str:
     return path if "://" in path else str(Path(path).expanduser().resolve())
 
@@ -230,6 +386,8 @@ def _explain(item: Any) -> str:
         return f"there is no key {key}: did you mean {', '.join(near)}?"
     if item["type"] == "missing":
         return f"{key} is needed: set it in the file or with {key}=VALUE"
+    if item["type"] == "value_error":  # a message of ours, which says all
+        return f"{key}: {item['ctx']['error']}" if key else str(item["ctx"]["error"])
     return f"{key}={item['input']!r} does not fit: {item['msg']}"
 
 

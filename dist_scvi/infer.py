@@ -9,19 +9,24 @@ Shape letters in this file
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .noise import row_normal
-from .spec import ModelSpec
-from .vae import VAE
+from dist_scvi.loaders.minibatch import Covariates, MiniBatch
 
-Indices = Sequence[int] | NDArray[np.int64]
+from .noise import RowNoise
+from .spec import ModelSpec
+from .vae import VAE, Expression
+
+Indices = Sequence[int] | NDArray[np.int64] | NDArray[np.bool_]
 """Cells by row, in the order wanted."""
+Batches = str | Sequence[str | None] | None
+"""A batch that all cells are decoded with, or several to average over; None is each cell's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +38,20 @@ class LatentCells:
     qzm_nk: NDArray[np.float32]
     qzv_nk: NDArray[np.float32]
     library_n: NDArray[np.float32]
-    """Observed total count."""
+    """What shares are multiplied by: total count, size factor, or the exponential of the latent library's mean."""
     batch_n: NDArray[np.int32]
+    label_n: NDArray[np.int32]
+    """-1 where it is missing."""
     categorical_nc: NDArray[np.int32]
     continuous_nc: NDArray[np.float32]
+    log_library_variance_n: NDArray[np.float32] | None = None
+    """Variance of the logarithm of a latent library size; None where the size is known, or no more than its mean."""
+
+    def take(self, index_n: NDArray[np.int64]) -> "LatentCells":
+        """Give the cells at the places `index_n`."""
+        held = {field.name: getattr(self, field.name) for field in fields(self)}
+        chosen: dict[str, Any] = {name: None if values is None else values[index_n] for name, values in held.items()}
+        return LatentCells(**chosen)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +63,7 @@ class ExpressionQuery:
     transform_batch: tuple[int | None, ...] = (None,)
     """Batch codes to decode with and average over; None is each cell's own."""
     library_size: float | str = 1.0
-    """Factor of the shares, or ``"latent"`` for each cell's observed total."""
+    """Factor of the shares, or ``"latent"`` for each cell's own."""
     n_samples: int | None = None
     """Draws of z to average over; None decodes the mean of q, which is deterministic."""
     seed: int = 0
@@ -69,6 +84,8 @@ def rows_asked(indices: Indices, n_cells: int) -> tuple[NDArray[np.int64], NDArr
             "indices is an AnnData: rows are needed; the cells are those the model or atlas was opened with"
         )
     asked = np.asarray(indices)
+    if asked.ndim != 1 and asked.dtype != bool:
+        raise ValueError(f"indices has shape {asked.shape}: a list of rows is needed")
     if asked.dtype == bool:
         if asked.shape != (n_cells,):
             raise ValueError(f"indices is a mask of shape {asked.shape}: a bool for each of {n_cells} cells is needed")
@@ -85,7 +102,7 @@ def expression_query(
     spec: ModelSpec,
     *,
     gene_list: Sequence[str] | None,
-    transform_batch: str | Sequence[str] | None,
+    transform_batch: Batches,
     library_size: float | str,
     n_samples: int | None,
     seed: int,
@@ -108,56 +125,159 @@ def expression_query(
         raise ValueError(f"library_size={library_size!r}: a number is needed, or 'latent' for each cell's own total")
     if n_samples is not None and n_samples < 1:
         raise ValueError(f"n_samples={n_samples}: at least 1 is needed, or None for the mean of the posterior")
-    if transform_batch is None:
-        transform_batch = ()
-    several = isinstance(transform_batch, Iterable) and not isinstance(transform_batch, str)
-    batches = [str(name) for name in (transform_batch if several else [transform_batch])]  # categories are names here
-    categories = spec.batch.categories if spec.batch else ()
-    missing = [name for name in batches if name not in categories]
-    if missing:
-        raise ValueError(f"the model knows no batch {missing[0]!r}: its batches are {', '.join(categories) or 'none'}")
-    codes: tuple[int | None, ...] = tuple(categories.index(name) for name in batches) or (None,)
+    codes = batch_codes(spec, transform_batch)
     return ExpressionQuery(
         np.array([place[gene] for gene in genes], dtype=np.int64), codes, library_size, n_samples, seed
     )
 
 
-@torch.no_grad()
+def batch_codes(spec: ModelSpec, transform_batch: Batches) -> tuple[int | None, ...]:
+    """Give the codes of the batches to decode with; None is each cell's own.
+
+    Raises
+    ------
+    ValueError
+        If the model does not know one of them.
+    """
+    several = isinstance(transform_batch, Iterable) and not isinstance(transform_batch, str)
+    asked: list[object] = list(transform_batch) if several else [transform_batch]  # type: ignore[arg-type]
+    names = [None if name is None else str(name) for name in asked]  # categories are names here
+    categories = spec.batch.categories if spec.batch else ()
+    missing = [name for name in names if name is not None and name not in categories]
+    if missing:
+        raise ValueError(f"the model knows no batch {missing[0]!r}: its batches are {', '.join(categories) or 'none'}")
+    return tuple(None if name is None else categories.index(name) for name in names) or (None,)
+
+
 def normalized_expression(module: VAE, cells: LatentCells, query: ExpressionQuery) -> NDArray[np.float32]:
     """Compute normalized expression, shape (n, g), averaged over samples and batches.
 
     Notes
     -----
-    scvi-tools 1.4.2, model/base/_rnamixin.py: get_normalized_expression. There z is drawn even for one sample, so that
-    two calls differ; here the mean of q is decoded unless samples are asked for, and these are keyed by the cell.
+    scvi-tools 1.4.2, model/base/_rnamixin.py: get_normalized_expression. There two calls draw differently; here the
+    draws are keyed by the cell, and without samples the mean of q is decoded.
     """
-    device = module.px_r.device
-    gene_g = torch.from_numpy(query.gene_index).to(device)
-    qzm_nk, qzv_nk = _send(cells.qzm_nk, device), _send(cells.qzv_nk, device)
-    categorical_nc, continuous_nc = _send(cells.categorical_nc, device).long(), _send(cells.continuous_nc, device)
-    total_ng = torch.zeros(len(cells.row_n), len(query.gene_index), dtype=torch.float64, device=device)
-    for draw in range(query.n_samples or 1):
-        z_nk = qzm_nk
-        if query.n_samples is not None:
-            normal = row_normal(query.seed, cells.row_n, draw, qzm_nk.shape[1])
-            z_nk = qzm_nk + qzv_nk.sqrt() * _send(normal, device)
-        for batch in query.transform_batch:
-            own = _send(cells.batch_n, device).long()
-            batch_n = own if batch is None else torch.full_like(own, batch)
-            hidden_nh = module.hidden(z_nk, batch_n, categorical_nc, continuous_nc)
-            total_ng += _scale(module, hidden_nh, gene_g)
-    mean_ng = total_ng / ((query.n_samples or 1) * len(query.transform_batch))
-    if query.library_size == "latent":
-        mean_ng *= _send(cells.library_n, device)[:, None]
-    else:
-        mean_ng *= float(query.library_size)
-    return mean_ng.float().cpu().numpy()
+    total_ng = np.zeros((len(cells.row_n), len(query.gene_index)))
+    for draw in draws_of(query.n_samples):
+        total_ng += expression_at(module, cells, query, draw)
+    return (total_ng / (query.n_samples or 1)).astype(np.float32)
 
 
-def _scale(module: VAE, hidden_nh: Tensor, gene_g: Tensor) -> Tensor:
-    """Share of the chosen genes in each cell; only the normaliser needs the others."""
-    logits = module.decoder.px_scale_decoder(hidden_nh)
-    return torch.exp(logits[:, gene_g] - torch.logsumexp(logits, dim=-1, keepdim=True))
+def expression_samples(module: VAE, cells: LatentCells, query: ExpressionQuery) -> NDArray[np.float32]:
+    """Compute normalized expression at each draw, shape (n, s, g), averaged over batches."""
+    drawn = [expression_at(module, cells, query, draw) for draw in draws_of(query.n_samples)]
+    return np.stack(drawn, axis=1)
+
+
+@torch.no_grad()
+def expression_at(
+    module: VAE, cells: LatentCells, query: ExpressionQuery, draw: int | NDArray[np.int64] | None
+) -> NDArray[np.float32]:
+    """Compute normalized expression at one draw, as of `draw_latent`, shape (n, g), averaged over batches."""
+    gene_g = torch.from_numpy(query.gene_index).to(module.device)
+    covariates = covariates_of(cells, module.device)
+    z_nk, library_n = draw_latent(module, cells, query.seed, draw)
+    total_ng = torch.zeros(len(cells.row_n), len(query.gene_index), dtype=torch.float64, device=module.device)
+    for batch in query.transform_batch:
+        total_ng += module.shares(z_nk, decoded_with(covariates, batch), gene_g)
+    factor = library_n[:, None] if query.library_size == "latent" else float(query.library_size)
+    expression_ng: NDArray[np.float32] = (total_ng * factor / len(query.transform_batch)).float().cpu().numpy()
+    return expression_ng
+
+
+def draws_of(n_samples: int | None) -> Sequence[int | None]:
+    """Give the numbers of draws of the posterior; None, the only one if no number is asked for, is its mean."""
+    return [None] if n_samples is None else range(n_samples)
+
+
+@torch.no_grad()
+def draw_latent(
+    module: VAE, cells: LatentCells, seed: int, draw: int | NDArray[np.int64] | None
+) -> tuple[Tensor, Tensor]:
+    """Draw cells from their posterior: latent representation, shape (n, k), and library size, shape (n,).
+
+    Parameters
+    ----------
+    draw
+        Number of the draw, or one for each cell; None is the mean of the posterior.
+    """
+    z_nk, library_n = draw_posterior(module, cells, seed, draw)
+    return module.latent(z_nk), library_n
+
+
+def draw_posterior(
+    module: VAE, cells: LatentCells, seed: int, draw: int | NDArray[np.int64] | None
+) -> tuple[Tensor, Tensor]:
+    """Do so, before the softmax of a logistic normal."""
+    device = module.device
+    qzm_nk, library_n = _send(cells.qzm_nk, device), _send(cells.library_n, device)
+    if draw is None:
+        return qzm_nk, library_n
+    noise_nk, noise_n = torch.empty_like(qzm_nk), torch.zeros_like(library_n)
+    draw_n = np.broadcast_to(np.asarray(draw), cells.row_n.shape)
+    for number in np.unique(draw_n).tolist():
+        here_n = np.flatnonzero(draw_n == number)
+        noise = RowNoise(seed, cells.row_n[here_n], number)
+        noise_nk[here_n] = noise.normal(qzm_nk[here_n])
+        if cells.log_library_variance_n is not None:
+            noise_n[here_n] = noise.normal(library_n[here_n, None])[:, 0]
+    z_nk = qzm_nk + _send(cells.qzv_nk, device).sqrt() * noise_nk
+    if cells.log_library_variance_n is None:
+        return z_nk, library_n
+    return z_nk, library_n * torch.exp(_send(cells.log_library_variance_n, device).sqrt() * noise_n)
+
+
+@torch.no_grad()
+def decode_draw(
+    module: VAE,
+    cells: LatentCells,
+    *,
+    seed: int,
+    draw: int | NDArray[np.int64] | None,
+    batch: int | None = None,
+    gene_g: Tensor | None = None,
+) -> Expression:
+    """Give the distribution of the counts of cells at a draw of the posterior; arguments as elsewhere in this file."""
+    z_nk, library_n = draw_latent(module, cells, seed, draw)
+    covariates = decoded_with(covariates_of(cells, module.device), batch)
+    return module.decode(z_nk, library_n, covariates, gene_g=gene_g)
+
+
+def decoded_with(covariates: Covariates, batch: int | None) -> Covariates:
+    """Give all cells the batch `batch`; None is their own."""
+    return covariates if batch is None else replace(covariates, batch_n=torch.full_like(covariates.batch_n, batch))
+
+
+def covariates_of(cells: LatentCells, device: torch.device) -> Covariates:
+    """Send the covariates of `cells` to the device of a model."""
+    return Covariates(
+        _send(cells.batch_n, device).long(),
+        _send(cells.label_n, device).long(),
+        _send(cells.categorical_nc, device).long(),
+        _send(cells.continuous_nc, device),
+    )
+
+
+@torch.no_grad()
+def latent_cells(module: VAE, minibatch: MiniBatch) -> LatentCells:
+    """Encode the cells of a minibatch."""
+    cells = minibatch.to(module.device)
+    qzm_nk, qzv_nk = module.encode(cells)
+    library_n, variance_n = cells.library_n, None
+    if module.latent_library:
+        mean_n1, variance_n1 = module.encode_library(cells)
+        library_n, variance_n = mean_n1[:, 0].exp(), variance_n1[:, 0].cpu().numpy()
+    return LatentCells(
+        minibatch.row_n,
+        qzm_nk.cpu().numpy(),
+        qzv_nk.cpu().numpy(),
+        library_n.cpu().numpy(),
+        minibatch.batch_n,
+        minibatch.label_n,
+        minibatch.categorical_nc,
+        minibatch.continuous_nc,
+        variance_n,
+    )
 
 
 def _send(array: NDArray[np.generic], device: torch.device) -> Tensor:

@@ -11,15 +11,17 @@ scvi-tools 1.4.2, distributions/_negative_binomial.py. For x = 0 the three lgamm
 needed at the stored entries (Notes on `sparse_log_likelihood`).
 """
 
+import math
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-GeneLikelihood = Literal["zinb", "nb", "poisson"]
+GeneLikelihood = Literal["zinb", "nb", "poisson", "normal"]
 
 _EPS = 1e-8
+_HALF_LOG_2_PI = 0.5 * math.log(2 * math.pi)
 
 
 def log_nb(x_ng: Tensor, mu_ng: Tensor, theta_ng: Tensor) -> Tensor:
@@ -61,10 +63,17 @@ def log_poisson(x_ng: Tensor, mu_ng: Tensor) -> Tensor:
     return x_ng * log_mu - mu_ng - torch.lgamma(x_ng + 1)
 
 
+def log_normal(x_ng: Tensor, mu_ng: Tensor, sigma_ng: Tensor) -> Tensor:
+    """Log-density of a normal of mean `mu_ng` and standard deviation `sigma_ng`."""
+    return -0.5 * ((x_ng - mu_ng) / sigma_ng).square() - torch.log(sigma_ng) - _HALF_LOG_2_PI
+
+
 def dense_log_likelihood(
     likelihood: GeneLikelihood, x_ng: Tensor, mu_ng: Tensor, theta_ng: Tensor, zi_logits_ng: Tensor | None
 ) -> Tensor:
     """Sum the log-probability of each cell over its genes: the plain reference, shape (n,)."""
+    if likelihood == "normal":
+        return log_normal(x_ng, mu_ng, theta_ng).sum(-1)
     if likelihood == "poisson":
         return log_poisson(x_ng, mu_ng).sum(-1)
     if likelihood == "nb":
@@ -91,7 +100,7 @@ def sparse_log_likelihood(
     mu_ng
         Mean, shape (n, g).
     theta_ng
-        Inverse dispersion, shape (g,), or (n, g) by cell.
+        Inverse dispersion, shape (g,), or (n, g) by cell; for ``normal`` the standard deviation.
     zi_logits_ng
         Logits of zero inflation, for ``zinb`` only.
 
@@ -105,12 +114,15 @@ def sparse_log_likelihood(
         at_zero_ng = -mu_ng
         difference_e = count_e * torch.log(torch.where(count_e > 0, mu_e, 1.0)) - torch.lgamma(count_e + 1)
         return at_zero_ng.sum(-1) + _sum_by_cell(difference_e, place_e, n, g)
+    theta_place_e = place_e if theta_ng.dim() == 2 else place_e % g
+    theta_e = theta_ng.reshape(-1)[theta_place_e]
+    if likelihood == "normal":
+        at_zero_ng = log_normal(mu_ng.new_zeros(()), mu_ng, theta_ng)
+        return at_zero_ng.sum(-1) + _sum_by_cell(count_e * (mu_e - count_e / 2) / theta_e.square(), place_e, n, g)
 
     log_theta_ng, lgamma_theta_ng = torch.log(theta_ng + _EPS), torch.lgamma(theta_ng)
     log_sum_ng = torch.log(theta_ng + mu_ng + _EPS)
     log_zero_ng = theta_ng * (log_theta_ng - log_sum_ng)
-    theta_place_e = place_e if theta_ng.dim() == 2 else place_e % g
-    theta_e = theta_ng.reshape(-1)[theta_place_e]
     log_sum_e = log_sum_ng.reshape(-1)[place_e]
     difference_e = (
         count_e * (torch.log(mu_e + _EPS) - log_sum_e)

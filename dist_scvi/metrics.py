@@ -1,23 +1,39 @@
-"""What a run tells of itself: a line of JSON for every few steps, and a line for the person who watches."""
+"""What a run tells of itself: lines of JSON, a line for the person who watches, and its history in tables."""
 
 import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 import numpy as np
+import pandas as pd
 import psutil
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
-from dist_scvi.loaders.minibatch import MiniBatch
-
+from .losses import loss_means
+from .step import Step
 from .world import World
 
+T = TypeVar("T")
 Row = dict[str, Any]
+"""A line of metrics. Its ``kind`` is train (some steps), epoch (all steps of one) or validation."""
+
+_ROWS_NAMED = 10
+_HISTORY = {
+    "loss": "{}_loss",
+    "elbo": "elbo_{}",
+    "reconstruction": "reconstruction_loss_{}",
+    "kl": "kl_local_{}",
+    **{
+        key: f"{{}}_{key}"
+        for key in ("classification_loss", "accuracy", "f1_score", "f1_score_macro", "calibration_error")
+    },
+}
+"""Names of scvi-tools, as far as it has them."""
 
 
 class MetricsLog:
@@ -46,30 +62,39 @@ class MetricsLog:
 
 
 class Meter:
-    """Adds up what happened since the last line of metrics; the sums stay on the device until they are read."""
+    """Adds up what happened since the last line of metrics, and in the epoch; sums stay on the device until then.
 
-    def __init__(self, world: World) -> None:
-        self._world = world
+    Parameters
+    ----------
+    world
+        The workers.
+    classification_ratio
+        Weight of the classification in the loss.
+    """
+
+    def __init__(self, world: World, classification_ratio: float) -> None:
+        self._world, self._ratio = world, classification_ratio
         self._process = psutil.Process(os.getpid())
-        self._sums: Tensor | None = None
-        self._steps, self._waited_s, self._began = 0, 0.0, time.perf_counter()
+        self._steps: list[Step] = []
+        self._waited_s, self._began = 0.0, time.perf_counter()
+        self.epoch_sums: list[float] = []
+        """Sums of the steps of this epoch up to the last line, also of those before a restart."""
 
-    def timed(self, stream: Iterator[MiniBatch]) -> Iterator[MiniBatch]:
+    def timed(self, stream: Iterator[T]) -> Iterator[T]:
         """Pass `stream` on and time how long it is waited for."""
         while True:
             begin = time.perf_counter()
-            minibatch = next(stream, None)
+            item = next(stream, None)
             self._waited_s += time.perf_counter() - begin
-            if minibatch is None:
+            if item is None:
                 return
-            yield minibatch
+            yield item
 
-    def add(self, sums: Tensor) -> None:
+    def add(self, step: Step) -> None:
         """Count one step."""
-        self._sums = sums.clone() if self._sums is None else self._sums + sums
-        self._steps += 1
+        self._steps.append(step)
 
-    def read(self, where: dict[str, Any]) -> Row:
+    def read(self) -> Row:
         """Average over the steps counted, over all workers, and begin anew.
 
         Raises
@@ -77,36 +102,79 @@ class Meter:
         FloatingPointError
             If the loss is not finite: on all workers alike, since all hold the same sums.
         """
-        assert self._sums is not None
-        reconstruction, kl, cells, row_hash = self._sums.tolist()
-        if not np.isfinite(reconstruction + kl):
-            raise FloatingPointError(
-                f"the loss became {reconstruction / cells} + {kl / cells} at step {where['step']}: lower train.lr, "
-                f"or look for "
-                "extreme counts with 'dist-scvi inspect'; the checkpoints before this step are kept"
-            )
-        elapsed_s = time.perf_counter() - self._began
+        sums_of_steps = torch.stack([step.sums for step in self._steps]).cpu().numpy()
+        for step, sums in zip(self._steps, sums_of_steps, strict=True):
+            if not np.isfinite(sums).all():
+                self._refuse(step, sums)
+        sums, elapsed_s = sums_of_steps.sum(axis=0), time.perf_counter() - self._began
         worst = self._world.maximum(
             torch.tensor(
                 [self._waited_s / elapsed_s, self._process.memory_info().rss / 2**20],
                 dtype=torch.float64,
-                device=self._sums.device,
+                device=self._world.device,
             )
         ).tolist()
         row = {
-            "elbo": (reconstruction + kl) / cells,
-            "reconstruction": reconstruction / cells,
-            "kl": kl / cells,
-            "cells": int(cells),
-            "cells_hash": int(row_hash),
-            "cells_per_s": cells / elapsed_s,
-            "steps_per_s": self._steps / elapsed_s,
+            **loss_means(sums, self._ratio),
+            "cells_per_s": float(sums[3]) / elapsed_s,
+            "steps_per_s": len(self._steps) / elapsed_s,
             "wait_share": worst[0],
             "memory_mib": worst[1],
         }
-        self._sums = None
-        self._steps, self._waited_s, self._began = 0, 0.0, time.perf_counter()
+        self.epoch_sums = (sums + (np.array(self.epoch_sums) if self.epoch_sums else 0)).tolist()
+        self._steps = []
+        self._waited_s, self._began = 0.0, time.perf_counter()
         return row
+
+    def read_epoch(self) -> Row:
+        """Average over the epoch up to the last `read`, and begin a new one."""
+        sums, self.epoch_sums = np.array(self.epoch_sums), []
+        return loss_means(sums, self._ratio)
+
+    def _refuse(self, step: Step, sums: NDArray[np.float64]) -> None:
+        """Name the cells, whichever worker has them, at which the loss was not finite."""
+        mine = step.row_n[~torch.isfinite(step.loss_n).cpu().numpy()]
+        found = self._world.from_all((len(mine), mine[:_ROWS_NAMED].tolist()))
+        n_bad, n_cells = sum(n for n, _ in found), int(sums[3])
+        rows = sorted(row for _, named in found for row in named)[:_ROWS_NAMED]
+        loss, listed = loss_means(sums, self._ratio)["loss"], ", ".join(map(str, rows)) + ", ..." * (n_bad > len(rows))
+        where = f"at {n_bad} of {n_cells} cells (rows {listed})" if n_bad else "in sum, but at no cell"
+        raise FloatingPointError(
+            f"the loss became {loss} in step {step.step + 1} of epoch {step.epoch + 1}, {where}"
+            f"{', since the weights were extreme before' * (n_bad == n_cells)}: lower train.lr, or look for extreme "
+            "counts with 'dist-scvi inspect'; the checkpoints before this step are kept"
+        )
+
+
+def named(row: Row) -> dict[str, float]:
+    """Give the metrics of an epoch or a validation under their names in scvi-tools."""
+    split = "validation" if row["kind"] == "validation" else "train"
+    return {name.format(split): row[key] for key, name in _HISTORY.items() if key in row}
+
+
+def history_of(rows: Sequence[Row]) -> dict[str, pd.DataFrame]:
+    """Make of the lines of a run the history that a model of scvi-tools has.
+
+    Returns
+    -------
+    dict
+        For each name a table with one column of this name. Its index is the ``epoch``, from 0; that of ``kl_weight`` is
+        the ``step``, the last of those that a line tells of.
+    """
+    values: dict[str, dict[int, float]] = {}
+    for row in rows:
+        if row["kind"] == "train":
+            values.setdefault("kl_weight", {})[row["step"] - 1] = row["kl_weight"]
+            continue
+        more = {"lr": row["lr"], "kl_global_train": 0.0} if row["kind"] == "epoch" else {"kl_global_validation": 0.0}
+        for name, value in {**named(row), **more}.items():
+            values.setdefault(name, {})[row["epoch"]] = value
+    return {
+        name: pd.DataFrame(
+            {name: list(of.values())}, index=pd.Index(list(of), name="step" if name == "kl_weight" else "epoch")
+        )
+        for name, of in values.items()
+    }
 
 
 def read_metrics(path: Path) -> list[Row]:
@@ -132,7 +200,9 @@ class Progress:
         self._open = False
 
     def __call__(self, row: Row) -> None:
-        """Show one line of metrics."""
+        """Show one line of metrics, but for those of a whole epoch, which tell what is known."""
+        if row["kind"] == "epoch":
+            return
         text = describe(row)
         if self._live and row["kind"] == "train":
             self._stream.write(f"\r\x1b[K{text}")
@@ -154,8 +224,10 @@ def describe(row: Row) -> str:
     done, total = row["step"], row["steps_per_epoch"] * row["max_epochs"]
     head = f"epoch {row['epoch'] + 1}/{row['max_epochs']}  step {done}/{total}"
     parts = f"elbo {row['elbo']:.2f} = reconstruction {row['reconstruction']:.2f} + kl {row['kl']:.2f}"
+    if "accuracy" in row:
+        parts += f"  accuracy {row['accuracy']:.3f}"
     if row["kind"] == "validation":
-        return f"{head}  validation  {parts}"
+        return f"{head}  validation  {parts}{'  no longer better: the run ends' if row.get('ends') else ''}"
     left = (total - done) / max(row["steps_per_s"], 1e-9)
     return (
         f"{head}  {parts}  {row['cells_per_s']:.0f} cells/s  waiting {100 * row['wait_share']:.0f}%  "

@@ -1,4 +1,4 @@
-"""From counts and a model to a minified atlas: each cell's posterior and total count, with the model, and no counts.
+"""A minified atlas is written: each cell's posterior and total count, with the model, and no counts.
 
 Shape letters in this file
     n   cells
@@ -7,30 +7,44 @@ Shape letters in this file
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import zarr
 from numpy.typing import NDArray
 
 from dist_scvi.loaders import CellData
-from dist_scvi.loaders.columns import Categorical, Numeric
+from dist_scvi.loaders.columns import Categorical, Numeric, Ranges
 from dist_scvi.loaders.layout import finish_table, new_array, new_categorical, new_root, new_strings
 from dist_scvi.loaders.stream import row_stream
 
-from .atlas import ATLAS_FORMAT, CELLS, LIBRARY, MANIFEST, MODEL, QZM, QZV, SOURCE_ROW, describing_files
+from .atlas import ATLAS_FORMAT, CELLS, FACTOR, LIBRARY, MANIFEST, MODEL, QZM, QZV, SOURCE_ROW, describing_files
 from .folder import put_in_place
+from .infer import latent_cells
 from .spec import ModelSpec, fit_to_spec, save_model
 from .vae import VAE
 from .world import World
 
 _CHUNK_CELLS = 4096
 _SHARD_CELLS = 1 << 18
+
+
+@dataclass(frozen=True, slots=True)
+class Minified:
+    """What an atlas keeps of some cells in place of their counts."""
+
+    qzm_nk: NDArray[np.float32]
+    """Mean of q(z | x)."""
+    qzv_nk: NDArray[np.float32]
+    """Variance of q(z | x)."""
+    library_n: NDArray[np.float32]
+    """Total count."""
+    factor_n: NDArray[np.float32]
+    """What shares are multiplied by: total count, size factor, or the exponential of a latent library's mean."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,34 +97,82 @@ def minify(
     ``obsm/scvi_latent_qzm``, ``obsm/scvi_latent_qzv`` and ``obs/observed_lib_size`` are the names of scvi-tools 1.4.2,
     model/_scvi.py. Rows are those of the source, in its order; ``obs/source_row`` numbers them.
     """
-    world = world or World()
     data = fit_to_spec(data, spec)
+    module.eval()
+
+    def encoded(rows: Ranges) -> Iterator[Minified]:
+        for minibatch in row_stream(data, iter(rows)):
+            cells = latent_cells(module, minibatch)
+            yield Minified(cells.qzm_nk, cells.qzv_nk, minibatch.library_n.astype(np.float32), cells.library_n)
+
+    write_atlas(
+        path,
+        module,
+        spec,
+        data,
+        encoded,
+        obs_columns=obs_columns,
+        world=world or World(),
+        lineage=lineage,
+        overwrite=overwrite,
+        on_progress=on_progress,
+    )
+
+
+def write_atlas(
+    path: Path,
+    module: VAE,
+    spec: ModelSpec,
+    data: CellData,
+    minified: Callable[[Ranges], Iterable[Minified]],
+    *,
+    obs_columns: Sequence[str] = (),
+    world: World,
+    lineage: dict[str, Any] | None = None,
+    overwrite: bool = False,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Write the atlas `path`, whole or not at all.
+
+    Parameters
+    ----------
+    data
+        The cells, with the codes of the model; of its store only obs is read here.
+    minified
+        Is given rising ranges of rows, and gives what is kept of each.
+    obs_columns, world, lineage, overwrite, on_progress
+        As of `minify`.
+
+    Raises
+    ------
+    ValueError
+        If a column is missing, or `path` exists.
+    """
     columns = _columns(data, obs_columns)
     if path.exists() and not overwrite:
-        raise ValueError(f"{path} exists: give another path, or allow it to be replaced with --overwrite")
+        raise ValueError(f"{path} exists: give another path, or allow it to be replaced (overwrite=True, --overwrite)")
     if path.exists() and not (path / MANIFEST).is_file():
         raise ValueError(f"{path} is no minified atlas and is not replaced: give another path")
-    partial = path.with_name(f".partial-{path.name}")
+    unfinished = path.with_name(f".partial-{path.name}")
     shard = min(_SHARD_CELLS, -(-data.n_cells // (16 * _CHUNK_CELLS)) * _CHUNK_CELLS)
     if world.rank == 0:
-        shutil.rmtree(partial, ignore_errors=True)
-        _create(partial / CELLS, spec, data, columns, shard)
+        shutil.rmtree(unfinished, ignore_errors=True)
+        _create(unfinished / CELLS, spec, data, columns, shard)
     world.wait()
-    root = zarr.open_group(partial / CELLS, mode="r+")
-    _encode(module, spec, data, columns, root, shard, world, on_progress)
+    _fill(zarr.open_group(unfinished / CELLS, mode="r+"), spec, data, columns, minified, shard, world, on_progress)
     world.wait()
     if world.rank == 0:
-        save_model(partial / MODEL, module, spec)
+        save_model(unfinished / MODEL, module, spec)
         manifest = {
             "format": ATLAS_FORMAT,
             "n_cells": data.n_cells,
             "n_genes": data.n_genes,
             "source": {"uri": data.store.uri, "layer": data.store.layer, "n_entries": data.store.n_entries},
             "lineage": lineage or {},
-            "described": describing_files(partial),
+            "described": describing_files(unfinished),
         }
-        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        put_in_place(partial, path)
+        (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        put_in_place(unfinished, path)
     world.wait()
 
 
@@ -121,7 +183,7 @@ def _columns(data: CellData, obs_columns: Sequence[str]) -> dict[str, _Column]:
     for key in obs_columns:
         if key in columns:
             continue
-        if key in (LIBRARY, SOURCE_ROW):
+        if key in (LIBRARY, FACTOR, SOURCE_ROW):
             raise ValueError(f"obs column '{key}' cannot be carried over: the atlas has one of that name, rename it")
         try:
             columns[key] = _Column(data.store.numeric(key))
@@ -141,65 +203,72 @@ def _create(path: Path, spec: ModelSpec, data: CellData, columns: dict[str, _Col
     obs = root.create_group("obs")
     new_strings(obs, "_index", n, chunk_rows=shard)
     new_rows(obs, SOURCE_ROW, (n,), np.int64)
-    new_rows(obs, LIBRARY, (n,), np.float32)
+    own = [LIBRARY, *([FACTOR] if spec.own_library else []), SOURCE_ROW]
+    for name in own[:-1]:
+        new_rows(obs, name, (n,), np.float32)
     for key, column in columns.items():
         if isinstance(column.source, Categorical):
             vocabulary = column.source.vocabulary
             new_categorical(obs, key, vocabulary, n, chunk_rows=_CHUNK_CELLS, shard_rows=shard)
         else:
             new_rows(obs, key, (n,), column.values(0, 1).dtype)
-    finish_table(obs, [*columns, LIBRARY, SOURCE_ROW])
+    finish_table(obs, [*columns, *own])
 
 
-@torch.no_grad()
-def _encode(
-    module: VAE,
+def _fill(
+    root: zarr.Group,
     spec: ModelSpec,
     data: CellData,
     columns: dict[str, _Column],
-    root: zarr.Group,
+    minified: Callable[[Ranges], Iterable[Minified]],
     shard: int,
     world: World,
     on_progress: Callable[[int, int], None] | None,
 ) -> None:
     """Fill this worker's shards, each in one write: a shard written in parts would be read back and packed again."""
-    module.eval()
     mine = [
         (start, min(start + shard, data.n_cells))
         for start in range(world.rank * shard, data.n_cells, world.size * shard)
     ]
-    share = sum(stop - start for start, stop in mine)
-    done = 0
-    held: list[tuple[NDArray[Any], ...]] = []  # of a shard, without its counts
-    for minibatch in row_stream(data, _pieces(mine)):
-        qzm_nk, qzv_nk = module.encode(minibatch.to(module.px_r.device).counts_ng)
-        held.append((qzm_nk.cpu().numpy(), qzv_nk.cpu().numpy(), minibatch.library_n.astype(np.float32)))
-        done += minibatch.n_cells
-        stop = int(minibatch.row_n[-1]) + 1
+    rows = [(at, min(at + _CHUNK_CELLS, stop)) for start, stop in mine for at in range(start, stop, _CHUNK_CELLS)]
+    share, done = sum(stop - start for start, stop in mine), 0
+    held: list[Minified] = []  # of a shard
+    for (start, stop), cells in zip(rows, minified(rows), strict=True):
+        held.append(cells)
+        done += stop - start
         if stop % shard and stop < data.n_cells:
             continue
-        start = (stop - 1) // shard * shard
-        latent = [np.concatenate(parts) for parts in zip(*held, strict=True)]
-        written = dict(zip((f"obsm/{QZM}", f"obsm/{QZV}", f"obs/{LIBRARY}"), latent, strict=True)) | {
-            f"obs/{SOURCE_ROW}": np.arange(start, stop),
-            "obs/_index": data.store.obs_names(start, stop),
-        }
-        for key, column in columns.items():
-            name = f"obs/{key}/codes" if isinstance(column.source, Categorical) else f"obs/{key}"
-            written[name] = column.values(start, stop)
-        # Without this a chunk in which all is the fill value, such as 4,096 cells without a label, would be left out,
-        # and an absent chunk counts as lost.
-        with zarr.config.set({"array.write_empty_chunks": True}):
-            for name, values in written.items():
-                array: Any = root[name]
-                array[start:stop] = values
+        first = (stop - 1) // shard * shard
+        _write(root, spec, data, columns, held, first, stop)
         held = []
         if on_progress is not None and world.rank == 0:
             on_progress(done, share)
 
 
-def _pieces(ranges: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """Cut row ranges into minibatches."""
-    for start, stop in ranges:
-        for at in range(start, stop, _CHUNK_CELLS):
-            yield at, min(at + _CHUNK_CELLS, stop)
+def _write(
+    root: zarr.Group,
+    spec: ModelSpec,
+    data: CellData,
+    columns: dict[str, _Column],
+    held: list[Minified],
+    start: int,
+    stop: int,
+) -> None:
+    written: dict[str, Any] = {
+        f"obsm/{QZM}": np.concatenate([cells.qzm_nk for cells in held]),
+        f"obsm/{QZV}": np.concatenate([cells.qzv_nk for cells in held]),
+        f"obs/{LIBRARY}": np.concatenate([cells.library_n for cells in held]),
+        f"obs/{SOURCE_ROW}": np.arange(start, stop),
+        "obs/_index": data.store.obs_names(start, stop),
+    }
+    if spec.own_library:
+        written[f"obs/{FACTOR}"] = np.concatenate([cells.factor_n for cells in held])
+    for key, column in columns.items():
+        name = f"obs/{key}/codes" if isinstance(column.source, Categorical) else f"obs/{key}"
+        written[name] = column.values(start, stop)
+    # Without this a chunk in which all is the fill value, such as 4,096 cells without a label, would be left out,
+    # and an absent chunk counts as lost.
+    with zarr.config.set({"array.write_empty_chunks": True}):
+        for name, values in written.items():
+            array: Any = root[name]
+            array[start:stop] = values

@@ -9,6 +9,7 @@ Shape letters in this file
 from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,34 +23,44 @@ _VAR_EPS = 1e-4
 class MicroBatchNorm(nn.BatchNorm1d):
     """Batch normalisation within each micro-minibatch, so that the result does not depend on how many a process holds.
 
-    In training `forward` leaves the running statistics alone and keeps this process's weighted sums in `sums`; the
-    training step adds them up over all processes and passes the total to `update`.
+    In training `normalise` leaves the running statistics alone and keeps this process's weighted sums in `sums`; the
+    training step adds them up over all processes and passes the totals to `update`.
     """
 
-    sums: Tensor | None = None
-    """Sums over micro-minibatches of cells times mean and cells times unbiased variance, shape (2, h)."""
+    sums: list[Tensor]
+    """For each pass of the step the sums over micro-minibatches of cells times mean and cells times unbiased variance,
+    shape (2, h)."""
 
     def __init__(self, n_hidden: int) -> None:
         super().__init__(n_hidden, momentum=0.01, eps=0.001)
+        self.sums = []
+        self.recording = True
 
     def normalise(self, hidden_nh: Tensor, micro_n: tuple[int, ...]) -> Tensor:
-        """Normalise each micro-minibatch by its own statistics in training, by the running ones otherwise."""
+        """Normalise each micro-minibatch by its own statistics in training, by the running ones otherwise.
+
+        Dimensions before that of the cells are further rows of the same micro-minibatch.
+        """
         if not self.training:
-            return F.batch_norm(
-                hidden_nh, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
-            )
-        parts = torch.split(hidden_nh, list(micro_n))
-        with torch.no_grad():
-            moments = [torch.var_mean(part, dim=0) for part in parts]
-            self.sums = torch.stack(
-                [
-                    sum(n * mean for n, (_, mean) in zip(micro_n, moments, strict=True)),  # type: ignore[list-item]
-                    sum(n * var for n, (var, _) in zip(micro_n, moments, strict=True)),  # type: ignore[list-item]
-                ]
-            )
-        return torch.cat(
-            [F.batch_norm(part, None, None, self.weight, self.bias, training=True, eps=self.eps) for part in parts]
-        )
+            return self._normalised(hidden_nh, self.running_mean, self.running_var)
+        parts = torch.split(hidden_nh, list(micro_n), -2) if micro_n else ()
+        if self.recording:
+            self.sums.append(self._weighted(parts, micro_n))
+        return torch.cat([self._normalised(part, None, None) for part in parts] or [hidden_nh], dim=-2)
+
+    def _normalised(self, hidden_nh: Tensor, mean_h: Tensor | None, var_h: Tensor | None) -> Tensor:
+        flat = hidden_nh.reshape(-1, self.num_features)
+        training = mean_h is None
+        flat = F.batch_norm(flat, mean_h, var_h, self.weight, self.bias, training=training, eps=self.eps)
+        return flat.view(hidden_nh.shape)
+
+    @torch.no_grad()
+    def _weighted(self, parts: Sequence[Tensor], micro_n: tuple[int, ...]) -> Tensor:
+        sums = self.weight.new_zeros(2, self.num_features)
+        for n, part in zip(micro_n, parts, strict=True):
+            var_h, mean_h = torch.var_mean(part.reshape(-1, self.num_features), dim=0)
+            sums += n * torch.stack([mean_h, var_h])
+        return sums
 
     @torch.no_grad()
     def update(self, sums: Tensor, global_cells: float) -> None:
@@ -64,8 +75,13 @@ class MicroBatchNorm(nn.BatchNorm1d):
         self.num_batches_tracked += 1
 
 
+def norms_of(part: nn.Module) -> list[MicroBatchNorm]:
+    """List the batch normalisations of a network, in a fixed order."""
+    return [module for module in part.modules() if isinstance(module, MicroBatchNorm)]
+
+
 class FCLayers(nn.Module):
-    """Fully connected layers, each given the one-hot covariates again.
+    """Fully connected layers, given the one-hot covariates with their input.
 
     Parameters
     ----------
@@ -77,6 +93,10 @@ class FCLayers(nn.Module):
         Number of layers.
     dropout_rate
         Probability that a unit is set to 0 in training.
+    use_batch_norm, use_layer_norm, use_activation, bias
+        Parts of a layer.
+    inject_covariates
+        Give the covariates to every layer, else to the first.
     """
 
     def __init__(
@@ -88,62 +108,281 @@ class FCLayers(nn.Module):
         n_layers: int = 1,
         n_hidden: int = 128,
         dropout_rate: float = 0.1,
+        use_batch_norm: bool = True,
+        use_layer_norm: bool = False,
+        use_activation: bool = True,
+        bias: bool = True,
+        inject_covariates: bool = True,
     ) -> None:
         super().__init__()
         self.n_cat_list = [n if n > 1 else 0 for n in n_cat_list]
-        self.dropout_rate = dropout_rate
+        self.dropout_rate, self.inject_covariates = dropout_rate, inject_covariates
+        self.use_layer_norm, self.use_activation = use_layer_norm, use_activation
         widths = [n_in] + (n_layers - 1) * [n_hidden] + [n_out]
-        layers: OrderedDict[str, nn.Module] = OrderedDict(
-            (f"Layer {i}", nn.Sequential(nn.Linear(wide + sum(self.n_cat_list), out), MicroBatchNorm(out)))
-            for i, (wide, out) in enumerate(pairwise(widths))
-        )
+        layers = OrderedDict[str, nn.Module]()
+        for i, (wide, out) in enumerate(pairwise(widths)):
+            linear = nn.Linear(wide + self.n_covariate_columns(i), out, bias=bias)
+            layers[f"Layer {i}"] = nn.Sequential(linear, *([MicroBatchNorm(out)] if use_batch_norm else []))
         self.fc_layers = nn.Sequential(layers)
+
+    def n_covariate_columns(self, layer: int) -> int:
+        """Columns at the end of the weight of `layer` that belong to categories."""
+        return sum(self.n_cat_list) if layer == 0 or self.inject_covariates else 0
 
     def forward(self, x: Tensor, codes: Sequence[Tensor], micro_n: tuple[int, ...], noise: Noise | None) -> Tensor:
         """Send `x` through all layers.
 
         Parameters
         ----------
+        x
+            Shape (n, n_in), or with further dimensions before.
         codes
-            A code for each cell and each entry of `n_cat_list`.
+            A code for each cell and each entry of `n_cat_list`; shapes broadcast with those of `x` but for its last.
         micro_n
             Sizes of the micro-minibatches.
         noise
             Source of dropout; None outside training.
         """
-        one_hot = [F.one_hot(code, n).to(x.dtype) for code, n in zip(codes, self.n_cat_list, strict=True) if n]
-        for layer in self.fc_layers:
-            linear, norm = layer.children()
-            assert isinstance(norm, MicroBatchNorm)
-            x = F.relu(norm.normalise(linear(torch.cat([x, *one_hot], dim=-1) if one_hot else x), micro_n))
+        for i, layer in enumerate(self.fc_layers):
+            linear, *norms = layer.children()
+            x = _affine(linear, x, self._columns(codes) if self.n_covariate_columns(i) else [])
+            for norm in norms:
+                assert isinstance(norm, MicroBatchNorm)
+                x = norm.normalise(x, micro_n)
+            if self.use_layer_norm:
+                x = F.layer_norm(x, x.shape[-1:])
+            if self.use_activation:
+                x = F.relu(x)
             if self.training and noise is not None and self.dropout_rate > 0:
                 x = noise.dropout(x, self.dropout_rate)
         return x
+
+    def _columns(self, codes: Sequence[Tensor]) -> list[Tensor]:
+        """Place of each cell's category among all columns of covariates."""
+        starts = [sum(self.n_cat_list[:i]) for i in range(len(self.n_cat_list))]
+        return [code + at for code, at, n in zip(codes, starts, self.n_cat_list, strict=True) if n]
+
+
+def _affine(linear: nn.Module, x: Tensor, columns: Sequence[Tensor]) -> Tensor:
+    """Apply `linear` to `x` joined with one-hot covariates, of which only the columns that are 1 are touched."""
+    assert isinstance(linear, nn.Linear)
+    if not columns:
+        return linear(x)  # type: ignore[no-any-return]
+    n_x = x.shape[-1]
+    x = F.linear(x, linear.weight[:, :n_x], linear.bias)
+    for column in columns:
+        x = x + F.embedding(column, linear.weight[:, n_x:].t())
+    return x
 
 
 class Encoder(nn.Module):
     """From counts to the mean and variance of the latent posterior."""
 
-    def __init__(self, n_in: int, n_out: int, *, n_layers: int, n_hidden: int, dropout_rate: float) -> None:
+    def __init__(
+        self,
+        n_in: int,
+        n_out: int,
+        *,
+        n_cat_list: Sequence[int] = (),
+        n_layers: int,
+        n_hidden: int,
+        dropout_rate: float,
+        use_batch_norm: bool = True,
+        use_layer_norm: bool = False,
+        inject_covariates: bool = True,
+    ) -> None:
         super().__init__()
-        self.encoder = FCLayers(n_in, n_hidden, n_layers=n_layers, n_hidden=n_hidden, dropout_rate=dropout_rate)
+        self.encoder = FCLayers(
+            n_in,
+            n_hidden,
+            n_cat_list=n_cat_list,
+            n_layers=n_layers,
+            n_hidden=n_hidden,
+            dropout_rate=dropout_rate,
+            use_batch_norm=use_batch_norm,
+            use_layer_norm=use_layer_norm,
+            inject_covariates=inject_covariates,
+        )
         self.mean_encoder = nn.Linear(n_hidden, n_out)
         self.var_encoder = nn.Linear(n_hidden, n_out)
 
-    def forward(self, x: Tensor, micro_n: tuple[int, ...], noise: Noise | None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, codes: Sequence[Tensor], micro_n: tuple[int, ...], noise: Noise | None
+    ) -> tuple[Tensor, Tensor]:
         """Give mean and variance, each of shape (n, k)."""
-        hidden_nh = self.encoder(x, [], micro_n, noise)
+        hidden_nh = self.encoder(x, codes, micro_n, noise)
         return self.mean_encoder(hidden_nh), torch.exp(self.var_encoder(hidden_nh)) + _VAR_EPS
+
+
+class Heads(NamedTuple):
+    """What a decoder says of each gene, before it becomes a distribution."""
+
+    scale_logits_ng: Tensor
+    """Logits of the shares, always of all genes: each share depends on all of them."""
+    r_ng: Tensor | None
+    zi_logits_ng: Tensor | None
 
 
 class Decoder(nn.Module):
     """From the latent space and covariates to the parameters of the counts."""
 
-    def __init__(self, n_in: int, n_genes: int, *, n_cat_list: Sequence[int], n_layers: int, n_hidden: int) -> None:
+    def __init__(
+        self,
+        n_in: int,
+        n_genes: int,
+        *,
+        n_cat_list: Sequence[int],
+        n_layers: int,
+        n_hidden: int,
+        use_batch_norm: bool,
+        use_layer_norm: bool,
+        inject_covariates: bool,
+    ) -> None:
         super().__init__()
         self.px_decoder = FCLayers(
-            n_in, n_hidden, n_cat_list=n_cat_list, n_layers=n_layers, n_hidden=n_hidden, dropout_rate=0.0
+            n_in,
+            n_hidden,
+            n_cat_list=n_cat_list,
+            n_layers=n_layers,
+            n_hidden=n_hidden,
+            dropout_rate=0.0,
+            use_batch_norm=use_batch_norm,
+            use_layer_norm=use_layer_norm,
+            inject_covariates=inject_covariates,
         )
         self.px_scale_decoder = nn.Sequential(nn.Linear(n_hidden, n_genes))
         self.px_r_decoder = nn.Linear(n_hidden, n_genes)
         self.px_dropout_decoder = nn.Linear(n_hidden, n_genes)
+
+    def forward(
+        self,
+        x: Tensor,
+        codes: Sequence[Tensor],
+        micro_n: tuple[int, ...] = (),
+        *,
+        r: bool = False,
+        zi: bool = False,
+        gene_g: Tensor | None = None,
+    ) -> Heads:
+        """Give the heads asked for; with `gene_g` dispersion and zero inflation of these genes only."""
+        hidden_nh = self.px_decoder(x, codes, micro_n, None)
+        return Heads(
+            self.px_scale_decoder(hidden_nh),
+            _of_genes(self.px_r_decoder, hidden_nh, gene_g) if r else None,
+            _of_genes(self.px_dropout_decoder, hidden_nh, gene_g) if zi else None,
+        )
+
+
+def _of_genes(head: nn.Linear, hidden_nh: Tensor, gene_g: Tensor | None) -> Tensor:
+    if gene_g is None:
+        return head(hidden_nh)  # type: ignore[no-any-return]
+    return F.linear(hidden_nh, head.weight[gene_g], head.bias[gene_g])
+
+
+class LinearDecoder(nn.Module):
+    """Factors of genes in place of a network (Svensson et al. 2020, doi:10.1093/bioinformatics/btaa169)."""
+
+    def __init__(self, n_in: int, n_genes: int, *, n_cat_list: Sequence[int], use_batch_norm: bool, bias: bool) -> None:
+        super().__init__()
+        self.factor_regressor, self.px_dropout_decoder = (
+            FCLayers(
+                n_in,
+                n_genes,
+                n_cat_list=n_cat_list,
+                dropout_rate=0.0,
+                use_batch_norm=use_batch_norm,
+                use_activation=False,
+                bias=bias,
+            )
+            for _ in range(2)
+        )
+
+    def forward(
+        self,
+        x: Tensor,
+        codes: Sequence[Tensor],
+        micro_n: tuple[int, ...] = (),
+        *,
+        r: bool = False,
+        zi: bool = False,
+        gene_g: Tensor | None = None,
+    ) -> Heads:
+        """Give the heads asked for, as `Decoder` does; this one has no dispersion by cell."""
+        assert not r
+        zi_logits_ng = self.px_dropout_decoder(x, codes, micro_n, None) if zi else None
+        if zi_logits_ng is not None and gene_g is not None:
+            zi_logits_ng = zi_logits_ng[:, gene_g]
+        return Heads(self.factor_regressor(x, codes, micro_n, None), None, zi_logits_ng)
+
+
+class LatentDecoder(nn.Module):
+    """From one latent space to the mean and variance of another."""
+
+    def __init__(
+        self,
+        n_in: int,
+        n_out: int,
+        *,
+        n_cat_list: Sequence[int],
+        n_layers: int,
+        n_hidden: int,
+        use_batch_norm: bool,
+        use_layer_norm: bool,
+    ) -> None:
+        super().__init__()
+        self.decoder = FCLayers(
+            n_in,
+            n_hidden,
+            n_cat_list=n_cat_list,
+            n_layers=n_layers,
+            n_hidden=n_hidden,
+            dropout_rate=0.0,
+            use_batch_norm=use_batch_norm,
+            use_layer_norm=use_layer_norm,
+        )
+        self.mean_decoder = nn.Linear(n_hidden, n_out)
+        self.var_decoder = nn.Linear(n_hidden, n_out)
+
+    def forward(self, z: Tensor, codes: Sequence[Tensor], micro_n: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Give mean and variance."""
+        hidden_nh = self.decoder(z, codes, micro_n, None)
+        return self.mean_decoder(hidden_nh), torch.exp(self.var_decoder(hidden_nh))
+
+
+class Classifier(nn.Module):
+    """From the latent space to the logits of labels; without layers it is linear."""
+
+    def __init__(
+        self,
+        n_in: int,
+        n_labels: int,
+        *,
+        n_layers: int,
+        n_hidden: int,
+        dropout_rate: float,
+        use_batch_norm: bool,
+        use_layer_norm: bool,
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        if n_layers > 0 and n_hidden > 0:
+            layers = [
+                FCLayers(
+                    n_in,
+                    n_hidden,
+                    n_layers=n_layers,
+                    n_hidden=n_hidden,
+                    dropout_rate=dropout_rate,
+                    use_batch_norm=use_batch_norm,
+                    use_layer_norm=use_layer_norm,
+                )
+            ]
+        self.classifier = nn.Sequential(*layers, nn.Linear(n_hidden if layers else n_in, n_labels))
+
+    def forward(self, z_nk: Tensor, micro_n: tuple[int, ...] = (), noise: Noise | None = None) -> Tensor:
+        """Give logits, shape (n, l)."""
+        *layers, last = self.classifier
+        for layer in layers:
+            z_nk = layer(z_nk, [], micro_n, noise)
+        logits_nl: Tensor = last(z_nk)
+        return logits_nl

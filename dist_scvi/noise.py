@@ -1,6 +1,8 @@
 """Random numbers that belong to a cell or a micro-minibatch, not to the process that happens to draw them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -10,12 +12,32 @@ from torch import Tensor
 
 from dist_scvi.loaders.hashing import hash_keys, hash_rows
 
-_STEP_KEY, _ROW_KEY = 101, 102
+_STEP_KEY, _ROW_KEY, _PART_KEY = 101, 102, 103
+
+
+class Noise(Protocol):
+    """Where a network takes its random numbers from, in the order in which it asks."""
+
+    def normal(self, like_nk: Tensor) -> Tensor:
+        """Draw standard normals in the shape of `like_nk`, whose last dimension but one is that of the cells."""
+
+    def dropout(self, hidden_nh: Tensor, rate: float) -> Tensor:
+        """Set each value to 0 with probability `rate` and scale up the others."""
+
+    def parts(self, sizes: Sequence[int]) -> "Sequence[Noise]":
+        """Give noise of its own to each run of cells; in training these are the micro-minibatches."""
+
+    @property
+    def keyed(self) -> bool:
+        """Whether `anew` gives the same numbers once more."""
+
+    def anew(self) -> "Noise":
+        """Begin again."""
 
 
 @dataclass(frozen=True, slots=True)
-class Noise:
-    """The noise of one minibatch: a generator for each of its micro-minibatches, read in the order the model asks."""
+class StepNoise:
+    """The noise of one minibatch in training: a generator for each of its micro-minibatches."""
 
     generators: tuple[torch.Generator | None, ...]
     """None stands for torch's own generator."""
@@ -27,33 +49,101 @@ class Noise:
         return torch.cat(
             [
                 torch.normal(torch.zeros_like(part), torch.ones_like(part), generator=generator)
-                for part, generator in zip(torch.split(like_nk, self.sizes), self.generators, strict=True)
+                for part, generator in zip(torch.split(like_nk, self.sizes, -2), self.generators, strict=True)
             ]
+            or [like_nk],
+            dim=-2,
         )
 
     def dropout(self, hidden_nh: Tensor, rate: float) -> Tensor:
         """Set each value to 0 with probability `rate` and scale up the others."""
         keep = torch.empty_like(hidden_nh)
-        for part, generator in zip(torch.split(keep, self.sizes), self.generators, strict=True):
+        for part, generator in zip(torch.split(keep, self.sizes, -2), self.generators, strict=True):
             part.bernoulli_(1 - rate, generator=generator)
         return hidden_nh * keep.div_(1 - rate)
 
+    def parts(self, sizes: Sequence[int]) -> "list[StepNoise]":
+        """Give noise of its own to each micro-minibatch."""
+        if not self.keyed:
+            return [self]
+        seeds = [hash_keys(generator.initial_seed(), _PART_KEY) for generator in self.generators if generator]
+        return [
+            StepNoise((torch.Generator(generator.device).manual_seed(seed),), [size])
+            for generator, seed, size in zip(self.generators, seeds, sizes, strict=True)
+            if generator
+        ]
 
-def global_noise(n_cells: int) -> Noise:
+    @property
+    def keyed(self) -> bool:
+        """Whether `anew` gives the same numbers once more."""
+        return None not in self.generators
+
+    def anew(self) -> "StepNoise":
+        """Begin again."""
+        for generator in self.generators:
+            assert generator is not None
+            generator.manual_seed(generator.initial_seed())
+        return self
+
+
+class RowNoise:
+    """Noise keyed by the cell, for inference: the answer of a query does not change with its chunks or workers.
+
+    Parameters
+    ----------
+    seed, draw
+        Key of the draw.
+    row_n
+        Identity of each cell.
+    asked
+        How often it was asked before.
+    """
+
+    def __init__(self, seed: int, row_n: NDArray[np.int64], draw: int = 0, asked: int = 0) -> None:
+        self._seed, self._row_n, self._draw = seed, row_n, draw
+        self._asked = asked
+
+    def normal(self, like_nk: Tensor) -> Tensor:
+        """Draw standard normals in the shape of `like_nk`; along dimensions before that of the cells they repeat."""
+        seed = hash_keys(self._seed, self._asked) if self._asked else self._seed
+        self._asked += 1
+        drawn = row_normal(seed, self._row_n, self._draw, like_nk.shape[-1])
+        return torch.from_numpy(drawn).to(like_nk.device).expand_as(like_nk)
+
+    def dropout(self, hidden_nh: Tensor, rate: float) -> Tensor:
+        """Drop nothing: inference has no dropout."""
+        return hidden_nh
+
+    def parts(self, sizes: Sequence[int]) -> "list[RowNoise]":
+        """Give noise of its own to each run of cells: of each cell it is the same."""
+        cuts = np.cumsum(sizes)[:-1].tolist()
+        return [RowNoise(self._seed, row_n, self._draw, self._asked) for row_n in np.split(self._row_n, cuts)]
+
+    @property
+    def keyed(self) -> bool:
+        """Whether `anew` gives the same numbers once more."""
+        return False
+
+    def anew(self) -> "RowNoise":
+        """Begin again."""
+        return RowNoise(self._seed, self._row_n, self._draw)
+
+
+def global_noise(n_cells: int) -> StepNoise:
     """Draw from torch's own generator in the order of scvi-tools, so that one seed gives both the same numbers."""
-    return Noise((None,), [n_cells])
+    return StepNoise((None,), [n_cells])
 
 
 def step_noise(
     seed: int, epoch: int, step: int, micro_keys: tuple[int, ...], sizes: tuple[int, ...], device: torch.device
-) -> Noise:
+) -> StepNoise:
     """Key the noise of a training step by its place in the run: the same for every world size, and after a restart."""
     generators = []
     for key in micro_keys:
         generator = torch.Generator(device)
         generator.manual_seed(hash_keys(seed, _STEP_KEY, epoch, step, key))
         generators.append(generator)
-    return Noise(tuple(generators), list(sizes))
+    return StepNoise(tuple(generators), list(sizes))
 
 
 def row_normal(seed: int, row_n: NDArray[np.int64], draw: int, n_columns: int) -> NDArray[np.float32]:

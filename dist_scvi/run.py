@@ -18,12 +18,14 @@ from dist_scvi.loaders.sampling import ColumnSplit
 from dist_scvi.loaders.soma_store import is_soma
 from dist_scvi.loaders.strata import TEST, VALIDATION
 
+from .checkpoint import newest_checkpoint
 from .config import RunConfig, SomaConfig, load_config
 from .folder import DamagedFolderError, read_folder
-from .metrics import Row
+from .metrics import Row, history_of
 from .minify import minify
-from .spec import load_model, save_model
-from .train import open_from, resolve, train
+from .spec import fit_to_spec, load_model, save_model, spec_of
+from .start import begin
+from .train import labelled_plan_of, open_from, resolve, train
 from .world import World
 
 CONFIG, METRICS, MODEL, ATLAS = "config.yaml", "metrics.jsonl", "model", "atlas"
@@ -39,7 +41,9 @@ def train_worker(config: RunConfig, world: World, *, on_metrics: Callable[[Row],
     (folder / "workers" / f"{world.rank}.json").write_text(json.dumps(record))
     trained = train(config, data=data, world=world, folder=folder, on_metrics=on_metrics)
     if world.rank == 0:
-        save_model(folder / MODEL, trained.module, trained.spec)
+        history = history_of(trained.history)
+        plain = {name: json.loads(table.to_json(orient="split")) for name, table in history.items()}
+        save_model(folder / MODEL, trained.module, trained.spec, history=plain)
     world.wait()
 
 
@@ -124,10 +128,17 @@ def preview(config: RunConfig, data: CellData, *, workers: int) -> dict[str, Any
     Raises
     ------
     ValueError
-        As training would: sizes that do not fit, or a number of workers that does not divide the lanes.
+        As training would: sizes or a model to start from that do not fit, or a number of workers that does not divide
+        the lanes.
     """
-    resolved, plan = resolve(config, data)
+    if config.start_from is None:
+        spec = spec_of(config.model, config.seed, data)
+    else:
+        _, spec = begin(config, data, newest_checkpoint(Path(config.run) / "checkpoints"))
+    data = fit_to_spec(data, spec)
+    resolved, plan = resolve(config, data, spec)
     check_world_size(plan.lanes, workers)
+    beside = labelled_plan_of(resolved, spec, data, plan)
     density = data.store.n_entries / data.n_cells
     entry_bytes = 2 + (2 if data.n_genes <= 1 << 16 else 4)
     window = plan.window_steps * plan.batch_size
@@ -145,6 +156,7 @@ def preview(config: RunConfig, data: CellData, *, workers: int) -> dict[str, Any
         **_held_out(plan),
         "epochs": epochs,
         "steps": f"{epochs * plan.steps_per_epoch} of {plan.batch_size} cells, {plan.steps_per_epoch} an epoch",
+        **({"labelled": f"{beside.n_train} cells, all in {beside.steps_per_epoch} steps"} if beside else {}),
         "lanes": f"{plan.lanes}, {plan.lanes // workers} for each of {workers} workers",
         "window": f"{window} cells, "
         + (

@@ -4,31 +4,37 @@ Shape letters in this file
     n   cells of this worker's part of a minibatch
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import repeat
 from pathlib import Path
 
-import torch
 import yaml
+from torch import Tensor
 
 from dist_scvi.loaders import CellData, Plan, make_plan, open_data, open_store
-from dist_scvi.loaders.plan import Split, check_world_size
+from dist_scvi.loaders.labelled import count_labelled, labelled_plan, labelled_stream
+from dist_scvi.loaders.minibatch import MiniBatch
+from dist_scvi.loaders.plan import check_world_size
 from dist_scvi.loaders.sampling import open_sampling
 from dist_scvi.loaders.soma_store import SomaOptions
 from dist_scvi.loaders.store import read_names
 from dist_scvi.loaders.strata import shares_of
-from dist_scvi.loaders.stream import split_stream, train_stream
+from dist_scvi.loaders.stream import train_stream
 
 from .checkpoint import Checkpoint, check_same_run, fingerprint, newest_checkpoint, restore, save_checkpoint
 from .config import DataConfig, RunConfig
-from .metrics import Meter, MetricsLog, Row
-from .noise import row_normal, step_noise
-from .spec import ModelSpec, spec_of
-from .step import average_gradients, take_step
+from .evaluate import evaluate
+from .metrics import Meter, MetricsLog, Row, named
+from .schedule import Schedule, kl_weight
+from .semi_supervised import FROM_SCVI
+from .spec import ModelSpec, fit_to_spec, load_model, save_model
+from .start import begin, set_library_prior
+from .step import average_gradients, check_weights, make_optimizer, take_step
 from .vae import VAE
 from .world import World
 
-_VALIDATION_DRAW = 0
+_BEST = "checkpoints/best"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,19 +46,21 @@ class Trained:
     config: RunConfig
     """With every default filled in."""
     data: CellData
+    plan: Plan
     history: list[Row]
     """Metrics of rank 0; empty elsewhere."""
 
 
-def train(  # noqa: C901 - the whole story, in order
+def train(  # noqa: C901, PLR0912, PLR0915 - the whole story, in order
     config: RunConfig,
     *,
     data: CellData | None = None,
     world: World | None = None,
     folder: Path | None = None,
     on_metrics: Callable[[Row], None] | None = None,
+    start: tuple[VAE, ModelSpec] | None = None,
 ) -> Trained:
-    """Train SCVI to the end of ``train.max_epochs``, from the newest checkpoint if there is one.
+    """Train a model to the end of ``train.max_epochs``, from the newest checkpoint if there is one.
 
     Every worker calls it with the same arguments, but for its place in `world`. The result does not depend on the
     number of workers beyond the rounding of sums.
@@ -69,47 +77,52 @@ def train(  # noqa: C901 - the whole story, in order
         Receives checkpoints and metrics; without it nothing is written.
     on_metrics
         Called on rank 0 with each line of metrics.
+    start
+        What to begin with, and to train in place, rather than the weights of the seed or of ``config.start_from``.
 
     Raises
     ------
     ValueError
-        If the cells are no raw counts, sizes do not fit, or the folder belongs to another run.
+        If the cells are no raw counts, sizes or the model do not fit, or the folder belongs to another run.
     FloatingPointError
         If the loss is not finite; nothing is saved after it.
     """
     # --- open and plan
     world = world or World()
-    data = data or open_from(config.data)
-    config, plan = resolve(config, data)
-    check_world_size(plan.lanes, world.size)
-    steps, known = plan.steps_per_epoch, fingerprint(data, plan)
-
-    # --- the model, and where it was
-    spec = spec_of(config.model, config.seed, data)
-    module = spec.build().to(world.device)
-    optimizer = torch.optim.Adam(
-        [parameter for parameter in module.parameters() if parameter.requires_grad],
-        lr=config.train.lr,
-        eps=config.train.eps,
-        weight_decay=config.train.weight_decay,
-        fused=True,
-    )
-    model = average_gradients(module, world)
     checkpoint = world.from_first(_latest(folder, world))
-    epoch, step = 0, 0
     if isinstance(checkpoint, ValueError):
         raise checkpoint
+    data = data or open_from(config.data)
+    module, spec = start or begin(config, data, checkpoint)
+    data = fit_to_spec(data, spec)
+    config, plan = resolve(config, data, spec)
+    check_world_size(plan.lanes, world.size)
+    beside = labelled_plan_of(config, spec, data, plan)
+    settings, steps, known = config.train, plan.steps_per_epoch, fingerprint(data, plan, beside)
+
+    # --- the model, and where it was
+    module = module.to(world.device).train()
+    module.frozen = {name: mask.to(world.device) for name, mask in module.frozen.items()}
+    optimizer = make_optimizer(module, settings)
+    model = average_gradients(module, world)
+    max_epochs, epoch, step = settings.max_epochs or 1, 0, 0
+    schedule, meter = Schedule(settings.lr), Meter(world, settings.classification_ratio)
+    best: dict[str, Tensor] | None = None
     if checkpoint is not None:
         check_same_run(checkpoint, config, known)
         restore(checkpoint, module, optimizer)
-        epoch, step = checkpoint.state["epoch"], checkpoint.state["step"]
-        if epoch + (step > 0) > (config.train.max_epochs or 1):
+        epoch, step, kept = checkpoint.state["epoch"], checkpoint.state["step"], checkpoint.state
+        if epoch + (step > 0) > max_epochs:
             raise ValueError(
-                f"{checkpoint.path} is already in epoch {epoch + (step > 0)}, beyond max_epochs="
-                f"{config.train.max_epochs}: raise train.max_epochs, or train into a new folder with run=PATH"
+                f"{checkpoint.path} is already in epoch {epoch + (step > 0)}, beyond max_epochs={max_epochs}: raise "
+                "train.max_epochs, or train into a new folder with run=PATH"
             )
+        schedule = Schedule.from_plain(kept["schedule"])
+        meter.epoch_sums = kept["epoch_sums"]
+        best = world.from_first(_best(folder) if settings.load_best and world.rank == 0 else None)
+    elif start is None and config.start_from is None and module.latent_library:
+        set_library_prior(module, data, world, config)
     log = _open_log(folder, config, world, epoch * steps + step)
-    meter = Meter(world)
 
     def save(at: int) -> None:
         if folder is not None and world.rank == 0:
@@ -122,6 +135,11 @@ def train(  # noqa: C901 - the whole story, in order
                 steps_per_epoch=steps,
                 config=config,
                 data=known,
+                kept={
+                    "spec": spec.model_dump(mode="json"),
+                    "schedule": asdict(schedule),
+                    "epoch_sums": meter.epoch_sums,
+                },
             )
 
     def tell(row: Row) -> None:
@@ -131,62 +149,82 @@ def train(  # noqa: C901 - the whole story, in order
                 on_metrics(row)
 
     # --- step
-    max_epochs = config.train.max_epochs or 1
-    stream = train_stream(
-        data,
-        plan,
-        rank=world.rank,
-        world_size=world.size,
-        epoch=epoch,
-        step=step,
-        n_epochs=max_epochs,
-        timeout_s=config.data.timeout_s,
-    )
-    model.train()
-    for minibatch in meter.timed(stream):
-        at = minibatch.epoch * steps + minibatch.step
-        weight = kl_weight(config, minibatch.epoch, at)
-        noise = step_noise(
-            config.seed, minibatch.epoch, minibatch.step, minibatch.micro_keys, minibatch.micro_n, world.device
+    parts = _minibatches(config, data, plan, beside, world, epoch, step)
+    for minibatch, labelled in meter.timed(iter(()) if schedule.ends(settings) else parts):
+        done, last = minibatch.epoch * steps + minibatch.step + 1, minibatch.step == steps - 1
+        weight = kl_weight(settings, minibatch.epoch, done - 1)
+        for group in optimizer.param_groups:
+            group["lr"] = schedule.lr
+        meter.add(
+            take_step(
+                model, module, optimizer, minibatch, labelled, settings, seed=config.seed, kl_weight=weight, world=world
+            )
         )
-        meter.add(take_step(model, module, optimizer, minibatch, noise, weight, world))
 
         # --- tell, validate, save
-        done, last = at + 1, minibatch.step == steps - 1
         where = {"epoch": minibatch.epoch, "step": done, "steps_per_epoch": steps, "max_epochs": max_epochs}
-        saving = done % config.train.save_every_n_steps == 0
+        rates = {"kl_weight": weight, "lr": schedule.lr}
+        saving = done % settings.save_every_n_steps == 0
         validating = last and _validates(config, minibatch.epoch, max_epochs)
-        if done % config.train.log_every_n_steps == 0 or saving or last:
-            tell({"kind": "train", **where, "kl_weight": weight, **meter.read(where)})
+        if done % settings.log_every_n_steps == 0 or saving or last:
+            tell({"kind": "train", **where, **rates, **meter.read()})
+        if last:
+            tell({"kind": "epoch", **where, **rates, **meter.read_epoch()})
+        if saving or validating:
+            check_weights(module, done)
         if validating and plan.split_cells("validation"):
-            tell({"kind": "validation", **where, **evaluate(module, data, plan, "validation", world, config)})
+            row = {"kind": "validation", **where, **evaluate(module, data, plan, "validation", world, config, weight)}
+            before, schedule = schedule, schedule.after(settings, minibatch.epoch, named(row))
+            tell(row | {"ends": schedule.ends(settings)})
+            if settings.load_best and schedule.monitor.best != before.monitor.best:
+                best = {name: value.cpu().clone() for name, value in module.state_dict().items()}
+                if folder is not None and world.rank == 0:
+                    save_model(folder / _BEST, module, spec)
         if saving or validating:
             save(done)
+        if schedule.ends(settings):
+            break
 
-    model.eval()
-    return Trained(module, spec, config, data, log.rows)
+    if best is not None:
+        module.load_state_dict(best)
+    module.eval()
+    return Trained(module, spec, config, data, plan, log.rows)
 
 
-def resolve(config: RunConfig, data: CellData) -> tuple[RunConfig, Plan]:
-    """Fill in what the configuration leaves to the data, so that it stands in the run's record.
+def resolve(config: RunConfig, data: CellData, spec: ModelSpec | None = None) -> tuple[RunConfig, Plan]:
+    """Fill in what the configuration leaves to the data, and to the model, so that it stands in the run's record.
 
     Returns
     -------
     RunConfig, Plan
-        ``train.max_epochs`` by the rule of scvi-tools 1.4.2 (model/_utils.py: get_max_epochs_heuristic), the length of
-        the KL warm-up, the validation share, and the sizes of blocks and windows.
+        ``train.max_epochs`` by the rules of scvi-tools 1.4.2 (model/_utils.py: get_max_epochs_heuristic; of SCANVI that
+        begins with SCVI, model/base/_training_mixin.py), the length of the KL warm-up, the validation share, the sizes
+        of blocks and windows, and the options of the network that `spec` has.
+
+    Raises
+    ------
+    ValueError
+        If sizes do not fit, or there is no validation that the learning rate or the end can depend on.
     """
     settings, plan = config.train, plan_of(config, data)
     shares = (None, None) if config.data.split_key else shares_of(settings.train_size, settings.validation_size)
-    max_epochs = settings.max_epochs or max(1, min(round(20_000 / data.n_cells * 400), 400))
+    max_epochs = max(1, min(round(20_000 / data.n_cells * 400), 400))
+    if spec is not None and FROM_SCVI in spec.lineage:
+        max_epochs = min(10, max(2, round(max_epochs / 3)))
+    max_epochs = settings.max_epochs or max_epochs
     warmup = settings.n_steps_kl_warmup
     if warmup is None and settings.n_epochs_kl_warmup is None:
         warmup = max(1, min(400, max_epochs // 2 or 1) * plan.steps_per_epoch)
-    if settings.n_steps_kl_warmup is not None and settings.n_epochs_kl_warmup is not None:
-        raise ValueError("train.n_steps_kl_warmup and train.n_epochs_kl_warmup are both set: choose one")
+    watching = [key for key in ("reduce_lr_on_plateau", "early_stopping", "load_best") if getattr(settings, key)]
+    if watching and not (plan.split_cells("validation") and settings.check_val_every_n_epoch):
+        raise ValueError(
+            f"train.{watching[0]} depends on validations, and there are none: set train.validation_size and "
+            "train.check_val_every_n_epoch above 0"
+        )
     return (
         config.model_copy(
             update={
+                "model": config.model if spec is None else spec.model,
                 "data": config.data.model_copy(
                     update={"block_cells": plan.block_cells, "window_cells": plan.window_steps * plan.batch_size}
                 ),
@@ -259,47 +297,46 @@ def open_from(config: DataConfig) -> CellData:
         store,
         batch_key=config.batch_key,
         labels_key=config.labels_key,
+        unlabeled_category=config.unlabeled_category,
+        size_factor_key=config.size_factor_key,
         categorical_covariate_keys=config.categorical_covariate_keys,
         continuous_covariate_keys=config.continuous_covariate_keys,
     )
 
 
-def kl_weight(config: RunConfig, epoch: int, step: int) -> float:
-    """Weight of the KL term at `step` of the run: it rises linearly from 0 to 1."""
-    if config.train.n_epochs_kl_warmup is not None:
-        return min(1.0, epoch / config.train.n_epochs_kl_warmup)
-    return min(1.0, step / (config.train.n_steps_kl_warmup or 1))
+def labelled_plan_of(config: RunConfig, spec: ModelSpec | None, data: CellData, plan: Plan) -> Plan | None:
+    """Lay out the passes over labelled cells, for SCANVI; a choice of them is kept for an epoch, as in scvi-tools.
 
-
-@torch.no_grad()
-def evaluate(
-    module: VAE, data: CellData, plan: Plan, split: Split, world: World, config: RunConfig
-) -> dict[str, float]:
-    """Average the loss terms over a split, at one draw of z per cell that is keyed by the cell.
-
-    Returns
-    -------
-    dict
-        ``elbo`` (as scvi-tools logs it: reconstruction + kl, lower is better), ``reconstruction``, ``kl`` and
-        ``cells``: exact over all workers.
+    A query may have no labels: then there are none.
     """
-    training = module.training
-    module.eval()
-    sums = torch.zeros(3, dtype=torch.float64, device=world.device)
-    for minibatch in split_stream(
-        data, plan, split, rank=world.rank, world_size=world.size, timeout_s=config.data.timeout_s
-    ):
-        cells = minibatch.to(world.device)
-        qzm_nk, qzv_nk = module.encode(cells.counts_ng)
-        normal = row_normal(config.seed, minibatch.row_n, _VALIDATION_DRAW, config.model.n_latent)
-        terms = module.terms(cells, qzm_nk, qzv_nk, torch.from_numpy(normal).to(world.device))
-        sums += torch.stack(
-            [terms.reconstruction_n.double().sum(), terms.kl_n.double().sum(), sums.new_tensor(minibatch.n_cells)]
-        )
-    module.train(training)
-    reconstruction, kl, cells_seen = world.total(sums).tolist()
-    mean = [value / max(cells_seen, 1) for value in (reconstruction, kl)]
-    return {"elbo": sum(mean), "reconstruction": mean[0], "kl": mean[1], "cells": cells_seen}
+    if config.model.model_name != "SCANVI":
+        return None
+    if spec is not None and "reference" in spec.lineage and not count_labelled(data, plan):
+        return None
+    return labelled_plan(
+        data, plan, n_samples_per_label=config.train.n_samples_per_label, redraw_steps=plan.steps_per_epoch
+    )
+
+
+def _minibatches(
+    config: RunConfig, data: CellData, plan: Plan, beside: Plan | None, world: World, epoch: int, step: int
+) -> Iterator[tuple[MiniBatch, MiniBatch | None]]:
+    """Yield this worker's part of every step that is left, and of the labelled cells beside it."""
+    done, n_epochs, timeout_s = epoch * plan.steps_per_epoch + step, config.train.max_epochs or 1, config.data.timeout_s
+    where = {"rank": world.rank, "world_size": world.size}
+    labelled: Iterator[MiniBatch | None] = repeat(None)
+    if beside is not None:
+        n_steps = n_epochs * plan.steps_per_epoch - done
+        labelled = labelled_stream(data, beside, **where, first_step=done, n_steps=n_steps, timeout_s=timeout_s)
+    stream = train_stream(data, plan, **where, epoch=epoch, step=step, n_epochs=n_epochs, timeout_s=timeout_s)
+    yield from zip(stream, labelled, strict=False)
+
+
+def _best(folder: Path | None) -> dict[str, Tensor] | None:
+    """Read the best weights so far, if there are any."""
+    if folder is None or not (folder / _BEST).exists():
+        return None
+    return dict(load_model(folder / _BEST)[0].state_dict())
 
 
 def _latest(folder: Path | None, world: World) -> Checkpoint | ValueError | None:

@@ -4,22 +4,27 @@ The maths, the names of the weights and their order of construction are those of
 
 Shape letters in this file
     n   cells of a minibatch
+    m   labelled cells that go with it
     g   genes
+    b   batches
     k   latent dimensions
-    h   hidden units
+    l   labels
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dist_scvi.loaders.minibatch import Tensors
+from dist_scvi.loaders.minibatch import Covariates, Tensors
 
 from .config import ModelConfig
 from .likelihood import dense_log_likelihood, sparse_log_likelihood
-from .nn import Decoder, Encoder, MicroBatchNorm
+from .nn import Decoder, Encoder, LinearDecoder, MicroBatchNorm, norms_of
 from .noise import Noise
 
 
@@ -28,21 +33,38 @@ class Expression:
     """What the decoder says of some cells."""
 
     scale_ng: Tensor
-    """Share of each gene in a cell's counts; each row adds up to 1."""
+    """Share of each gene in a cell's counts; those of all genes add up to 1, unless there are size factors."""
     rate_ng: Tensor
-    """Expected counts."""
+    """Expected counts, before zero inflation."""
     theta_ng: Tensor
-    """Inverse dispersion, shape (g,), or (n, g) where it differs by cell."""
+    """Inverse dispersion, or standard deviation if normal; shape (g,), or (n, g) where it differs by cell."""
     zi_logits_ng: Tensor | None
     """Logits of zero inflation."""
 
 
 @dataclass(frozen=True, slots=True)
+class Labelled:
+    """Labelled cells that SCANVI learns to classify in a step."""
+
+    cells: Tensors
+    micro_n: tuple[int, ...]
+    noise: Noise
+
+
+@dataclass(frozen=True, slots=True)
 class LossTerms:
-    """The two parts of the negative ELBO, for each cell."""
+    """The parts of the negative ELBO, for each cell, and what is classified."""
 
     reconstruction_n: Tensor
+    """Negative log-probability of the counts given z."""
+    latent_n: Tensor
+    """SCANVI: log q(z | x) - log p(z | z2, y), which scvi-tools counts as reconstruction; else 0."""
     kl_n: Tensor
+    """What the weight of the KL term applies to."""
+    kl_library_n: Tensor
+    """KL term of the library size where that weight does not apply."""
+    logits_ml: Tensor | None = None
+    """Logits of the labelled cells."""
 
 
 class VAE(nn.Module):
@@ -50,14 +72,16 @@ class VAE(nn.Module):
 
     Parameters
     ----------
-    n_genes, n_batch
-        Genes and categories of the batch covariate.
+    n_genes, n_batch, n_labels
+        Genes, categories of the batch covariate, labels.
     n_cats_per_cov
         Categories of each further covariate.
     n_continuous_cov
         Number of continuous covariates.
+    use_size_factor
+        Scale by size factors instead of the library size.
     config
-        Widths, dispersion and likelihood.
+        Widths, dispersion, likelihood and the other options.
     """
 
     def __init__(
@@ -65,79 +89,186 @@ class VAE(nn.Module):
         n_genes: int,
         *,
         n_batch: int = 1,
+        n_labels: int = 1,
         n_cats_per_cov: Sequence[int] = (),
         n_continuous_cov: int = 0,
+        use_size_factor: bool = False,
         config: ModelConfig,
     ) -> None:
         super().__init__()
         self.config = config
-        self.n_genes, self.n_batch = n_genes, n_batch
+        self.n_genes, self.n_batch, self.n_labels = n_genes, n_batch, n_labels
         self.n_categorical_cov, self.n_continuous_cov = len(n_cats_per_cov), n_continuous_cov
-        shape = (n_genes,) if config.dispersion == "gene" else (n_genes, n_batch)
-        self.px_r = nn.Parameter(torch.randn(shape))
-        self.z_encoder = Encoder(
-            n_genes,
-            config.n_latent,
-            n_layers=config.n_layers,
-            n_hidden=config.n_hidden,
-            dropout_rate=config.dropout_rate,
+        self.use_size_factor = use_size_factor
+        self.latent_library = not (use_size_factor or config.use_observed_lib_size)
+        if self.latent_library:
+            self.register_buffer("library_log_means", torch.zeros(1, n_batch))
+            self.register_buffer("library_log_vars", torch.ones(1, n_batch))
+        width = {"gene": (), "gene-batch": (n_batch,), "gene-label": (n_labels,), "gene-cell": None}[config.dispersion]
+        self.px_r = None if width is None else nn.Parameter(torch.randn(n_genes, *width))
+        embedded = config.batch_representation == "embedding"
+        if embedded:
+            self._embeddings_dict = nn.ModuleDict({"batch": nn.Embedding(n_batch, config.embedding_dim)})
+        n_extra = n_continuous_cov + embedded * config.embedding_dim
+        self.n_cat_list = [*([] if embedded else [n_batch]), *n_cats_per_cov]
+        self._build(n_genes + config.encode_covariates * n_extra, config.n_latent + n_extra)
+        self._freeze_unused()
+        self.frozen: dict[str, Tensor] = {}
+        """Of some weights, by name, the entries that training must leave as they are (True)."""
+
+    def _build(self, n_encoder_in: int, n_decoder_in: int) -> None:
+        """Make encoders and decoder, in the order of scvi-tools."""
+        self._build_encoders(n_encoder_in)
+        self.decoder: Decoder | LinearDecoder = Decoder(
+            n_decoder_in,
+            self.n_genes,
+            n_cat_list=self.n_cat_list,
+            n_layers=self.config.n_layers,
+            n_hidden=self.config.n_hidden,
+            use_batch_norm=self.config.use_batch_norm in ("decoder", "both"),
+            use_layer_norm=self.config.use_layer_norm in ("decoder", "both"),
+            inject_covariates=self.config.deeply_inject_covariates,
         )
-        self.l_encoder = Encoder(n_genes, 1, n_layers=1, n_hidden=config.n_hidden, dropout_rate=config.dropout_rate)
-        self.decoder = Decoder(
-            config.n_latent + n_continuous_cov,
-            n_genes,
-            n_cat_list=[n_batch, *n_cats_per_cov],
-            n_layers=config.n_layers,
-            n_hidden=config.n_hidden,
+
+    def _build_encoders(self, n_in: int) -> None:
+        config = self.config
+        self.z_encoder, self.l_encoder = (
+            Encoder(
+                n_in,
+                n_out,
+                n_cat_list=self.n_cat_list if config.encode_covariates else (),
+                n_layers=n_layers,
+                n_hidden=config.n_hidden,
+                dropout_rate=config.dropout_rate,
+                use_batch_norm=config.use_batch_norm in ("encoder", "both"),
+                use_layer_norm=config.use_layer_norm in ("encoder", "both"),
+                inject_covariates=config.deeply_inject_covariates,
+            )
+            for n_out, n_layers in ((config.n_latent, config.n_layers), (1, 1))
         )
-        # Never used with these options. They are made, and saved, because scvi-tools makes and saves them; as constants
-        # they cost no gradient, no optimizer state and no traffic between workers.
-        self.l_encoder.requires_grad_(False)  # noqa: FBT003
-        self.decoder.px_r_decoder.requires_grad_(False)  # noqa: FBT003
-        if config.gene_likelihood != "zinb":
-            self.decoder.px_dropout_decoder.requires_grad_(False)  # noqa: FBT003
-        if config.gene_likelihood == "poisson":
-            self.px_r.requires_grad_(False)  # noqa: FBT003
+
+    def _freeze_unused(self) -> None:
+        """Make constants of what these options never use.
+
+        It is made, and saved, because scvi-tools makes and saves it; so it costs no gradient, no optimizer state and no
+        traffic between workers.
+        """
+        used: dict[nn.Module | nn.Parameter | None, bool] = {
+            self.l_encoder: self.latent_library,
+            self.decoder.px_dropout_decoder: self.config.gene_likelihood == "zinb",
+            self.px_r: self.config.gene_likelihood != "poisson",
+        }
+        if isinstance(self.decoder, Decoder):
+            used[self.decoder.px_r_decoder] = self.px_r is None and self.config.gene_likelihood != "poisson"
+        for part, needed in used.items():
+            if part is not None and not needed:
+                part.requires_grad_(False)  # noqa: FBT003
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.z_encoder.mean_encoder.weight.device
 
     def encode(
-        self, counts_ng: Tensor, micro_n: tuple[int, ...] = (), noise: Noise | None = None
+        self, cells: Tensors, micro_n: tuple[int, ...] = (), noise: Noise | None = None
     ) -> tuple[Tensor, Tensor]:
         """Give the mean and variance of q(z | x), each of shape (n, k)."""
-        qzm_nk, qzv_nk = self.z_encoder(torch.log1p(counts_ng), micro_n, noise)
+        qzm_nk, qzv_nk = self.z_encoder(*self._encoder_input(cells), micro_n, noise)
         return qzm_nk, qzv_nk
 
-    def hidden(
-        self,
-        z_nk: Tensor,
-        batch_n: Tensor,
-        categorical_nc: Tensor,
-        continuous_nc: Tensor,
-        micro_n: tuple[int, ...] = (),
-    ) -> Tensor:
-        """Give the last hidden layer of the decoder, shape (n, h)."""
-        hidden_nh: Tensor = self.decoder.px_decoder(
-            torch.cat([z_nk, continuous_nc], dim=-1), [batch_n, *categorical_nc.unbind(1)], micro_n, None
-        )
-        return hidden_nh
+    def encode_library(
+        self, cells: Tensors, micro_n: tuple[int, ...] = (), noise: Noise | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Give the mean and variance of q(l | x), the logarithm of a latent library size, each of shape (n, 1)."""
+        qlm_n1, qlv_n1 = self.l_encoder(*self._encoder_input(cells), micro_n, noise)
+        return qlm_n1, qlv_n1
+
+    def _encoder_input(self, cells: Tensors) -> tuple[Tensor, list[Tensor]]:
+        x_ng = torch.log1p(cells.counts_ng) if self.config.log_variational else cells.counts_ng
+        return self._with_covariates(x_ng, cells.covariates) if self.config.encode_covariates else (x_ng, [])
+
+    def _with_covariates(self, x: Tensor, covariates: Covariates) -> tuple[Tensor, list[Tensor]]:
+        """Append the continuous covariates and the embedding of the batch to `x`, and list the codes of the others."""
+        codes = list(covariates.categorical_nc.unbind(1))
+        parts = [x, covariates.continuous_nc]
+        if self.config.batch_representation == "embedding":
+            parts.append(self._embeddings_dict["batch"](covariates.batch_n))
+        else:
+            codes.insert(0, covariates.batch_n)
+        return torch.cat(parts, dim=-1), codes
+
+    def latent(self, z_nk: Tensor) -> Tensor:
+        """Turn a draw of q into the latent representation: itself, or shares if logistic normal."""
+        return torch.softmax(z_nk, dim=-1) if self.config.latent_distribution == "ln" else z_nk
+
+    def shares(self, z_nk: Tensor, covariates: Covariates, gene_g: Tensor | None = None) -> Tensor:
+        """Give the share of all genes, or of `gene_g`, in the counts of cells at `z_nk`, a latent representation."""
+        heads = self.decoder(*self._with_covariates(z_nk, covariates))
+        return self._shares(heads.scale_logits_ng, gene_g)
+
+    def _shares(self, logits_ng: Tensor, gene_g: Tensor | None) -> Tensor:
+        chosen_ng = logits_ng if gene_g is None else logits_ng[:, gene_g]
+        if self.use_size_factor:
+            return F.softplus(chosen_ng)
+        if gene_g is None:
+            return torch.softmax(logits_ng, dim=-1)
+        return torch.exp(chosen_ng - torch.logsumexp(logits_ng, dim=-1, keepdim=True))
 
     def decode(
         self,
         z_nk: Tensor,
         library_n: Tensor,
-        batch_n: Tensor,
-        categorical_nc: Tensor,
-        continuous_nc: Tensor,
+        covariates: Covariates,
         micro_n: tuple[int, ...] = (),
+        *,
+        gene_g: Tensor | None = None,
+        label_nl: Tensor | None = None,
     ) -> Expression:
-        """Give the distribution of the counts of cells at `z_nk` with total count `library_n`."""
-        hidden_nh = self.hidden(z_nk, batch_n, categorical_nc, continuous_nc, micro_n)
-        scale_ng = torch.softmax(self.decoder.px_scale_decoder(hidden_nh), dim=-1)
-        rate_ng = torch.exp(torch.log(library_n))[:, None] * scale_ng
-        theta_ng = torch.exp(self.px_r if self.config.dispersion == "gene" else self.px_r.t()[batch_n])
-        zinb = self.config.gene_likelihood == "zinb"
-        return Expression(scale_ng, rate_ng, theta_ng, self.decoder.px_dropout_decoder(hidden_nh) if zinb else None)
+        """Give the distribution of the counts of cells.
 
-    def forward(self, cells: Tensors, micro_n: tuple[int, ...], noise: Noise) -> LossTerms:
+        Parameters
+        ----------
+        z_nk
+            Their latent representation.
+        library_n
+            What shares are multiplied by: total count, size factor, or the exponential of a latent library size.
+        gene_g
+            Only these genes; outside training.
+        label_nl
+            Probability of each label, instead of the one in `covariates`, for the dispersion by label.
+        """
+        heads = self.decoder(
+            *self._with_covariates(z_nk, covariates),
+            micro_n,
+            r=self.px_r is None,
+            zi=self.config.gene_likelihood == "zinb",
+            gene_g=gene_g,
+        )
+        scale_ng = self._shares(heads.scale_logits_ng, gene_g)
+        rate_ng = torch.exp(torch.log(library_n))[:, None] * scale_ng
+        if heads.r_ng is not None:
+            return Expression(scale_ng, rate_ng, torch.exp(heads.r_ng), heads.zi_logits_ng)
+        px_r = self.px_r if gene_g is None or self.px_r is None else self.px_r[gene_g]
+        assert px_r is not None
+        return Expression(scale_ng, rate_ng, torch.exp(self._of_cells(px_r, covariates, label_nl)), heads.zi_logits_ng)
+
+    def _of_cells(self, px_r: Tensor, covariates: Covariates, label_nl: Tensor | None) -> Tensor:
+        """Give the logarithm of the inverse dispersion: by gene, or by cell and gene."""
+        if self.config.dispersion == "gene":
+            return px_r
+        if self.config.dispersion == "gene-batch":
+            return F.embedding(covariates.batch_n, px_r.t())
+        return F.embedding(covariates.label_n, px_r.t()) if label_nl is None else label_nl @ px_r.t()
+
+    def forward(
+        self,
+        cells: Tensors,
+        micro_n: tuple[int, ...],
+        noise: Noise,
+        labelled: Labelled | None = None,
+        *,
+        reference: bool = False,
+    ) -> LossTerms:
         """Give the loss terms of some cells at one draw of z.
 
         Parameters
@@ -146,40 +277,96 @@ class VAE(nn.Module):
             Sizes of the micro-minibatches, for batch normalisation in training.
         noise
             Source of dropout and of the draw.
-        """
-        qzm_nk, qzv_nk = self.encode(cells.counts_ng, micro_n, noise)
-        return self.terms(cells, qzm_nk, qzv_nk, noise.normal(qzm_nk), micro_n)
-
-    def terms(
-        self,
-        cells: Tensors,
-        qzm_nk: Tensor,
-        qzv_nk: Tensor,
-        normal_nk: Tensor,
-        micro_n: tuple[int, ...] = (),
-        *,
-        reference: bool = False,
-    ) -> LossTerms:
-        """Give the loss terms at z = `qzm_nk` + sqrt(`qzv_nk`) * `normal_nk`.
-
-        Parameters
-        ----------
+        labelled
+            For SCANVI only.
         reference
             Use the plain formula of the likelihood rather than the one that spares the zeros.
         """
-        z_nk = qzm_nk + qzv_nk.sqrt() * normal_nk
-        px = self.decode(z_nk, cells.library_n, cells.batch_n, cells.categorical_nc, cells.continuous_nc, micro_n)
+        assert labelled is None
+        qzm_nk, qzv_nk = self.encode(cells, micro_n, noise)
+        z_nk = qzm_nk + qzv_nk.sqrt() * noise.normal(qzm_nk)
+        library_n, kl_library_n = self.draw_library(cells, micro_n, noise)
+        px = self.decode(self.latent(z_nk), library_n, cells.covariates, micro_n)
+        reconstruction_n = self.reconstruction(cells, px, reference=reference)
+        return LossTerms(reconstruction_n, torch.zeros_like(kl_library_n), kl_normal(qzm_nk, qzv_nk), kl_library_n)
+
+    def draw_library(self, cells: Tensors, micro_n: tuple[int, ...], noise: Noise) -> tuple[Tensor, Tensor]:
+        """Give what the shares of each cell are multiplied by, and the KL term of its latent library size."""
+        if not self.latent_library:
+            return cells.library_n, torch.zeros_like(cells.library_n)
+        qlm_n1, qlv_n1 = self.encode_library(cells, micro_n, noise)
+        library_n = torch.exp(qlm_n1 + qlv_n1.sqrt() * noise.normal(qlm_n1))[:, 0]
+        mean_n, var_n = self.library_prior(cells.covariates.batch_n)
+        return library_n, kl_normal(qlm_n1, qlv_n1, mean_n[:, None], var_n[:, None])
+
+    def library_prior(self, batch_n: Tensor) -> tuple[Tensor, Tensor]:
+        """Give mean and variance of the prior of each cell's latent library size, by its batch."""
+        assert isinstance(self.library_log_means, Tensor)
+        assert isinstance(self.library_log_vars, Tensor)
+        return self.library_log_means[0, batch_n], self.library_log_vars[0, batch_n]
+
+    @torch.no_grad()
+    def set_library_prior(self, mean_b: NDArray[np.float32], var_b: NDArray[np.float32]) -> None:
+        """Set mean and variance of the logarithm of the total count in each batch, the prior of the library size."""
+        assert isinstance(self.library_log_means, Tensor)
+        assert isinstance(self.library_log_vars, Tensor)
+        self.library_log_means.copy_(torch.from_numpy(mean_b))
+        self.library_log_vars.copy_(torch.from_numpy(var_b))
+
+    def reconstruction(self, cells: Tensors, px: Expression, *, reference: bool = False) -> Tensor:
+        """Give the negative log-probability of the counts of each cell, shape (n,)."""
         likelihood = self.config.gene_likelihood
         if reference:
-            log_p_n = dense_log_likelihood(likelihood, cells.counts_ng, px.rate_ng, px.theta_ng, px.zi_logits_ng)
-        else:
-            log_p_n = sparse_log_likelihood(
-                likelihood, cells.place_e, cells.count_e, px.rate_ng, px.theta_ng, px.zi_logits_ng
-            )
-        kl_n = 0.5 * (qzv_nk + qzm_nk.square() - 1 - qzv_nk.log()).sum(-1)
-        return LossTerms(-log_p_n, kl_n)
+            return -dense_log_likelihood(likelihood, cells.counts_ng, px.rate_ng, px.theta_ng, px.zi_logits_ng)
+        return -sparse_log_likelihood(
+            likelihood, cells.place_e, cells.count_e, px.rate_ng, px.theta_ng, px.zi_logits_ng
+        )
 
     def norms(self) -> list[MicroBatchNorm]:
         """Batch normalisations that training passes through, in a fixed order."""
-        parts = (self.z_encoder, self.decoder.px_decoder)
-        return [module for part in parts for module in part.modules() if isinstance(module, MicroBatchNorm)]
+        unused = [] if self.latent_library else norms_of(self.l_encoder)
+        if self.config.gene_likelihood != "zinb":
+            unused += norms_of(self.decoder.px_dropout_decoder)
+        return [norm for norm in norms_of(self) if norm not in unused]
+
+
+class LDVAE(VAE):
+    """The network of LinearSCVI: that of SCVI with a linear decoder.
+
+    scvi-tools 1.4.2 builds the networks of SCVI first and then replaces them; so does this class, for the same weights
+    under the same seed.
+    """
+
+    def _build(self, n_encoder_in: int, n_decoder_in: int) -> None:
+        super()._build(n_encoder_in, n_decoder_in)
+        self._build_encoders(n_encoder_in)
+        self.decoder = LinearDecoder(
+            n_decoder_in,
+            self.n_genes,
+            n_cat_list=self.n_cat_list,
+            use_batch_norm=self.config.use_batch_norm == "both",
+            bias=self.config.bias,
+        )
+
+    @torch.no_grad()
+    def loadings(self) -> Tensor:
+        """Give the weight of each latent dimension in each gene, shape (g, k), as batch normalisation scales it."""
+        assert isinstance(self.decoder, LinearDecoder)
+        linear, *norms = self.decoder.factor_regressor.fc_layers[0].children()
+        assert isinstance(linear, nn.Linear)
+        weight_gk = linear.weight[:, : self.config.n_latent]
+        for norm in norms:
+            assert isinstance(norm, MicroBatchNorm)
+            assert norm.running_var is not None
+            weight_gk = weight_gk * (norm.weight / torch.sqrt(norm.running_var + norm.eps))[:, None]
+        return weight_gk.detach()
+
+
+def kl_normal(
+    mean_nk: Tensor, var_nk: Tensor, prior_mean: Tensor | float = 0.0, prior_var: Tensor | None = None
+) -> Tensor:
+    """Give the KL divergence of independent normals from their priors, standard by default, over the last axis."""
+    if prior_var is None:
+        return 0.5 * (var_nk + mean_nk.square() - 1 - var_nk.log()).sum(-1)
+    ratio_nk = var_nk / prior_var
+    return 0.5 * (ratio_nk + (mean_nk - prior_mean).square() / prior_var - 1 - ratio_nk.log()).sum(-1)

@@ -43,6 +43,14 @@ class World:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def from_all(self, value: T) -> list[T]:
+        """Give every worker the values of all, by rank."""
+        if self.size == 1:
+            return [value]
+        values: list[T] = [value] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
     def wait(self) -> None:
         """Wait until all workers are here."""
         if self.size > 1:

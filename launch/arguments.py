@@ -1,7 +1,9 @@
 """The arguments of the command line: what each command takes, and how it is written."""
 
 import argparse
+import math
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,8 +30,9 @@ def parse(
         description="Train SCVI on stores of raw counts larger than memory, with many workers, and ask the result.",
         epilog=_EPILOG,
     )
+    parser.add_argument("--version", action="version", version=f"dist_scvi {version('dist_scvi')}")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND", dest="name")
-    for add in (_simulate, _inspect, _verify, _pack, _train, _resume, _minify, _query):
+    for add in (_simulate, _inspect, _verify, _pack, _train, _resume, _minify, _query, _export):
         add(subparsers)
     options, behind = parser.parse_known_args(arguments)
     words = getattr(options, "words", None)
@@ -52,7 +55,22 @@ def _at_least(low: int) -> Callable[[str], int]:
 
 
 def _words(text: str) -> list[str]:
-    return [word for word in text.split(",") if word]
+    words = [word for word in text.split(",") if word]
+    if not words:
+        raise argparse.ArgumentTypeError(f"{text!r}: one name or several, with commas between them, are needed")
+    return words
+
+
+def _size(text: str) -> float | str:
+    if text == "latent":
+        return text
+    try:
+        size = float(text)
+    except ValueError:
+        size = math.nan
+    if not (math.isfinite(size) and size > 0):
+        raise argparse.ArgumentTypeError(f"{text!r}: a number above 0 is needed, or 'latent'")
+    return size
 
 
 _UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
@@ -142,20 +160,31 @@ def _minify(commands: "_Commands") -> None:
     _add_workers(minify)
 
 
+def _export(commands: "_Commands") -> None:
+    export = commands.add_parser("export", help="write the model of a finished run as scvi-tools 1.4.2 loads it")
+    export.add_argument("run", type=Path, help="folder of the run, or of a model")
+    export.add_argument("out", type=Path, help="folder to write")
+    export.add_argument("--overwrite", action="store_true", help="replace a model that is there")
+
+
 def _query(commands: "_Commands") -> None:
     query = commands.add_parser("query", help="ask a minified atlas; prints CSV")
     query.add_argument("atlas", type=Path, help="folder of the atlas")
-    query.add_argument("what", choices=["latent", "expression"])
+    query.add_argument("what", choices=["latent", "labels", "expression"])
     query.add_argument("--genes", type=_words, metavar="A,B", help="genes; all by default")
     query.add_argument("--by", metavar="COLUMN", help="average over the cells of each category of an obs column")
-    query.add_argument("--cells", type=_words, metavar="A,B", help="cells by name")
-    query.add_argument(
+    cells = query.add_mutually_exclusive_group()
+    cells.add_argument("--cells", type=_words, metavar="A,B", help="cells by name")
+    cells.add_argument(
         "--where", action="append", type=_pair, metavar="COLUMN=VALUE", help="cells by obs column; may be repeated"
     )
+    query.add_argument("--soft", action="store_true", help="give the probability of each label")
     query.add_argument("--transform-batch", type=_words, metavar="A,B", help="decode as of these batches, and average")
-    query.add_argument("--library-size", default="1", metavar="NUMBER|latent", help="factor, or each cell's own total")
-    query.add_argument("--n-samples", type=int, help="draws of the posterior; by default its mean is decoded")
-    query.add_argument("--seed", type=int, default=0, help="seed of the draws")
+    query.add_argument(
+        "--library-size", type=_size, metavar="NUMBER|latent", help="factor, 1 by default, or each cell's own total"
+    )
+    query.add_argument("--n-samples", type=_at_least(1), help="draws of the posterior; by default its mean is decoded")
+    query.add_argument("--seed", type=_at_least(0), help="seed of the draws, 0 by default")
     query.add_argument("--out", type=Path, help="write CSV here")
 
 

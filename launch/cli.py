@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .arguments import parse
 
@@ -243,35 +243,20 @@ def _start(
 
 
 def _query(options: argparse.Namespace) -> int:
-    import pandas as pd
+    from .query import query
 
-    from dist_scvi.atlas import open_atlas
+    query(options).to_csv(options.out or sys.stdout, float_format="%.6g")
+    return _OK
 
-    atlas = open_atlas(options.atlas)
-    indices = None
-    if options.cells:
-        indices = atlas.find(options.cells)
-    elif options.where:
-        indices = atlas.select(**dict(options.where))
-    if options.what == "latent":
-        latent = atlas.get_latent_representation(indices)
-        names = [f"latent_{k}" for k in range(atlas.spec.model.n_latent)]
-        answer = pd.DataFrame(latent, index=atlas.obs_names(indices), columns=names)
-    else:
-        asked: dict[str, Any] = {
-            "gene_list": options.genes,
-            "indices": indices,
-            "transform_batch": options.transform_batch,
-            "library_size": "latent" if options.library_size == "latent" else float(options.library_size),
-            "n_samples": options.n_samples,
-            "seed": options.seed,
-        }
-        if options.by:
-            answer = atlas.mean_expression(options.by, **asked)
-            answer.insert(0, "n_cells", atlas.group_sizes(options.by, indices).loc[answer.index])
-        else:
-            answer = atlas.get_normalized_expression(**asked)
-    answer.to_csv(options.out or sys.stdout, float_format="%.6g")
+
+def _export(options: argparse.Namespace) -> int:
+    from dist_scvi.run import MODEL
+    from dist_scvi.scvi_files import write_scvi_tools
+    from dist_scvi.spec import load_model
+
+    folder = options.run / MODEL if (options.run / MODEL).is_dir() else options.run
+    write_scvi_tools(options.out.resolve(), *load_model(folder), overwrite=options.overwrite)
+    print(f"wrote {options.out}: scvi-tools 1.4.2 loads it with its cells")
     return _OK
 
 
@@ -301,6 +286,7 @@ COMMANDS = {
     "resume": _resume,
     "minify": _minify,
     "query": _query,
+    "export": _export,
 }
 
 

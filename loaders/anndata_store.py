@@ -60,6 +60,7 @@ class AnnDataStore:
         self._where = f"{self._path} of {uri}"
         self._obs = ObsTable(root, array, uri=uri)
         var = root["raw/var"] if layer == _RAW else root["var"]
+        self._var = var
         self.var_names = check_var_names(read_whole(index_of(var, uri), uri), uri)
         self.n_cells = self._obs.n_cells
         check_not_empty(self.n_cells, len(self.var_names), self._where)
@@ -149,6 +150,15 @@ class AnnDataStore:
         """Names of the layers."""
         names = sorted(self._root["layers"].keys()) if "layers" in self._root else []
         return [*names, *([_RAW] if _RAW in self._root else [])]
+
+    def marked_genes(self, key: str) -> list[str] | None:
+        """Names of the genes for which the boolean column `key` of var is set; None if there is no such column."""
+        if key not in self._var:
+            return None
+        marked_g = read_whole(self._var[key], self.uri)
+        if marked_g.dtype != bool:
+            raise ValueError(f"var column '{key}' of {self.uri} holds {marked_g.dtype}: booleans are needed")
+        return [str(name) for name in self.var_names[marked_g]]
 
     def close(self) -> None:
         """Close the file."""

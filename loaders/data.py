@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +29,13 @@ class CellData:
     batch: Categorical | None
     """The batch covariate; without one all cells are of one batch."""
     label: Categorical | None
+    """The label; of the `unlabeled_category` no code is given."""
     categorical_covariates: tuple[Categorical, ...]
     continuous_covariates: tuple[Numeric, ...]
+    size_factor: Numeric | None = None
+    unlabeled_category: str | None = None
+    labels_required: bool = False
+    """Whether a cell without a label is refused."""
     process: int = field(default_factory=os.getpid)
     """The process that opened them."""
 
@@ -53,6 +58,8 @@ class CellData:
             "var_names": [str(name) for name in self.store.var_names],
             "batch": _describe(self.batch),
             "label": _describe(self.label),
+            "unlabeled_category": self.unlabeled_category,
+            "size_factor_key": self.size_factor.key if self.size_factor else None,
             "categorical_covariates": [_describe(column) for column in self.categorical_covariates],
             "continuous_covariates": [column.key for column in self.continuous_covariates],
         }
@@ -83,10 +90,21 @@ class CellData:
         categorical = [column.codes_of(ranges, required=True) for column in self.categorical_covariates]
         return ColumnValues(
             self.batch.codes_of(ranges, required=True) if self.batch else zeros,
-            self.label.codes_of(ranges) if self.label else zeros,
+            self.label.codes_of(ranges, required=self.labels_required) if self.label else zeros,
             table(categorical, np.int32),
             table([column.values_of(ranges) for column in self.continuous_covariates], np.float32),
+            self._size_factors(ranges) if self.size_factor else None,
         )
+
+    def _size_factors(self, ranges: Ranges) -> NDArray[np.float32]:
+        assert self.size_factor is not None
+        factor_n = self.size_factor.values_of(ranges)
+        if (factor_n <= 0).any():
+            raise ValueError(
+                f"obs column '{self.size_factor.key}' holds {factor_n[factor_n <= 0][0]} between rows {ranges[0][0]} "
+                f"and {ranges[-1][1] - 1}: size factors above 0 are needed"
+            )
+        return factor_n
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +115,16 @@ class ColumnValues:
     label_n: NDArray[np.int32]
     categorical_nc: NDArray[np.int32]
     continuous_nc: NDArray[np.float32]
+    size_factor_n: NDArray[np.float32] | None
 
     def take(self, index_n: NDArray[np.int64] | slice) -> "ColumnValues":
         """Give the rows `index_n`."""
         return ColumnValues(
-            self.batch_n[index_n], self.label_n[index_n], self.categorical_nc[index_n], self.continuous_nc[index_n]
+            self.batch_n[index_n],
+            self.label_n[index_n],
+            self.categorical_nc[index_n],
+            self.continuous_nc[index_n],
+            None if self.size_factor_n is None else self.size_factor_n[index_n],
         )
 
 
@@ -112,6 +135,8 @@ def open_data(
     genes: Sequence[str] | None = None,
     batch_key: str | None = None,
     labels_key: str | None = None,
+    unlabeled_category: str | None = None,
+    size_factor_key: str | None = None,
     categorical_covariate_keys: Sequence[str] = (),
     continuous_covariate_keys: Sequence[str] = (),
 ) -> CellData:
@@ -124,7 +149,11 @@ def open_data(
     batch_key
         obs column of the batch covariate.
     labels_key
-        obs column of cell labels. SCVI does not train on it.
+        obs column of cell labels. SCANVI learns them; SCVI uses them for ``dispersion="gene-label"``.
+    unlabeled_category
+        Its value in cells that have no label.
+    size_factor_key
+        obs column of size factors above 0, in place of the total counts.
     categorical_covariate_keys, continuous_covariate_keys
         Further obs columns to correct for.
 
@@ -157,9 +186,11 @@ def open_data(
     data = CellData(
         store,
         store.categorical(batch_key) if batch_key else None,
-        store.categorical(labels_key) if labels_key else None,
+        _labels(store, labels_key, unlabeled_category),
         tuple(store.categorical(key) for key in categorical_covariate_keys),
         tuple(store.numeric(key) for key in continuous_covariate_keys),
+        store.numeric(size_factor_key) if size_factor_key else None,
+        unlabeled_category,
     )
     for start in np.unique(np.linspace(0, max(0, store.n_cells - _PROBE_CELLS), _PROBES).astype(int)):
         probe = (int(start), min(int(start) + _PROBE_CELLS, store.n_cells))
@@ -189,6 +220,7 @@ def minibatch(
         columns.categorical_nc,
         columns.continuous_nc,
         counts.library_n(),
+        columns.size_factor_n,
         row_n,
         epoch,
         step,
@@ -196,6 +228,31 @@ def minibatch(
         micro_keys,
         global_cells,
     )
+
+
+def _labels(store: CellStore, key: str | None, unlabeled: str | None) -> Categorical | None:
+    """Open the column of labels, of which `unlabeled` is none.
+
+    As in scvi-tools 1.4.2, data/fields/_dataframe_field.py, the last category takes its place in the order of codes.
+    """
+    if key is None:
+        if unlabeled is not None:
+            raise ValueError(f"unlabeled_category={unlabeled!r} is given without labels_key: name the column of labels")
+        return None
+    column = store.categorical(key)
+    return column if unlabeled is None else without_category(column, unlabeled)
+
+
+def without_category(column: Categorical, name: str) -> Categorical:
+    """Take the category `name` out of `column`, and put the last one where it was; its cells have no code then."""
+    if name not in column.vocabulary:
+        return column
+    at, last = column.vocabulary.index(name), len(column.vocabulary) - 1
+    vocabulary = list(column.vocabulary)
+    vocabulary[at] = vocabulary[last]
+    to_code = np.arange(last + 1, dtype=np.int32)
+    to_code[last], to_code[at] = at, -1
+    return replace(column, vocabulary=tuple(vocabulary[:last]), place=to_code[column.place])
 
 
 def _describe(column: Categorical | None) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ Shape letters in this file
 
 from functools import lru_cache
 from hashlib import sha256
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,33 @@ from .strata import TRAIN, order_of_blocks
 
 _OFFSET_KEY = 5
 _SCAN_ROWS = 1 << 18
+
+
+class Line(Protocol):
+    """What is trained on in an epoch, in the order of the epoch, any part of which is found by itself."""
+
+    @property
+    def sampling(self) -> Sampling:
+        """Which rows are trained on at all."""
+
+    @property
+    def n_draws(self) -> int:
+        """Cells of an epoch."""
+
+    @property
+    def n_blocks(self) -> int:
+        """Blocks of rows that are read for an epoch."""
+
+    @property
+    def block_draws(self) -> float:
+        """Draws that come from one block."""
+
+    @property
+    def digest(self) -> str:
+        """A few letters that change with the rows."""
+
+    def draws(self, epoch: int, low: int, high: int) -> NDArray[np.int64]:
+        """Give the rows of draws ``[low, high)`` of an epoch."""
 
 
 class MassLine:
@@ -50,6 +78,11 @@ class MassLine:
         self._stops = lru_cache(2)(self._stops_of)
 
     @property
+    def n_draws(self) -> int:
+        """Draws of an epoch: as many as there are training cells."""
+        return self.sampling.split_cells(TRAIN)
+
+    @property
     def n_blocks(self) -> int:
         """Blocks with training cells."""
         return int(np.count_nonzero(self._mass_b))
@@ -58,7 +91,7 @@ class MassLine:
     def block_draws(self) -> float:
         """Draws that come from one block; blocks count by their masses, as they do in the variance of a window."""
         share_b = self._mass_b / self._length
-        return self.sampling.split_cells(TRAIN) * float(share_b @ share_b)
+        return self.n_draws * float(share_b @ share_b)
 
     @property
     def digest(self) -> str:
@@ -67,7 +100,7 @@ class MassLine:
 
     def draws(self, epoch: int, low: int, high: int) -> NDArray[np.int64]:
         """Give the rows of draws ``[low, high)`` of an epoch; one of large mass may come several times in a row."""
-        n_draws, n_blocks = self.sampling.split_cells(TRAIN), len(self._mass_b)
+        n_draws, n_blocks = self.n_draws, len(self._mass_b)
         offset = hash_keys(self._seed, _OFFSET_KEY, epoch) % self._length
         # floor((draw * length + offset) / n_draws), whose first product would not fit into 64 bits
         each, rest = divmod(self._length, n_draws)

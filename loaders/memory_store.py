@@ -76,7 +76,7 @@ class MemoryStore:
         """Open an obs column as numbers; see `CellStore`."""
         self._check_column(key)
         values = self._obs[key].to_numpy()
-        if not np.issubdtype(values.dtype, np.number):
+        if self._obs[key].dtype == "category" or not np.issubdtype(values.dtype, np.number):
             raise ValueError(f"obs column '{key}' does not hold numbers: name it as a categorical covariate")
         return Numeric(key, values)
 

@@ -34,6 +34,8 @@ class MiniBatch:
     continuous_nc: NDArray[np.float32]
     library_n: NDArray[np.int64]
     """Total count."""
+    size_factor_n: NDArray[np.float32] | None
+    """Size factor, where one takes the place of the total count."""
     row_n: NDArray[np.int64]
     """Row of the store, the identity of the cell."""
     epoch: int
@@ -62,11 +64,13 @@ class MiniBatch:
             counts_ng.view(self.n_cells, self.n_genes),
             place_e,
             count_e,
-            send(self.library_n, torch.float32),
-            send(self.batch_n, torch.int64),
-            send(self.label_n, torch.int64),
-            send(self.categorical_nc, torch.int64),
-            send(self.continuous_nc, torch.float32),
+            send(self.library_n if self.size_factor_n is None else self.size_factor_n, torch.float32),
+            Covariates(
+                send(self.batch_n, torch.int64),
+                send(self.label_n, torch.int64),
+                send(self.categorical_nc, torch.int64),
+                send(self.continuous_nc, torch.float32),
+            ),
         )
 
     def _dense_here(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -91,6 +95,17 @@ class MiniBatch:
 
 
 @dataclass(frozen=True, slots=True)
+class Covariates:
+    """What is known of cells besides their counts, on the device of the model."""
+
+    batch_n: Tensor
+    label_n: Tensor
+    """Code of the label, -1 where it is missing."""
+    categorical_nc: Tensor
+    continuous_nc: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class Tensors:
     """A minibatch on its device."""
 
@@ -101,7 +116,5 @@ class Tensors:
     count_e: Tensor
     """The stored entries, float32."""
     library_n: Tensor
-    batch_n: Tensor
-    label_n: Tensor
-    categorical_nc: Tensor
-    continuous_nc: Tensor
+    """Total count or size factor: what the expected share of each gene is multiplied by."""
+    covariates: Covariates

@@ -6,8 +6,9 @@ and deals them out in minibatches. A global minibatch takes the same number of c
 serves the lanes r, r + W, ...: so what a step trains on does not depend on W, and any step is found from (epoch, step)
 alone.
 
-There are two kinds of line. That of `Strata` is found by division and knows no state. That of `MassLine`, for splits by
-a column and weights, knows one number for each block; under weights a row can come several times in a window.
+There are three kinds of line. That of `Strata` is found by division and knows no state. That of `MassLine`, for splits
+by a column and weights, knows one number for each block; under weights a row can come several times in a window. That
+of ``labelled.ListedLine`` is of few rows, one by one.
 
 Shape letters in this file
     n   cells, as row numbers of the store
@@ -21,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .hashing import hash_rows
-from .line import MassLine
+from .line import Line, MassLine
 from .sampling import Sampling
 from .strata import TRAIN, VALIDATION, Strata, shares_of
 
@@ -64,7 +65,7 @@ class Plan:
     """Rows that the store decompresses together."""
     shuffled: bool = False
     """Whether the store holds its rows in a random order."""
-    line: MassLine | None = field(default=None, compare=False, repr=False)
+    line: Line | None = field(default=None, compare=False, repr=False)
     """Where the training cells lie, if a column decides."""
 
     @property
@@ -80,7 +81,7 @@ class Plan:
     @property
     def n_train(self) -> int:
         """Cells trained on in every epoch."""
-        return self.split_cells("train")
+        return self.line.n_draws if self.line else self.strata.split_cells(TRAIN)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -89,7 +90,7 @@ class Plan:
         The cells left over make a last, smaller step. Less than two a lane would be too few for a variance: they join
         the step before.
         """
-        return _steps(self.n_train, self.lanes, self.lane_cells)
+        return count_steps(self.n_train, self.lanes, self.lane_cells)
 
     @property
     def windows_per_epoch(self) -> int:
@@ -130,6 +131,12 @@ class Plan:
     def split_cells(self, split: Split) -> int:
         """Cells of `split` in the whole store."""
         return (self.line.sampling if self.line else self.strata).split_cells(_number(split))
+
+    def trains_on(self, start: int, stop: int) -> NDArray[np.bool_]:
+        """Say of each row of ``[start, stop)`` whether it is trained on: in train, with a weight above 0."""
+        if self.line:
+            return self.line.sampling.masses(start, stop) > 0
+        return np.equal(self.strata.split_of(start, stop), TRAIN)
 
     def step_cells(self, step: int) -> int:
         """Cells of global minibatch `step`, over all ranks."""
@@ -215,7 +222,7 @@ def make_plan(
     if window_cells is None:
         bytes_per_cell = n_entries / n_cells * (2 + (2 if n_genes <= 1 << 16 else 4)) + 40
         window_cells = int(memory_bytes / (_WINDOWS_HELD * bytes_per_cell))
-    window_steps = min(max(1, window_cells // batch_size), _steps(n_train, lanes, batch_size // lanes))
+    window_steps = min(max(1, window_cells // batch_size), count_steps(n_train, lanes, batch_size // lanes))
     if block_cells is None:
         # by a column a block can be of training cells alone
         stratum_train = stratum if sampling else strata.quota(TRAIN, stratum)
@@ -280,6 +287,12 @@ def minibatch_rows(plan: Plan, epoch: int, step: int, lane: int) -> NDArray[np.i
     return window_rows(plan, epoch, lane, window)[low - begin : high - begin]
 
 
+def count_steps(n_train: int, lanes: int, lane_cells: int) -> int:
+    """Count the steps in which `lanes` deal out `n_train` cells; see `Plan.steps_per_epoch`."""
+    full, left = divmod(n_train // lanes, lane_cells)
+    return full + 1 if left >= 2 or full == 0 else full
+
+
 def micro_sizes(n_cells: int, micro_cells: int) -> tuple[int, ...]:
     """Cut one lane's cells of a step into micro-minibatches of about `micro_cells`, as evenly as can be.
 
@@ -302,11 +315,6 @@ def _lane_length(plan: Plan, lane: int) -> int:
 
 def _number(split: Split) -> int:
     return get_args(Split).index(split)
-
-
-def _steps(n_train: int, lanes: int, lane_cells: int) -> int:
-    full, left = divmod(n_train // lanes, lane_cells)
-    return full + 1 if left >= 2 or full == 0 else full
 
 
 def _blocks_needed(batch_size: int, *, shuffled: bool) -> int:

@@ -10,6 +10,7 @@ Shape letters in this file
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,17 @@ from .strata import LEFT_OUT, TEST, TRAIN, VALIDATION, Strata, shares_of
 _PAGE_ROWS = 1 << 16
 _MASS_BITS = 20
 _NAMES = {"train": TRAIN, "validation": VALIDATION, "val": VALIDATION, "valid": VALIDATION, "test": TEST}
+
+
+class RowSplit(Protocol):
+    """Which split each row is in."""
+
+    @property
+    def n_cells(self) -> int:
+        """Cells of the store."""
+
+    def split_of(self, start: int, stop: int) -> NDArray[np.int8]:
+        """Give the split of each row of ``[start, stop)``, -1 for those in none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +56,7 @@ class ColumnSplit:
 class Sampling:
     """The split of every row and, for those of train, a whole number in proportion to which it is drawn."""
 
-    splits: Strata | ColumnSplit
+    splits: RowSplit
     stop_sp: NDArray[np.int64]
     """Cells of each split up to the end of each page."""
     weight: Numeric | None
@@ -133,7 +145,7 @@ def open_sampling(
     """
     if not (split_key or holdout_key or weight_key or balance_key):
         return None
-    splits: Strata | ColumnSplit
+    splits: RowSplit
     if split_key:
         for name, value in {
             "holdout_key": holdout_key,
@@ -218,9 +230,7 @@ def holdout_split(
     return ColumnSplit(column, n_cells, split_c)
 
 
-def make_sampling(
-    splits: Strata | ColumnSplit, *, weight: Numeric | None = None, balance: Categorical | None = None
-) -> Sampling:
+def make_sampling(splits: RowSplit, *, weight: Numeric | None = None, balance: Categorical | None = None) -> Sampling:
     """Read the columns once to count the cells of each split and category, and to find the largest weight.
 
     Parameters

@@ -16,7 +16,7 @@ from .plan import Plan, Split, check_world_size, lane_span, micro_sizes, split_r
 from .rows import CsrRows, row_runs
 
 T = TypeVar("T")
-_Reads = tuple[list[tuple[int, int]], NDArray[np.int64]]
+Reads = tuple[list[tuple[int, int]], NDArray[np.int64]]
 
 _MINIBATCHES_AHEAD = 4
 _LAST_WORDS_S = 5.0
@@ -26,7 +26,7 @@ _MICRO_PER_LANE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class _Window:
+class Window:
     """Rows in the order of training: those of its first step, lane by lane, those of the next, and so on."""
 
     epoch: int
@@ -59,23 +59,42 @@ def train_stream(
         If a window has not come within `timeout_s` seconds.
     """
     check_world_size(plan.lanes, world_size)
-    lanes = range(rank, plan.lanes, world_size)
+    steps, lanes = plan.steps_per_epoch, range(rank, plan.lanes, world_size)
+    yield from lane_stream(data, plan, lanes, epoch * steps + step, n_epochs * steps, timeout_s=timeout_s)
 
-    def windows() -> Iterator[tuple[_Window, _Reads]]:
-        for at in range(epoch, n_epochs):
-            for first in range(0, plan.steps_per_epoch, plan.window_steps):
-                steps = range(first, min(first + plan.window_steps, plan.steps_per_epoch))
-                if at == epoch and steps.stop <= step:
-                    continue
-                window = _lay_out(plan, lanes, at, range(max(first, step), steps.stop) if at == epoch else steps)
-                yield window, _reads(window.row_n)
 
-    def filled() -> Iterator[tuple[_Window, CsrRows, ColumnValues]]:
-        for window, reads in ahead(windows(), 1, timeout_s):
+def lane_stream(
+    data: CellData, plan: Plan, lanes: range, first: int, stop: int, *, timeout_s: float = 240.0
+) -> Iterator[MiniBatch]:
+    """Yield what `lanes` train on in the steps ``[first, stop)``, counted from the first of epoch 0."""
+
+    def laid_out() -> Iterator[tuple[Window, Reads]]:
+        for window in windows(plan, lanes, first, stop):
+            yield window, reads_of(window.row_n)
+
+    def filled() -> Iterator[tuple[Window, CsrRows, ColumnValues]]:
+        for window, reads in ahead(laid_out(), 1, timeout_s):
             yield window, *data.read(*reads)
 
+    yield from dealt(data, plan, filled(), timeout_s=timeout_s)
+
+
+def windows(plan: Plan, lanes: range, first: int, stop: int) -> Iterator[Window]:
+    """Lay out what `lanes` train on in the steps ``[first, stop)``, counted from the first of epoch 0."""
+    while first < stop:
+        epoch, step = divmod(first, plan.steps_per_epoch)
+        end = min((step // plan.window_steps + 1) * plan.window_steps, plan.steps_per_epoch, step + stop - first)
+        yield _lay_out(plan, lanes, epoch, range(step, end))
+        first += end - step
+
+
+def dealt(
+    data: CellData, plan: Plan, filled: Iterator[tuple[Window, CsrRows, ColumnValues]], *, timeout_s: float
+) -> Iterator[MiniBatch]:
+    """Yield the minibatches of windows whose cells are at hand, the next window being filled meanwhile."""
+
     def minibatches() -> Iterator[MiniBatch]:
-        for window, counts, columns in ahead(filled(), 1, timeout_s):
+        for window, counts, columns in ahead(filled, 1, timeout_s):
             yield from _deal(data, plan, window, counts, columns)
 
     yield from ahead(minibatches(), _MINIBATCHES_AHEAD, timeout_s)
@@ -110,9 +129,18 @@ def row_stream(data: CellData, ranges: Iterator[tuple[int, int]], *, timeout_s: 
 
 def rows_minibatch(data: CellData, row_n: NDArray[np.int64], *, step: int = 0) -> MiniBatch:
     """Read the rising rows `row_n` as one minibatch, for inference."""
-    counts, columns = data.read(*_reads(row_n))
+    counts, columns = data.read(*reads_of(row_n))
     n = len(row_n)
     return minibatch(data, counts, columns, row_n, epoch=0, step=step, micro_n=(n,), micro_keys=(0,), global_cells=n)
+
+
+def reads_of(row_n: NDArray[np.int64]) -> Reads:
+    """Give the few contiguous reads that hold `row_n`, and where each row stands if these are joined."""
+    runs = row_runs(np.sort(row_n))
+    low_r, high_r = np.array(runs, dtype=np.int64).reshape(-1, 2).T
+    run_n = np.searchsorted(low_r, row_n, side="right") - 1
+    at_r = np.concatenate([[0], np.cumsum(high_r - low_r)[:-1]])
+    return runs, row_n - low_r[run_n] + at_r[run_n]
 
 
 def ahead(items: Generator[T] | Iterator[T], depth: int, timeout_s: float) -> Iterator[T]:
@@ -183,7 +211,7 @@ def _end_readers() -> None:
         reader.join(_LAST_WORDS_S)
 
 
-def _lay_out(plan: Plan, lanes: range, epoch: int, steps: range) -> _Window:
+def _lay_out(plan: Plan, lanes: range, epoch: int, steps: range) -> Window:
     """Give what `lanes` train on in some steps of one window."""
     window = steps.start // plan.window_steps
     parts: list[list[NDArray[np.int64]]] = []
@@ -192,19 +220,10 @@ def _lay_out(plan: Plan, lanes: range, epoch: int, steps: range) -> _Window:
         row_n = window_rows(plan, epoch, lane, window)
         parts.append([row_n[slice(*(edge - origin for edge in lane_span(plan, lane, step)))] for step in steps])
     lengths = {lane: [len(piece) for piece in part] for lane, part in zip(lanes, parts, strict=True)}
-    return _Window(epoch, steps, lengths, np.concatenate([part[at] for at in range(len(steps)) for part in parts]))
+    return Window(epoch, steps, lengths, np.concatenate([part[at] for at in range(len(steps)) for part in parts]))
 
 
-def _reads(row_n: NDArray[np.int64]) -> _Reads:
-    """Give the few contiguous reads that hold `row_n`, and where each row stands if these are joined."""
-    runs = row_runs(np.sort(row_n))
-    low_r, high_r = np.array(runs, dtype=np.int64).reshape(-1, 2).T
-    run_n = np.searchsorted(low_r, row_n, side="right") - 1
-    at_r = np.concatenate([[0], np.cumsum(high_r - low_r)[:-1]])
-    return runs, row_n - low_r[run_n] + at_r[run_n]
-
-
-def _deal(data: CellData, plan: Plan, window: _Window, counts: CsrRows, columns: ColumnValues) -> Iterator[MiniBatch]:
+def _deal(data: CellData, plan: Plan, window: Window, counts: CsrRows, columns: ColumnValues) -> Iterator[MiniBatch]:
     """Cut a window into its minibatches, without copying."""
     low = 0
     for at, step in enumerate(window.steps):

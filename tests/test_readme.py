@@ -19,8 +19,8 @@ def block(marker: str, language: str) -> str:
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(280)
-def test_the_commands_and_the_notebook_of_the_readme_run(tmp_path: Path) -> None:
+@pytest.mark.timeout(560)
+def test_the_commands_and_the_notebooks_of_the_readme_run(tmp_path: Path) -> None:
     commands = block("these commands are run by tests/test_readme.py", "bash")
     bin_folder = Path(sys.executable).parent
     subprocess.run(
@@ -29,6 +29,8 @@ def test_the_commands_and_the_notebook_of_the_readme_run(tmp_path: Path) -> None
     assert (tmp_path / "latent.csv").exists()
     subprocess.run([sys.executable, "-c", block("so is this", "python")], cwd=tmp_path, check=True)
     assert (tmp_path / "minified" / "ATLAS.json").exists()
+    subprocess.run([sys.executable, "-c", block("and this", "python")], cwd=tmp_path, check=True)
+    assert (tmp_path / "scanvi" / "model.pt").exists()
 
 
 def test_its_numbers_are_those_of_the_result_files() -> None:

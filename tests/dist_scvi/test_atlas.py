@@ -8,10 +8,11 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from dist_scvi.atlas import Atlas, open_atlas
 from dist_scvi.loaders import open_data
-from dist_scvi.model import SCVI
+from dist_scvi.model import SCANVI, SCVI
 
 GENES = ["gene7", "gene49", "gene0"]
 
@@ -86,6 +87,7 @@ def test_a_mask_chooses_cells(atlas: Atlas) -> None:
     ],
 )
 def test_expression_is_that_of_the_model(model: SCVI, atlas: Atlas, options: dict) -> None:
+    options = {"n_samples": None} | options
     found, expected = atlas.get_normalized_expression(**options), model.get_normalized_expression(**options)
     pd.testing.assert_frame_equal(found, expected, rtol=1e-4, check_names=False)
 
@@ -96,6 +98,47 @@ def test_samples_under_one_seed_are_equal_and_differ_under_another(atlas: Atlas)
     )
     pd.testing.assert_frame_equal(first, again)
     assert not np.isclose(first, other).any()
+
+
+@pytest.mark.parametrize(
+    ("keys", "options"),
+    [
+        ({}, {"latent_distribution": "ln"}),
+        ({}, {"use_observed_lib_size": False}),
+        ({"size_factor_key": "age"}, {}),
+        ({"labels_key": "label"}, {"dispersion": "gene-label"}),
+    ],
+)
+def test_every_kind_of_model_answers_from_its_atlas(
+    adata: ad.AnnData, tmp_path: Path, keys: dict, options: dict
+) -> None:
+    model = SCVI(open_data(adata, batch_key="batch", **keys), n_hidden=16, n_latent=4, **options)
+    atlas, some = model.minify(tmp_path / "atlas"), [300, 7, 9]
+    for dist in (False, True):
+        found, expected = (
+            asked.get_latent_representation(indices=some, return_dist=dist, mc_samples=300) for asked in (atlas, model)
+        )
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    for size in (1.0, "latent"):
+        asked = {"indices": some, "library_size": size, "n_samples": None}
+        found, expected = atlas.get_normalized_expression(**asked), model.get_normalized_expression(**asked)
+        pd.testing.assert_frame_equal(found, expected, rtol=1e-4, check_names=False)
+
+
+def test_labels_are_predicted_as_the_model_does(adata: ad.AnnData, tmp_path: Path) -> None:
+    data = open_data(adata, batch_key="batch", labels_key="label", unlabeled_category="NK")
+    model = SCANVI(data, n_hidden=16, n_latent=4)
+    log_nl = np.log(model.predict(soft=True))
+    with torch.no_grad():  # half of the cells get either label
+        model.module.classifier.classifier[-1].bias[0] -= float((log_nl["B"] - log_nl["T"]).median())
+    atlas = model.minify(tmp_path / "atlas")
+    pd.testing.assert_frame_equal(atlas.predict(soft=True), model.predict(soft=True), rtol=1e-4)
+    pd.testing.assert_frame_equal(
+        atlas.predict([300, 7, 300], soft=True), model.predict(indices=[300, 7, 300], soft=True), rtol=1e-4
+    )
+    assert {*atlas.predict()} == {"B", "T"}
+    np.testing.assert_array_equal(atlas.predict([300, 7, 300]), model.predict()[[300, 7, 300]])
+    assert atlas.predict([]).tolist() == []
 
 
 @pytest.mark.parametrize("indices", [None, np.arange(0, 403, 3)])
@@ -144,6 +187,7 @@ def test_cells_are_found_by_name_in_the_order_given(atlas: Atlas) -> None:
         (lambda atlas: atlas.obs_names([-1]), r"^indices run from -1 to -1"),
         (lambda atlas: atlas.group_sizes("label", [999]), r"^indices run from 999 to 999"),
         (lambda atlas: atlas.get_normalized_expression(["CD4"]), r"^the model has no gene CD4"),
+        (lambda atlas: atlas.predict(), r"atlas was made with SCVI: only SCANVI predicts labels$"),
     ],
 )
 def test_what_is_not_there_is_named(atlas: Atlas, ask, message: str) -> None:

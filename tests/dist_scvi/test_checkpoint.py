@@ -209,6 +209,36 @@ def test_keys_that_change_no_number_may_change(saved: Path) -> None:
     check_same_run(checkpoint, config.model_copy(update={"run": "/other"}), DATA)
 
 
+def test_when_the_learning_rate_depends_on_validations_these_may_not_change(saved: Path) -> None:
+    module, optimizer = network()
+    config = config_of(train={"reduce_lr_on_plateau": True})
+    save_checkpoint(
+        saved, module=module, optimizer=optimizer, epoch=2, step=0, steps_per_epoch=10, config=config, data=DATA
+    )
+    checkpoint = newest_checkpoint(saved)
+    assert checkpoint is not None
+    check_same_run(checkpoint, config_of(train={"reduce_lr_on_plateau": True, "early_stopping": True}), DATA)
+    with pytest.raises(ValueError, match=r"train\.check_val_every_n_epoch was 1, is 2"):
+        check_same_run(checkpoint, config_of(train={"reduce_lr_on_plateau": True, "check_val_every_n_epoch": 2}), DATA)
+
+
+def test_what_else_is_kept_comes_back_as_it_was(tmp_path: Path) -> None:
+    module, optimizer = network()
+    kept = {"schedule": {"lr": 0.1 * 0.6, "best": None}, "epoch_sums": [1 / 3, 2e300]}
+    where = {"epoch": 0, "step": 3, "steps_per_epoch": 10, "config": config_of(), "data": DATA}
+    save_checkpoint(tmp_path, module=module, optimizer=optimizer, **where, kept=kept)
+    checkpoint = newest_checkpoint(tmp_path)
+    assert checkpoint is not None
+    assert checkpoint.state["schedule"] == kept["schedule"]
+    assert checkpoint.state["epoch_sums"] == kept["epoch_sums"]
+
+
+def test_the_best_model_is_not_taken_for_a_checkpoint(saved: Path) -> None:
+    write_folder(saved / "best", {"weights.safetensors": b""})
+    save(saved, *network(), 13, keep=1)
+    assert sorted(path.name for path in saved.iterdir()) == ["best", "step-0000000013"]
+
+
 def test_the_fingerprint_tells_genes_columns_and_categories_apart(adata: Any, data: CellData) -> None:
     here = fingerprint(data)
     assert (here["n_genes"], here["n_cells"], here["batch"]["categories"]) == (50, 403, ["b0", "b1"])

@@ -1,6 +1,6 @@
 """Expected expression of cells in the latent space: the decoder's, whatever is asked together with what."""
 
-from dataclasses import astuple, replace
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -8,20 +8,34 @@ import pytest
 import torch
 from anndata import AnnData
 
-from dist_scvi.infer import ExpressionQuery, LatentCells, expression_query, normalized_expression, rows_asked
-from dist_scvi.loaders import open_data
+from dist_scvi.config import ModelConfig
+from dist_scvi.infer import (
+    ExpressionQuery,
+    LatentCells,
+    covariates_of,
+    draw_latent,
+    expression_query,
+    expression_samples,
+    latent_cells,
+    normalized_expression,
+    rows_asked,
+)
+from dist_scvi.loaders import CellData, open_data
+from dist_scvi.loaders.stream import rows_minibatch
 from dist_scvi.model import SCVI
+from dist_scvi.noise import RowNoise
+from dist_scvi.spec import spec_of
 
 N = 40
 
 
 @pytest.fixture(scope="module")
 def cells(model: SCVI) -> LatentCells:
-    return next(iter(model._latent(range(N))))
+    return latent_cells(model.module, rows_minibatch(model.data, np.arange(N)))
 
 
 def part(cells: LatentCells, index: np.ndarray) -> LatentCells:
-    return LatentCells(*(array[index] for array in astuple(cells)))
+    return cells.take(index)
 
 
 def query_of(model: SCVI, **changes: object) -> ExpressionQuery:
@@ -34,10 +48,9 @@ def ask(model: SCVI, cells: LatentCells, **changes: object) -> np.ndarray:
 
 
 def test_the_scale_of_chosen_genes_is_that_of_the_decoder(model: SCVI, cells: LatentCells) -> None:
-    tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in astuple(cells)]
-    _, qzm, _, library, batch, categorical, continuous = tensors
+    qzm, library = torch.from_numpy(cells.qzm_nk), torch.from_numpy(cells.library_n)
     with torch.no_grad():
-        full = model.module.decode(qzm, library, batch.long(), categorical.long(), continuous).scale_ng.numpy()
+        full = model.module.decode(qzm, library, covariates_of(cells, qzm.device)).scale_ng.numpy()
     np.testing.assert_allclose(ask(model, cells), full, rtol=1e-5)
     genes = ["gene7", "gene49", "gene0", "gene7"]
     np.testing.assert_allclose(ask(model, cells, gene_list=genes), full[:, [7, 49, 0, 7]], rtol=1e-5)
@@ -155,3 +168,47 @@ def test_a_batch_may_be_named_by_a_number_and_0_is_one() -> None:
 def test_an_anndata_in_place_of_indices_is_refused_at_once() -> None:
     with pytest.raises(ValueError, match="indices is an AnnData: rows are needed"):
         rows_asked(AnnData(np.ones((20, 3), dtype=np.float32)), 20)
+
+
+def test_draws_are_those_of_the_network_for_one_number_or_one_for_each_cell(model: SCVI, cells: LatentCells) -> None:
+    expected = [
+        cells.qzm_nk
+        + np.sqrt(cells.qzv_nk) * RowNoise(3, cells.row_n, draw).normal(torch.from_numpy(cells.qzm_nk)).numpy()
+        for draw in (0, 5)
+    ]
+    draw_n = np.where(np.arange(N) % 3 == 0, 5, 0)
+    z, library = draw_latent(model.module, cells, 3, draw_n)
+    np.testing.assert_allclose(z, np.where((draw_n == 5)[:, None], expected[1], expected[0]), rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(library, cells.library_n)
+    np.testing.assert_allclose(draw_latent(model.module, cells, 3, 5)[0], expected[1], rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(draw_latent(model.module, cells, 3, None)[0], cells.qzm_nk)
+
+
+def test_samples_average_to_the_mean_and_are_several(model: SCVI, cells: LatentCells) -> None:
+    query = query_of(model, n_samples=4, transform_batch=[None, "b1"], library_size="latent")
+    samples = expression_samples(model.module, cells, query)
+    assert samples.shape == (N, 4, 50)
+    assert not np.allclose(samples[:, 0], samples[:, 1])
+    np.testing.assert_allclose(samples.mean(axis=1), normalized_expression(model.module, cells, query), rtol=1e-5)
+
+
+def test_none_among_batches_is_the_own_one(model: SCVI, cells: LatentCells) -> None:
+    own, other = ask(model, cells), ask(model, cells, transform_batch="b1")
+    np.testing.assert_allclose(ask(model, cells, transform_batch=[None, "b1"]), (own + other) / 2, rtol=1e-5)
+    assert query_of(model, transform_batch=np.array(["b1", "b0"])).transform_batch == (1, 0)
+
+
+def test_a_latent_library_size_is_drawn_with_z_as_the_network_draws_it(data: CellData) -> None:
+    spec = spec_of(ModelConfig(n_hidden=8, n_latent=3, use_observed_lib_size=False), 1, data)
+    module, rows = spec.build().eval(), np.arange(N)
+    minibatch = rows_minibatch(data, rows)
+    cells = latent_cells(module, minibatch)
+    with torch.no_grad():
+        noise = RowNoise(2, rows, 1)
+        noise.normal(torch.zeros(N, 3))
+        drawn, _ = module.draw_library(minibatch.to("cpu"), (), noise)
+    np.testing.assert_allclose(draw_latent(module, cells, 2, 1)[1], drawn, rtol=1e-5)
+    assert not np.allclose(drawn, cells.library_n, rtol=1e-3)
+    np.testing.assert_array_equal(draw_latent(module, cells, 2, None)[1], cells.library_n)
+    few = cells.take(np.array([4, 2]))
+    np.testing.assert_allclose(draw_latent(module, few, 2, 1)[1], drawn[[4, 2]], rtol=1e-5)

@@ -9,13 +9,14 @@ from dist_scvi.likelihood import (
     GeneLikelihood,
     dense_log_likelihood,
     log_nb,
+    log_normal,
     log_poisson,
     log_zinb,
     sparse_log_likelihood,
 )
 
 N, G = 6, 30
-LIKELIHOODS: list[GeneLikelihood] = ["zinb", "nb", "poisson"]
+LIKELIHOODS: list[GeneLikelihood] = ["zinb", "nb", "poisson", "normal"]
 
 
 @pytest.fixture
@@ -54,6 +55,12 @@ def test_nb_is_that_of_scipy(counts: np.ndarray) -> None:
     found = log_nb(*(torch.from_numpy(array[1:] if array.ndim == 2 else array) for array in (counts, mean, theta)))
     expected = stats.nbinom.logpmf(counts[1:], theta, theta / (theta + mean[1:]))
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_normal_is_that_of_scipy(counts: np.ndarray) -> None:
+    mean, sigma, _ = (leaf.detach().numpy() for leaf in parameters(counts, theta_by_cell=False))
+    found = log_normal(*(torch.from_numpy(array) for array in (counts, mean, sigma)))
+    np.testing.assert_allclose(found, stats.norm.logpdf(counts, mean, sigma), rtol=1e-9)
 
 
 def test_zinb_is_an_nb_that_is_zero_more_often(counts: np.ndarray) -> None:

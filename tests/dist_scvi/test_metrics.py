@@ -4,9 +4,13 @@ import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
-from dist_scvi.metrics import MetricsLog, Progress, Row, describe, read_metrics
+from dist_scvi.metrics import Meter, MetricsLog, Progress, Row, describe, history_of, read_metrics
+from dist_scvi.step import Step
+from dist_scvi.world import World
 
 
 class Terminal(io.StringIO):
@@ -95,3 +99,96 @@ def test_lines_from_the_first_that_is_none_of_ours_are_left_out(path: Path, line
     good = json.dumps({"kind": "train", "step": 1})
     path.write_text(f"{good}\n{line}\n{good}\n")
     assert [row["step"] for row in read_metrics(path)] == [1]
+
+
+def step_of(number: int, loss_n: list[float]) -> Step:
+    """Step `number` of epochs of 4, whose losses are half reconstruction and half kl."""
+    loss = torch.tensor(loss_n, dtype=torch.float64)
+    sums = torch.stack([loss.sum(), loss.sum() / 2, loss.sum() / 2, torch.tensor(float(len(loss))), torch.tensor(7.0)])
+    return Step(number // 4, number % 4, sums, np.arange(100, 100 + len(loss_n)), loss)
+
+
+def test_a_line_is_the_mean_over_the_cells_of_its_steps_and_an_epoch_that_of_all_its_lines() -> None:
+    meter = Meter(World(), 50.0)
+    for number, losses in enumerate([[1, 2, 3], [4], [5, 5]]):
+        meter.add(step_of(number, losses))
+        if number:
+            meter.read()
+    assert meter.read_epoch() | {"cells_hash": 0} == {
+        "loss": 20 / 6,
+        "elbo": 20 / 6,
+        "reconstruction": 10 / 6,
+        "kl": 10 / 6,
+        "cells": 6,
+        "cells_hash": 0,
+    }
+    meter.add(step_of(4, [8, 9]))
+    line = meter.read()
+    assert (line["loss"], line["cells"], line["cells_hash"]) == (8.5, 2, 7)
+    assert line.keys() >= {"cells_per_s", "steps_per_s", "wait_share", "memory_mib"}
+    assert meter.read_epoch()["loss"] == 8.5
+
+
+def test_an_epoch_begun_before_a_restart_is_counted_whole() -> None:
+    whole, first, second = (Meter(World(), 50.0) for _ in range(3))
+    for number, losses in enumerate([[1, 2, 3], [4.5], [5, 1 / 3]]):
+        for meter in (whole, first if number < 2 else second):
+            meter.add(step_of(number, losses))
+            meter.read()
+            if meter is first:
+                second.epoch_sums = json.loads(json.dumps(first.epoch_sums))
+    assert second.read_epoch() == whole.read_epoch()
+
+
+def test_a_loss_that_is_not_finite_names_epoch_step_and_cells() -> None:
+    meter = Meter(World(), 50.0)
+    for number, losses in enumerate([[1, 2], [3, float("nan"), 4, float("inf")], [float("nan")]]):
+        meter.add(step_of(4 + number, losses))
+    with pytest.raises(
+        FloatingPointError, match=r"became nan in step 2 of epoch 2, at 2 of 4 cells \(rows 101, 103\): lo"
+    ):
+        meter.read()
+
+
+def test_no_more_than_ten_cells_are_named_and_weights_blamed_if_it_is_all_of_them() -> None:
+    meter = Meter(World(), 50.0)
+    meter.add(step_of(0, [float("inf")] * 12))
+    rows = ", ".join(map(str, range(100, 110)))
+    with pytest.raises(
+        FloatingPointError, match=rf"became inf .* at 12 of 12 cells \(rows {rows}, \.\.\.\), since the"
+    ):
+        meter.read()
+
+
+def test_the_history_has_the_names_and_indices_of_scvi_tools() -> None:
+    rows: list[Row] = []
+    scores = {"classification_loss": 0.5, "accuracy": 0.75, "f1_score": 0.75, "calibration_error": 0.125}
+    for epoch in range(2):
+        last, more = 4 * epoch + 4, {"lr": 0.1, "loss": 11.0 + epoch}
+        rows += [row(step) | {"kl_weight": step / 8, **more} for step in (last - 2, last)]
+        rows += [row(last, kind) | more | scores for kind in ("epoch", "validation")]
+    history = history_of(rows)
+    both = ("elbo", "reconstruction_loss", "kl_local", "kl_global")
+    expected = {f"{name}_{split}" for name in both for split in ("train", "validation")} | {"kl_weight", "lr"}
+    expected |= {f"{split}_{name}" for name in ("loss", *scores) for split in ("train", "validation")}
+    assert set(history) == expected
+    for name, table in history.items():
+        assert list(table.columns) == [name]
+        assert (table.index.name, len(table)) == (("step", 4) if name == "kl_weight" else ("epoch", 2))
+    assert history["train_loss"]["train_loss"].to_dict() == {0: 11.0, 1: 12.0}
+    assert history["elbo_validation"]["elbo_validation"].to_dict() == {0: 12.5, 1: 12.5}
+    assert history["kl_weight"]["kl_weight"].to_dict() == {1: 0.25, 3: 0.5, 5: 0.75, 7: 1.0}
+    assert history["kl_global_train"]["kl_global_train"].sum() == 0
+    assert history_of([]) == {}
+
+
+def test_the_line_of_a_validation_tells_accuracy_and_the_end() -> None:
+    text = describe(row(8, "validation") | {"accuracy": 0.875, "ends": True})
+    assert text.endswith("+ kl 2.50  accuracy 0.875  no longer better: the run ends")
+    assert describe(row(8, "validation") | {"ends": False}).endswith("+ kl 2.50")
+
+
+def test_lines_of_whole_epochs_are_not_shown() -> None:
+    stream = io.StringIO()
+    Progress(stream)(row(4, "epoch"))
+    assert stream.getvalue() == ""

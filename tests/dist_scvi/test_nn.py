@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from dist_scvi.nn import FCLayers, MicroBatchNorm
+from dist_scvi.nn import Classifier, FCLayers, MicroBatchNorm
 
 SIZES = (5, 9, 3)
 
@@ -50,7 +50,7 @@ def test_running_statistics_of_one_micro_minibatch_are_torchs(hidden: torch.Tens
     reference = reference_of(norm)
     for step in range(3):
         norm.normalise(hidden + step, (17,))
-        norm.update(norm.sums, 17)
+        norm.update(norm.sums.pop(), 17)
         reference(hidden + step)
     torch.testing.assert_close(norm.running_mean, reference.running_mean, rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(norm.running_var, reference.running_var, rtol=1e-6, atol=1e-7)
@@ -69,14 +69,14 @@ def test_the_sums_over_processes_give_the_statistics_of_one(hidden: torch.Tensor
     alone.normalise(hidden, SIZES)
     first.normalise(hidden[:14], SIZES[:2])
     second.normalise(hidden[14:], SIZES[2:])
-    torch.testing.assert_close(first.sums + second.sums, alone.sums, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(first.sums[0] + second.sums[0], alone.sums[0], rtol=1e-6, atol=1e-6)
 
 
 def test_running_statistics_are_the_mean_weighted_by_cells(hidden: torch.Tensor) -> None:
     norm = norm_of()
     norm.normalise(hidden, SIZES)
     assert torch.equal(norm.running_mean, torch.zeros(4))  # until update
-    norm.update(norm.sums, 17)
+    norm.update(norm.sums[0], 17)
     parts = list(zip(SIZES, hidden.split(SIZES), strict=True))
     mean = sum(n * part.mean(0) for n, part in parts) / 17
     var = sum(n * part.var(0) for n, part in parts) / 17
@@ -91,7 +91,28 @@ def test_outside_training_the_running_statistics_are_used_and_kept(hidden: torch
     reference = reference_of(norm).eval()
     torch.testing.assert_close(norm.normalise(hidden, ()), reference(hidden), rtol=0, atol=0)
     torch.testing.assert_close(norm.normalise(hidden[:1], ()), reference(hidden[:1]), rtol=0, atol=0)
-    assert norm.sums is None
+    assert norm.sums == []
+
+
+def test_each_pass_of_a_step_keeps_sums_of_its_own(hidden: torch.Tensor) -> None:
+    norm = norm_of()
+    norm.normalise(hidden, (17,))
+    norm.normalise(hidden[:4], (4,))
+    assert len(norm.sums) == 2
+    torch.testing.assert_close(norm.sums[1][0], 4 * hidden[:4].mean(0))
+
+
+def test_rows_before_the_cells_belong_to_the_same_micro_minibatch(hidden: torch.Tensor) -> None:
+    norm, stacked = norm_of(), torch.stack([hidden, 2 * hidden, hidden - 1])
+    output = norm.normalise(stacked, SIZES)
+    parts = [reference_of(norm)(part.reshape(-1, 4)).view_as(part) for part in stacked.split(SIZES, dim=1)]
+    assert torch.equal(output, torch.cat(parts, dim=1))
+
+
+def test_a_worker_without_cells_adds_nothing_and_passes_nothing_on() -> None:
+    norm = norm_of()
+    assert norm.normalise(torch.zeros(0, 4), ()).shape == (0, 4)
+    assert torch.equal(norm.sums[0], torch.zeros(2, 4))
 
 
 def test_a_covariate_with_one_category_takes_no_weights() -> None:
@@ -99,10 +120,39 @@ def test_a_covariate_with_one_category_takes_no_weights() -> None:
     assert [layer[0].in_features for layer in layers.fc_layers] == [4 + 3, 5 + 3]
 
 
-def test_covariates_enter_every_layer_one_hot(hidden: torch.Tensor) -> None:
-    layers = FCLayers(4, 6, n_cat_list=[1, 3], n_layers=2, n_hidden=5, dropout_rate=0.0).eval()
-    code = torch.arange(17) % 3
+@pytest.mark.parametrize("inject", [True, False])
+def test_covariates_enter_every_layer_one_hot_or_the_first(hidden: torch.Tensor, inject: bool) -> None:
+    layers = FCLayers(4, 6, n_cat_list=[1, 3, 2], n_layers=2, n_hidden=5, dropout_rate=0.0, inject_covariates=inject)
+    layers.eval()
+    three, two = torch.arange(17) % 3, torch.arange(17) % 2
     x = hidden
-    for linear, norm in layers.fc_layers:
-        x = torch.relu(norm.normalise(linear(torch.cat([x, torch.eye(3)[code]], dim=1)), ()))
-    torch.testing.assert_close(layers(hidden, [torch.zeros_like(code), code], (), None), x)
+    for i, (linear, norm) in enumerate(layers.fc_layers):
+        joined = torch.cat([x, torch.eye(3)[three], torch.eye(2)[two]], dim=1) if inject or i == 0 else x
+        x = torch.relu(norm.normalise(linear(joined), ()))
+    torch.testing.assert_close(layers(hidden, [torch.zeros_like(three), three, two], (), None), x)
+
+
+def test_codes_of_labels_spread_cells_over_all_of_them(hidden: torch.Tensor) -> None:
+    layers = FCLayers(4, 6, n_cat_list=[3], dropout_rate=0.0).eval()
+    spread = layers(hidden, [torch.arange(3)[:, None]], (), None)
+    for label in range(3):
+        one = layers(hidden, [torch.full((17,), label)], (), None)
+        torch.testing.assert_close(spread[label], one)
+
+
+def test_layer_normalisation_and_bare_layers_are_those_of_torch(hidden: torch.Tensor) -> None:
+    plain = FCLayers(4, 6, use_batch_norm=False, use_activation=False, bias=False, dropout_rate=0.0)
+    linear = plain.fc_layers[0][0]
+    assert linear.bias is None
+    torch.testing.assert_close(plain(hidden, [], (), None), hidden @ linear.weight.t())
+    normed = FCLayers(4, 6, use_batch_norm=False, use_layer_norm=True, dropout_rate=0.0)
+    expected = torch.relu(nn.LayerNorm(6, elementwise_affine=False)(normed.fc_layers[0][0](hidden)))
+    torch.testing.assert_close(normed(hidden, [], (), None), expected)
+
+
+def test_a_classifier_without_layers_is_linear(hidden: torch.Tensor) -> None:
+    options = {"dropout_rate": 0.1, "use_batch_norm": True, "use_layer_norm": False}
+    linear = Classifier(4, 3, n_layers=0, n_hidden=0, **options)
+    assert [name for name, _ in linear.named_parameters()] == ["classifier.0.weight", "classifier.0.bias"]
+    deep = Classifier(4, 3, n_layers=2, n_hidden=5, **options).eval()
+    assert deep(hidden).shape == (17, 3)

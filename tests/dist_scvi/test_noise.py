@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from scipy import stats
 
-from dist_scvi.noise import global_noise, row_normal, step_noise
+from dist_scvi.noise import RowNoise, global_noise, row_normal, step_noise
 
 CPU = torch.device("cpu")
 ROWS = np.arange(2000)
@@ -82,3 +82,37 @@ def test_normals_from_torchs_own_generator_are_those_of_rsample() -> None:
     expected = torch.distributions.Normal(mean, scale).rsample()
     torch.manual_seed(8)
     assert torch.equal(mean + scale * global_noise(50).normal(mean), expected)
+
+
+def test_noise_of_cells_spreads_over_what_comes_before_them() -> None:
+    noise, like = RowNoise(3, ROWS[:5], 1), torch.zeros(2, 5, 4)
+    drawn = noise.normal(like)
+    np.testing.assert_array_equal(drawn[0], row_normal(3, ROWS[:5], 1, 4))
+    assert torch.equal(drawn[0], drawn[1])
+    assert (noise.normal(like[0]) != drawn[0]).all()  # what is asked next is another draw
+
+
+def test_parts_of_the_noise_of_cells_are_theirs() -> None:
+    whole, cut, like = RowNoise(3, ROWS[:9]), RowNoise(3, ROWS[:9]), torch.zeros(9, 2)
+    for sizes in ((4, 5), (2, 7)):
+        parts = [part.normal(like[:n]) for part, n in zip(cut.parts(sizes), sizes, strict=True)]
+        expected = whole.normal(like)
+        assert torch.equal(torch.cat(parts), expected)
+        assert torch.equal(cut.normal(like), expected)
+
+
+def test_a_micro_minibatch_can_have_its_noise_once_more() -> None:
+    parts = step_noise(5, 2, 9, (4, 7), (3, 2), CPU).parts((3, 2))
+    alone = step_noise(5, 2, 9, (7,), (2,), CPU).parts((2,))[0]
+    like = torch.zeros(4, 2, 6)
+    drawn = parts[1].normal(like)
+    assert torch.equal(alone.normal(like), drawn)
+    assert not torch.equal(parts[1].normal(like), drawn)
+    assert torch.equal(parts[1].anew().normal(like), drawn)
+    assert not torch.equal(step_noise(5, 2, 9, (7,), (2,), CPU).normal(like), drawn)
+
+
+def test_torchs_own_generator_has_no_parts() -> None:
+    noise = global_noise(5)
+    assert noise.parts((5,)) == [noise]
+    assert not noise.keyed

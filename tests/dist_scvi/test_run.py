@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from dist_scvi.atlas import open_atlas
 from dist_scvi.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from dist_scvi.folder import read_folder
 from dist_scvi.run import _at_one_moment, is_finished, minify_worker, preview, run_config, train_worker
-from dist_scvi.spec import load_model
+from dist_scvi.spec import load_history, load_model
 from dist_scvi.train import open_from
 from dist_scvi.world import World
 
@@ -72,10 +73,15 @@ def test_a_run_leaves_its_configuration_metrics_workers_and_model(store: Path, r
     resolved = run_config(run)
     assert (resolved.run, resolved.data.uri, resolved.train.max_epochs) == (str(run), str(store), 2)
     assert resolved.train.n_steps_kl_warmup == 6
-    assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [6, 6, 10, 12, 12]
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    ends = [(step, kind) for step in (6, 12) for kind in ("train", "epoch", "validation")]
+    assert [(row["step"], row["kind"]) for row in rows] == [*ends[:3], (10, "train"), *ends[3:]]
     worker = json.loads((run / "workers" / "0.json").read_text())
     assert (worker["rank"], worker["world_size"], worker["pid"]) == (0, 1, os.getpid())
     assert load_model(run / "model")[1].model.n_latent == 4
+    history, is_trained = load_history(run / "model")
+    assert is_trained
+    assert history["elbo_validation"]["data"] == [[pytest.approx(rows[at]["elbo"])] for at in (2, 6)]
 
 
 def test_a_finished_run_started_again_does_nothing_new(store: Path, run: Path) -> None:
@@ -143,3 +149,43 @@ def test_soma_is_read_as_of_one_moment_in_every_start_of_a_run(tmp_path: Path) -
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(first.model_dump(mode="json")))
     time.sleep(0.01)
     assert _at_one_moment(config) == first
+
+
+def test_scanvi_from_the_model_of_another_run_trains_and_is_resumed_without_it(
+    store: Path, run: Path, tmp_path: Path
+) -> None:
+    before, folder = tmp_path / "before", tmp_path / "scanvi"
+    shutil.copytree(run / "model", before)
+    config = RunConfig(
+        run=str(folder),
+        start_from=str(before),
+        data=DataConfig(uri=str(store), batch_key="batch", labels_key="label", unlabeled_category="NK"),
+        model=ModelConfig(model_name="SCANVI"),
+        train=TrainConfig(batch_size=64, lanes=4),
+    )
+    told = preview(config, open_from(config.data), workers=2)
+    assert (told["epochs"], told["labelled"].split()[1]) == (10, "cells,")
+    train_worker(config.model_copy(update={"train": config.train.model_copy(update={"max_epochs": 1})}), World())
+    assert run_config(folder).model.n_latent == 4
+    shutil.rmtree(before)
+    train_worker(run_config(folder, ["train.max_epochs=2"]), World())
+    _, spec = load_model(folder / "model")
+    assert (spec.model.model_name, spec.label.categories) == ("SCANVI", ("B", "T"))
+    assert preview(run_config(folder), open_from(config.data), workers=1)["epochs"] == 2
+
+
+def test_a_model_that_does_not_fit_is_refused_before_anything_is_written(
+    run: Path, tmp_path: Path, store: Path
+) -> None:
+    config = config_of(store, tmp_path / "new").model_copy(update={"start_from": str(run / "model")})
+    for update, message in (
+        ({"model": ModelConfig(model_name="LinearSCVI")}, "holds SCVI, and model.model_name=LinearSCVI cannot begin"),
+        ({"model": ModelConfig(n_latent=5)}, r"has other options: leave out n_latent=5 \(it has 4\)"),
+        ({"data": DataConfig(uri=str(store))}, "open it with batch_key='batch'"),
+    ):
+        changed = config.model_copy(update=update)
+        with pytest.raises(ValueError, match=message):
+            preview(changed, open_from(changed.data), workers=1)
+        with pytest.raises(ValueError, match=message):
+            train_worker(changed, World())
+    assert not (tmp_path / "new" / "checkpoints").exists()

@@ -9,10 +9,20 @@ import pytest
 import safetensors.torch
 import torch
 
+from dist_scvi.config import ModelConfig
 from dist_scvi.folder import read_folder, write_folder
 from dist_scvi.loaders import CellData, open_data
 from dist_scvi.model import SCVI
-from dist_scvi.spec import Covariate, fit_to_spec, load_model, save_model
+from dist_scvi.spec import (
+    Covariate,
+    ModelSpec,
+    fit_to_spec,
+    load_history,
+    load_model,
+    open_for,
+    save_model,
+    spec_of,
+)
 
 
 def reopen(adata: ad.AnnData, **changes: object) -> CellData:
@@ -66,7 +76,7 @@ def test_files_that_hold_no_model_are_refused(saved: Path, name: str, content: b
 
 def test_a_specification_of_another_format_is_refused(saved: Path) -> None:
     files = read_folder(saved)
-    changed = json.loads(files["spec.json"]) | {"format": "dist_scvi.model/2"}
+    changed = json.loads(files["spec.json"]) | {"format": "dist_scvi.model/3"}
     write_folder(saved, files | {"spec.json": json.dumps(changed).encode()})
     with pytest.raises(ValueError, match=r"cannot be read(.|\n)*dist_scvi\.model/1"):
         load_model(saved)
@@ -106,17 +116,26 @@ def test_genes_in_another_order_and_further_genes_are_refused(model: SCVI, adata
 def test_unknown_categories_are_named(model: SCVI, adata: ad.AnnData) -> None:
     other = adata.copy()
     other.obs["site"] = other.obs["site"].cat.rename_categories({"y": "w"})
-    with pytest.raises(ValueError, match=r"^obs column 'site' has 1 categories the model was not trained on \(w\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"^obs column 'site' has 1 categories that the model was not trained on \(w\): extend .*it knows x, y",
+    ):
         fit_to_spec(reopen(other), model.spec)
 
 
 @pytest.mark.parametrize(
-    "changes", [{"batch_key": None}, {"categorical_covariate_keys": []}, {"continuous_covariate_keys": []}]
+    ("changes", "message"),
+    [
+        ({"batch_key": None}, r"batch_key='batch' \(found None\)$"),
+        ({"categorical_covariate_keys": []}, r"categorical_covariate_keys=\('site',\) \(found \(\)\)$"),
+        ({"continuous_covariate_keys": []}, r"continuous_covariate_keys=\('age',\) \(found \(\)\)$"),
+        ({"size_factor_key": "age"}, r"size_factor_key=None \(found 'age'\)$"),
+    ],
 )
-def test_a_missing_covariate_is_named(model: SCVI, adata: ad.AnnData, changes: dict[str, object]) -> None:
-    with pytest.raises(
-        ValueError, match=r"^the model needs batch_key='batch', covariates .*'site'.*'age'.* was opened"
-    ):
+def test_what_the_data_was_opened_without_is_named(
+    model: SCVI, adata: ad.AnnData, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=r"^memory was not opened as the model needs it: .*" + message):
         fit_to_spec(reopen(adata, **changes), model.spec)
 
 
@@ -137,3 +156,65 @@ def test_categories_in_another_order_get_the_codes_of_the_model(model: SCVI, ada
     spec = model.spec.model_copy(update={"categorical_covariates": (site,)})
     column = fit_to_spec(reopen(adata), spec).categorical_covariates[0]
     assert [site.categories[code] for code in column.codes(0, 403)] == list(adata.obs["site"])
+
+
+def scanvi_spec(data: CellData, **options: object) -> ModelSpec:
+    return spec_of(ModelConfig(model_name="SCANVI", n_hidden=8, **options), 0, data)
+
+
+def test_the_unlabeled_category_is_no_label_and_the_last_one_takes_its_place(adata: ad.AnnData) -> None:
+    data = open_data(adata, labels_key="label", unlabeled_category="B")
+    assert scanvi_spec(data).label.categories == ("T", "NK")
+    assert scanvi_spec(data).n_labels == 2
+    np.testing.assert_array_equal(data.label.codes(0, 403) < 0, adata.obs["label"] == "B")
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (None, r"^SCANVI learns labels: name their obs column as labels_key$"),
+        ("U", r"^obs column 'told' has 0 labels besides 'U' \(all cells are unlabelled\): SCANVI needs two or more"),
+        ("one", r"^obs column 'told' has 1 label besides 'U' \(one\): SCANVI needs two or more"),
+    ],
+)
+def test_scanvi_without_two_labels_is_refused(adata: ad.AnnData, labels: str | None, message: str) -> None:
+    other = adata.copy()
+    other.obs["told"] = labels or "U"
+    keys = {} if labels is None else {"labels_key": "told", "unlabeled_category": "U"}
+    with pytest.raises(ValueError, match=message):
+        scanvi_spec(open_data(other, **keys))
+
+
+def test_a_prior_of_another_number_of_labels_is_refused(data: CellData) -> None:
+    with pytest.raises(ValueError, match=r"^y_prior has 2 probabilities: 3 labels are in 'label'$"):
+        scanvi_spec(data, y_prior=(0.5, 0.5))
+
+
+def test_linear_scvi_with_covariates_is_refused(data: CellData) -> None:
+    with pytest.raises(ValueError, match=r"^LinearSCVI has no covariate but the batch: leave out \['site', 'age'\]$"):
+        spec_of(ModelConfig(model_name="LinearSCVI"), 0, data)
+
+
+def test_cells_without_a_column_of_labels_are_unlabelled_to_scanvi(adata: ad.AnnData) -> None:
+    spec = scanvi_spec(open_data(adata, labels_key="label", unlabeled_category="none"))
+    unlabelled = open_for(
+        adata[:, ::-1], spec.model_copy(update={"label": Covariate(key="absent", categories=("a", "b"))})
+    )
+    assert (unlabelled.label.codes(0, 403) == -1).all()
+    assert tuple(unlabelled.store.var_names) == spec.var_names  # in whatever order they lie
+
+
+def test_a_label_that_dispersion_needs_must_be_there(adata: ad.AnnData) -> None:
+    other = adata.copy()
+    other.obs["gap"] = other.obs["label"].astype(object).where(np.arange(403) != 7)
+    data = open_data(other, labels_key="gap")
+    spec = spec_of(ModelConfig(dispersion="gene-label"), 0, data)
+    with pytest.raises(ValueError, match=r"^obs column 'gap' has no value at row 7"):
+        fit_to_spec(data, spec).columns_of([(0, 20)])
+    open_for(other, spec.model_copy(update={"model": ModelConfig()})).columns_of([(0, 20)])
+
+
+def test_history_and_what_was_trained_come_back(model: SCVI, tmp_path: Path) -> None:
+    history = {"elbo_train": {"index": [0], "columns": ["elbo_train"], "data": [[3.5]]}}
+    save_model(tmp_path / "model", model.module, model.spec, history=history, is_trained=False)
+    assert load_history(tmp_path / "model") == (history, False)

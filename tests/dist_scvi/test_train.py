@@ -10,12 +10,15 @@ import torch
 import yaml
 from scipy import sparse
 
-from dist_scvi.config import DataConfig, RunConfig, TrainConfig
+from dist_scvi.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from dist_scvi.evaluate import evaluate
 from dist_scvi.loaders import open_data
 from dist_scvi.loaders.hashing import hash_rows
 from dist_scvi.loaders.plan import minibatch_rows
 from dist_scvi.metrics import Row
-from dist_scvi.train import Trained, evaluate, kl_weight, resolve, train
+from dist_scvi.step import Step, take_step
+from dist_scvi.train import Trained, resolve, train
+from dist_scvi.vae import VAE
 from dist_scvi.world import World
 
 
@@ -133,9 +136,42 @@ def test_changed_data_is_refused(store: Path, adata: ad.AnnData, tmp_path: Path)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_saves_nothing(store: Path, tmp_path: Path) -> None:
-    with pytest.raises(FloatingPointError, match=r"the loss became .* at step \d+: lower train\.lr"):
+    with pytest.raises(FloatingPointError, match=r"the loss became .* in step \d+ of epoch 1, at 64 of 64 cells"):
         train(config_of(store, lr=1e30, log_every_n_steps=100, save_every_n_steps=100), folder=tmp_path)
     assert not list((tmp_path / "checkpoints").glob("*"))
+
+
+def test_the_cells_at_which_the_loss_was_not_finite_are_named_and_the_checkpoints_before_kept(
+    adata: ad.AnnData, tmp_path: Path
+) -> None:
+    extreme = adata.copy()
+    config, data = config_of(Path("memory")), open_data(adata, batch_key="batch")
+    _, plan = resolve(config, data)
+    third = np.concatenate([minibatch_rows(plan, 0, 2, lane) for lane in range(plan.lanes)])
+    rows = np.sort(third[[5, 20, 50]])
+    extreme.obs["factor"] = np.where(np.isin(np.arange(403), rows), 3e38, 1.0)
+    data = open_data(extreme, batch_key="batch", size_factor_key="factor")
+    config = config.model_copy(update={"model": ModelConfig(gene_likelihood="poisson")})
+    with pytest.raises(FloatingPointError) as stopped:
+        train(config, data=data, folder=tmp_path)
+    listed = ", ".join(map(str, rows))
+    assert f"the loss became nan in step 3 of epoch 1, at 3 of 64 cells (rows {listed}): lower" in str(stopped.value)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-0000000002"]
+
+
+def test_weights_that_are_not_finite_are_not_saved_even_where_the_loss_is(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoil(model: object, module: VAE, *args: object, **options: object) -> Step:
+        step = take_step(model, module, *args, **options)
+        if step.step == 3:
+            module.px_r.data[5] = float("nan")
+        return step
+
+    monkeypatch.setattr("dist_scvi.train.take_step", spoil)
+    with pytest.raises(FloatingPointError, match=r"step 4 left weights that are not finite \(px_r\)"):
+        train(config_of(store), folder=tmp_path)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-0000000002"]
 
 
 def test_counts_that_turn_out_bad_leave_no_run_behind(adata: ad.AnnData, tmp_path: Path) -> None:
@@ -164,22 +200,6 @@ def test_validation_is_the_mean_over_the_held_out_cells_whatever_the_chunks(stor
     answer = evaluate(trained.module, trained.data, plan, "validation", World(), trained.config)
     assert answer["cells"] == plan.split_cells("validation")
     assert answer["elbo"] == pytest.approx(trained.history[-1]["elbo"], rel=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [({"n_steps_kl_warmup": 4}, [0, 0.25, 0.5, 0.75, 1, 1]), ({"n_epochs_kl_warmup": 2}, [0, 0, 0.5, 0.5, 1, 1])],
-)
-def test_the_kl_weight_rises_by_steps_or_as_in_scvi_tools_by_epochs(
-    store: Path, options: dict[str, int], expected: list[float]
-) -> None:
-    config = config_of(store, **options)
-    assert [kl_weight(config, step // 2, step) for step in range(6)] == expected
-
-
-def test_two_kinds_of_warmup_at_once_are_refused(store: Path) -> None:
-    with pytest.raises(ValueError, match="both set: choose one"):
-        train(config_of(store, n_steps_kl_warmup=4, n_epochs_kl_warmup=2))
 
 
 def test_a_run_that_is_past_the_epochs_asked_for_is_not_passed_off_as_shorter(store: Path, tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ import pytest
 from anndata import AnnData
 
 from dist_scvi.loaders import open_data, open_store
+from dist_scvi.loaders.columns import categorical_from_codes, categorical_from_values
+from dist_scvi.loaders.data import without_category
 from dist_scvi.loaders.stream import row_stream
 
 
@@ -86,3 +88,70 @@ def test_chosen_genes_come_in_the_order_asked_for(adata: AnnData) -> None:
 def test_choices_of_a_store_that_is_open_are_refused(adata: AnnData) -> None:
     with pytest.raises(ValueError, match="open already is given: name layer and genes to open_store instead"):
         open_data(open_store(adata), genes=["g1"])
+
+
+def test_cells_of_the_unlabeled_category_have_no_code_and_the_last_category_takes_its_place() -> None:
+    obs = pd.DataFrame({"type": ["d", "b", "c", "a", "b", None]}, index=[f"c{row}" for row in range(6)])
+    adata = AnnData(np.ones((6, 2), dtype=np.float32), obs=obs)
+    data = open_data(adata, labels_key="type", unlabeled_category="b")
+    assert data.label.vocabulary == ("a", "d", "c")
+    assert data.columns_of([(0, 6)]).label_n.tolist() == [1, -1, 2, 0, -1, -1]
+    assert (data.describe()["unlabeled_category"], data.describe()["label"]["categories"]) == ("b", ["a", "d", "c"])
+
+
+@pytest.mark.parametrize(
+    ("name", "vocabulary", "codes"),
+    [
+        ("a", ("c", "b"), [-1, 1, 0, -1]),
+        ("b", ("a", "c"), [0, -1, 1, -1]),
+        ("c", ("a", "b"), [0, 1, -1, -1]),
+        ("d", ("a", "b", "c"), [0, 1, 2, -1]),
+    ],
+)
+def test_a_category_is_taken_out_wherever_it_stands(name: str, vocabulary: tuple[str, ...], codes: list[int]) -> None:
+    column = categorical_from_values("type", ["a", "b", "c", None])
+    without = without_category(column, name)
+    assert without.vocabulary == vocabulary
+    assert without.codes(0, 4).tolist() == codes
+    assert column.codes(0, 4).tolist() == [0, 1, 2, -1]
+
+
+def test_the_only_category_may_be_the_unlabeled_one() -> None:
+    without = without_category(categorical_from_values("type", ["a", "a"]), "a")
+    assert (without.vocabulary, without.codes(0, 2).tolist()) == ((), [-1, -1])
+
+
+def test_codes_without_the_unlabeled_category_are_right_where_the_stored_order_is_another() -> None:
+    stored = categorical_from_codes("type", ["c", "a", "b"], np.array([0, 1, 2, -1]))
+    without = without_category(stored, "a")
+    assert [without.vocabulary[code] for code in without.codes(0, 3) if code >= 0] == ["c", "b"]
+    assert without.codes(0, 4).tolist()[1::2] == [-1, -1]
+
+
+def test_an_unlabeled_category_without_labels_is_refused(adata: AnnData) -> None:
+    with pytest.raises(ValueError, match="unlabeled_category='x' is given without labels_key: name the column"):
+        open_data(adata, unlabeled_category="x")
+
+
+def test_size_factors_are_those_of_the_rows_asked_for(adata: AnnData) -> None:
+    adata.obs["factor"] = np.arange(1.0, 101)
+    data = open_data(adata, size_factor_key="factor")
+    assert data.describe()["size_factor_key"] == "factor"
+    columns = data.columns_of([(3, 5), (90, 91)])
+    assert columns.size_factor_n.tolist() == [4, 5, 91]
+    assert columns.take(np.array([2, 0])).size_factor_n.tolist() == [91, 4]
+    part = next(row_stream(data, iter([(7, 9)])))
+    assert part.size_factor_n.tolist() == [8, 9]
+
+
+def test_without_a_column_of_size_factors_there_are_none(adata: AnnData) -> None:
+    data = open_data(adata)
+    assert (data.describe()["size_factor_key"], data.describe()["unlabeled_category"]) == (None, None)
+    assert data.columns_of([(0, 9)]).take(slice(2, 4)).size_factor_n is None
+
+
+@pytest.mark.parametrize("bad", [0.0, -2.5])
+def test_a_size_factor_that_is_not_above_0_is_refused_at_the_door(adata: AnnData, bad: float) -> None:
+    adata.obs["factor"] = np.where(np.arange(100) == 50, bad, 1.0)
+    with pytest.raises(ValueError, match=rf"obs column 'factor' holds {bad} .*: size factors above 0 are needed"):
+        open_data(adata, size_factor_key="factor")

@@ -1,6 +1,7 @@
 """A minibatch is narrow until it is on its device, and dense there."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from anndata import AnnData
@@ -40,3 +41,34 @@ def test_the_way_of_other_devices_gives_what_that_of_the_processor_does() -> Non
     for here, there in zip(part._dense_here(), sent, strict=True):
         assert here.dtype == there.dtype
         np.testing.assert_array_equal(here, there)
+
+
+@pytest.mark.parametrize("key", [None, "factor"])
+def test_a_size_factor_takes_the_place_of_the_total_count_where_one_is_given(key: str | None) -> None:
+    obs = pd.DataFrame({"factor": [0.5, 2.0, 1.25]}, index=["c0", "c1", "c2"])
+    data = open_data(AnnData(np.array([[1, 2], [3, 4], [0, 0]], dtype=np.float32), obs=obs), size_factor_key=key)
+    part = rows_minibatch(data, np.arange(3))
+    assert part.library_n.tolist() == [3, 7, 0]
+    library_n = part.to("cpu").library_n
+    assert library_n.dtype == torch.float32
+    assert library_n.tolist() == ([0.5, 2.0, 1.25] if key else [3, 7, 0])
+
+
+def test_covariates_go_to_the_device_as_codes_and_numbers() -> None:
+    obs = pd.DataFrame(
+        {"batch": ["b", "a"], "type": ["t", None], "site": ["x", "y"], "age": [0.5, 7.0]}, index=["c0", "c1"]
+    )
+    data = open_data(
+        AnnData(np.ones((2, 2), dtype=np.float32), obs=obs),
+        batch_key="batch",
+        labels_key="type",
+        categorical_covariate_keys=["site"],
+        continuous_covariate_keys=["age"],
+    )
+    covariates = rows_minibatch(data, np.arange(2)).to("cpu").covariates
+    assert covariates.batch_n.tolist() == [1, 0]
+    assert covariates.label_n.tolist() == [0, -1]
+    assert covariates.categorical_nc.tolist() == [[0], [1]]
+    assert covariates.continuous_nc.tolist() == [[0.5], [7.0]]
+    kinds = [covariates.batch_n, covariates.label_n, covariates.categorical_nc, covariates.continuous_nc]
+    assert [kind.dtype for kind in kinds] == [torch.int64] * 3 + [torch.float32]

@@ -87,6 +87,21 @@ def epoch_rows(plan: Plan, epoch: int) -> np.ndarray:
     return np.concatenate([window_rows(plan, epoch, lane, window) for lane, window in windows])
 
 
+@given(plans(), st.integers(0, 60), st.integers(0, 60))
+@settings(deadline=None)
+def test_the_rows_said_to_be_trained_on_are_those_of_an_epoch(plan, start, length):
+    stop = min(start + length, plan.n_cells)
+    trained = np.isin(np.arange(start, stop), split_rows(plan, "train", 0, plan.n_train))
+    np.testing.assert_array_equal(plan.trains_on(start, stop), trained)
+
+
+def test_a_training_cell_of_weight_zero_is_not_trained_on():
+    weight = Numeric("weight", np.array([0.0, 1e-9, 3.0, 0.0] * 25, dtype=np.float32))
+    plan = small(n_cells=100, sampling=make_sampling(Strata(100, 0.8, 0.2, 0), weight=weight))
+    train = np.equal(plan.line.sampling.splits.split_of(0, 100), 0)
+    np.testing.assert_array_equal(plan.trains_on(0, 100), train & (np.arange(100) % 4 % 3 > 0))
+
+
 @given(plans(), st.integers(0, 5))
 @settings(deadline=None, max_examples=100)
 def test_every_training_cell_comes_exactly_once_an_epoch(plan: Plan, epoch: int) -> None:

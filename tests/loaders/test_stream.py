@@ -17,7 +17,7 @@ from scipy import sparse
 from dist_scvi.loaders import CellData, Plan, make_plan, open_data
 from dist_scvi.loaders.minibatch import MiniBatch
 from dist_scvi.loaders.plan import minibatch_rows
-from dist_scvi.loaders.stream import row_stream, rows_minibatch, split_stream, train_stream
+from dist_scvi.loaders.stream import lane_stream, row_stream, rows_minibatch, split_stream, train_stream
 
 N_CELLS, N_GENES = 333, 11
 
@@ -128,6 +128,30 @@ def test_seeking_to_the_last_window_reads_nothing_of_the_others(data: CellData) 
     )
     assert [part.step for part in parts] == [last]
     assert len(counting.read_rows) < 2000
+
+
+@given(st.integers(0, 30), st.integers(0, 30), st.sampled_from([32, 96, 1000]))
+@settings(deadline=None, max_examples=25)
+def test_any_steps_of_some_lanes_are_those_of_the_plan(first: int, n_steps: int, window: int) -> None:
+    data = open_data(AnnData(sparse.csr_matrix(expected_counts(np.arange(N_CELLS)).astype(np.float32))))
+    plan = plan_of(window_cells=window)
+    parts = list(lane_stream(data, plan, range(1, 4, 2), first, first + n_steps))
+    assert len(parts) == n_steps
+    for at, part in enumerate(parts, first):
+        assert (part.epoch, part.step) == divmod(at, plan.steps_per_epoch)
+        lanes = [minibatch_rows(plan, part.epoch, part.step, lane) for lane in (1, 3)]
+        np.testing.assert_array_equal(part.row_n, np.concatenate(lanes))
+
+
+def test_nothing_is_read_beyond_the_last_step(data: CellData) -> None:
+    counting = Counting(data)
+    plan = plan_of(window_cells=1000)
+    parts = list(lane_stream(replace(data, store=counting), plan, range(4), 0, 2))
+    wanted = {row for part in parts for row in part.row_n.tolist()}
+    assert len(wanted) == 64
+    # rows between two that are wanted are read along; of the last none is
+    assert max(counting.read_rows) == max(wanted)
+    assert min(counting.read_rows) == min(wanted)
 
 
 def test_each_worker_serves_its_share_of_a_split_in_the_order_of_the_store(data: CellData) -> None:

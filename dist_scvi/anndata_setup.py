@@ -1,0 +1,76 @@
+"""``setup_anndata``: which obs columns of an AnnData a model uses, written into the AnnData itself."""
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from .loaders.data import CellData, open_data
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+SETUP_KEY = "_dist_scvi_setup"
+
+
+def setup_anndata(
+    adata: "AnnData",
+    *,
+    layer: str | None = None,
+    batch_key: str | None = None,
+    labels_key: str | None = None,
+    unlabeled_category: str | None = None,
+    size_factor_key: str | None = None,
+    categorical_covariate_keys: Sequence[str] | None = None,
+    continuous_covariate_keys: Sequence[str] | None = None,
+) -> None:
+    """Check an AnnData and note in it what a model is to use.
+
+    Parameters
+    ----------
+    layer, batch_key, labels_key, unlabeled_category, size_factor_key
+        As of `dist_scvi.open`.
+    categorical_covariate_keys, continuous_covariate_keys
+        Further obs columns to correct for.
+
+    Raises
+    ------
+    ValueError
+        If a column is missing, or the counts are no raw counts.
+
+    Notes
+    -----
+    The arguments are kept in ``adata.uns`` and so survive copies and files; the codes are written to ``_scvi_batch``
+    and ``_scvi_labels`` of obs, as scvi-tools 1.4.2 does (model/_scvi.py).
+    """
+    arguments: dict[str, Any] = {
+        "layer": layer,
+        "batch_key": batch_key,
+        "labels_key": labels_key,
+        "unlabeled_category": unlabeled_category,
+        "size_factor_key": size_factor_key,
+        "categorical_covariate_keys": list(categorical_covariate_keys or ()),
+        "continuous_covariate_keys": list(continuous_covariate_keys or ()),
+    }
+    data = open_data(adata, **arguments)
+    everyone = [(0, data.n_cells)]
+    columns = data.columns_of(everyone)
+    n_labels = len(data.label.vocabulary) if data.label else 0
+    label_n = columns.label_n
+    adata.obs["_scvi_batch"] = pd.Series(columns.batch_n, adata.obs.index)
+    adata.obs["_scvi_labels"] = pd.Series(label_n, adata.obs.index).where(label_n >= 0, n_labels)
+    adata.uns[SETUP_KEY] = json.dumps(arguments)
+
+
+def data_of_setup(adata: "AnnData", *, model_name: str) -> CellData:
+    """Open an AnnData as ``setup_anndata`` noted.
+
+    Raises
+    ------
+    ValueError
+        If it was not set up.
+    """
+    if SETUP_KEY not in adata.uns:
+        raise ValueError(f"the AnnData is not set up: call {model_name}.setup_anndata(adata, ...) first")
+    return open_data(adata, **json.loads(adata.uns[SETUP_KEY]))

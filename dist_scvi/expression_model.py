@@ -1,0 +1,383 @@
+"""What the decoder of a model says of cells: expected expression, differences of groups, counts to be expected.
+
+Shape letters in this file
+    n   cells
+    g   genes
+    s   samples
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import pandas as pd
+import zarr
+from numpy.typing import NDArray
+from scipy import sparse
+
+from dist_scvi.loaders.minibatch import MiniBatch
+
+from . import differential
+from .correlation import pearson_correlation, spearman_correlation
+from .de_groups import CellChoice
+from .de_scores import Change, Domain
+from .expression_source import ModelSource
+from .importance import ImportanceSampling
+from .infer import (
+    Batches,
+    ExpressionQuery,
+    expression_query,
+    expression_samples,
+    latent_cells,
+    normalized_expression,
+)
+from .latent_model import LatentModel
+from .overall_samples import Weights, checked_importance, sampled_expression
+from .predictive import PARAMETERS, denoised_rates, likelihood_parameters, predictive_counts
+from .rows_out import Rows, RowsProgress, check_count, chunk_cells_of
+from .selection import Cells, Selection, select
+from .told import told
+
+T = TypeVar("T")
+
+
+class ExpressionModel(LatentModel):
+    """The questions that the decoder answers; `LatentModel` explains the arguments they share.
+
+    `transform_batch` is a batch that every cell is decoded with, or several that are averaged over; by default each
+    cell's own. `gene_list` are the genes wanted, in this order; by default all.
+
+    Notes
+    -----
+    scvi-tools 1.4.2, model/base/_rnamixin.py.
+    """
+
+    def get_normalized_expression(  # noqa: PLR0913 - the arguments of scvi-tools
+        self,
+        adata: Any = None,
+        indices: Cells | None = None,
+        transform_batch: Batches = None,
+        gene_list: Sequence[str] | None = None,
+        library_size: float | Literal["latent"] = 1,
+        n_samples: int | None = 1,
+        n_samples_overall: int | None = None,
+        weights: Weights | None = None,
+        batch_size: int | None = None,
+        return_mean: bool = True,  # noqa: FBT001, FBT002 - the place that scvi-tools gives it
+        return_numpy: bool | None = None,  # noqa: FBT001
+        silent: bool = True,  # noqa: FBT001, FBT002
+        *,
+        max_cells: int = 1024,
+        truncation: bool = False,
+        n_mc_samples: int = 500,
+        n_mc_samples_per_pass: int = 250,
+        seed: int = 0,
+        out: str | Path | None = None,
+    ) -> pd.DataFrame | NDArray[np.float32] | zarr.Group:
+        """Give the normalized expression of cells, cells by genes.
+
+        Parameters
+        ----------
+        library_size
+            Factor of the shares, or ``"latent"`` for each cell's own total count, size factor or latent library size.
+        n_samples
+            Draws of the posterior to average over; None decodes its mean, which is deterministic.
+        n_samples_overall
+            Choose this many cells with replacement, and give one draw of each: only these are decoded.
+        weights
+            ``"importance"`` chooses the draws of `n_samples_overall` that explain all cells asked for.
+        return_mean
+            Average over `n_samples`, if these are more than one; else give an array of shape (s, n, g).
+        return_numpy
+            Give an array rather than a DataFrame.
+        silent
+            Show no progress; that of `out` is always shown.
+        max_cells, truncation, n_mc_samples, n_mc_samples_per_pass
+            Of ``weights="importance"``; see `ImportanceSampling`.
+        out
+            Holds ``X``.
+        """
+        selection = self.select(adata, indices)
+        query = expression_query(
+            self.spec,
+            gene_list=gene_list,
+            transform_batch=transform_batch,
+            library_size=library_size,
+            n_samples=n_samples,
+            seed=seed,
+        )
+        genes = [self.spec.var_names[index] for index in query.gene_index]
+        apart = not return_mean and n_samples is not None and n_samples > 1
+        if apart and return_numpy is False:
+            raise ValueError("return_numpy=False: a table cannot hold samples x cells x genes; give return_mean=True")
+        if out is not None and (apart or n_samples_overall is not None):
+            raise ValueError(f"out={str(out)!r} is for a row of each cell: leave out n_samples_overall and return_mean")
+        sampling = ImportanceSampling(max_cells, truncation, n_mc_samples, n_mc_samples_per_pass)
+        source = self._source(selection, seed, batch_size)
+        importance = checked_importance(source, weights, sampling)
+        if n_samples_overall is not None:
+            check_count("n_samples_overall", n_samples_overall)
+            if n_samples != 1:
+                raise ValueError(f"n_samples={n_samples} and n_samples_overall={n_samples_overall}: give one of them")
+            found_sg, row_s = sampled_expression(source, selection, query, n_samples_overall, importance)
+            names = select(selection.data, row_s).obs_names()
+            return found_sg if return_numpy else pd.DataFrame(found_sg, index=names, columns=genes)
+        if importance is not None:
+            raise ValueError("weights='importance' chooses among n_samples_overall: give their number")
+        compute = expression_samples if apart else normalized_expression
+
+        def expression(minibatch: MiniBatch) -> Rows:
+            return {"X": compute(self.module, latent_cells(self.module, minibatch), query)}
+
+        answers = self._told(expression, selection, batch_size, silent=silent or out is not None)
+        found = self._answer(selection, answers, batch_size, out, var_names=genes)
+        if isinstance(found, zarr.Group):
+            return found
+        if apart:
+            return found[0].transpose(1, 0, 2)
+        return found[0] if return_numpy else pd.DataFrame(found[0], index=selection.obs_names(), columns=genes)
+
+    def differential_expression(  # noqa: PLR0913, PLR0917 - the arguments of scvi-tools
+        self,
+        adata: Any = None,
+        groupby: str | None = None,
+        group1: str | Sequence[str] | None = None,
+        group2: str | None = None,
+        idx1: CellChoice | None = None,
+        idx2: CellChoice | None = None,
+        mode: Literal["vanilla", "change"] = "vanilla",
+        delta: float | None = 0.25,
+        batch_size: int | None = None,
+        all_stats: bool = True,  # noqa: FBT001, FBT002 - the place that scvi-tools gives it
+        batch_correction: bool = False,  # noqa: FBT001, FBT002
+        batchid1: str | Sequence[str] | None = None,
+        batchid2: str | Sequence[str] | None = None,
+        fdr_target: float = 0.05,
+        silent: bool = False,  # noqa: FBT001, FBT002
+        weights: Weights | None = "uniform",
+        filter_outlier_cells: bool = False,  # noqa: FBT001, FBT002
+        importance_weighting_kwargs: dict[str, Any] | None = None,
+        *,
+        n_samples_overall: int = 5000,
+        use_permutation: bool = False,
+        m_permutation: int = 10_000,
+        change_fn: Change | Literal["log-fold"] | None = None,
+        m1_domain_fn: Domain | None = None,
+        pseudocounts: float | None = None,
+        threshold_counts: float = 0.01,
+        test_mode: Literal["two", "three"] = "three",
+        cred_interval_lvls: Sequence[float] | None = None,
+        seed: int = 0,
+    ) -> pd.DataFrame:
+        """Compare the expression of groups of cells, gene by gene; only the cells sampled are decoded.
+
+        The arguments are those of `dist_scvi.differential.differential_expression`. A query as `idx1` or `idx2` is
+        asked of the obs of an AnnData, or of the obs columns of a store that it names.
+
+        Parameters
+        ----------
+        silent
+            Show no progress of the pass over the counts.
+        """
+        source = self._source(self.select(adata), seed, batch_size, adata)
+        if not silent and self.world.rank == 0:
+            source = replace(source, on_progress=RowsProgress())
+        return differential.differential_expression(
+            source,
+            groupby,
+            group1,
+            group2,
+            idx1,
+            idx2,
+            mode,
+            delta,
+            all_stats=all_stats,
+            batch_correction=batch_correction,
+            batchid1=batchid1,
+            batchid2=batchid2,
+            fdr_target=fdr_target,
+            weights=weights,
+            filter_outlier_cells=filter_outlier_cells,
+            importance_weighting_kwargs=importance_weighting_kwargs,
+            n_samples_overall=n_samples_overall,
+            use_permutation=use_permutation,
+            m_permutation=m_permutation,
+            change_fn=change_fn,
+            m1_domain_fn=m1_domain_fn,
+            pseudocounts=pseudocounts,
+            threshold_counts=threshold_counts,
+            test_mode=test_mode,
+            cred_interval_lvls=cred_interval_lvls,
+            seed=seed,
+        )
+
+    def posterior_predictive_sample(
+        self,
+        adata: Any = None,
+        indices: Cells | None = None,
+        transform_batch: Batches = None,
+        n_samples: int = 1,
+        gene_list: Sequence[str] | None = None,
+        batch_size: int | None = None,
+        silent: bool = True,  # noqa: FBT001, FBT002 - the place that scvi-tools gives it
+        *,
+        seed: int = 0,
+        out: str | Path | None = None,
+    ) -> sparse.csr_matrix | NDArray[np.float32] | zarr.Group:
+        """Draw counts of cells from the posterior predictive distribution.
+
+        Parameters
+        ----------
+        n_samples
+            Draws of each cell.
+        silent
+            Show no progress; that of `out` is always shown.
+        out
+            Holds ``X``, dense; for one draw.
+
+        Returns
+        -------
+        scipy.sparse.csr_matrix or numpy.ndarray
+            Shape (n, g) for one draw, else an array of shape (n, g, s). scvi-tools gives arrays of the package sparse.
+        """
+        check_count("n_samples", n_samples)
+        if out is not None and n_samples > 1:
+            raise ValueError(f"out={str(out)!r} holds one draw of each cell, n_samples={n_samples}: give 1, and a seed")
+        selection, query = self.select(adata, indices), self._query(gene_list, transform_batch, seed)
+        genes, batches = query.gene_index, query.transform_batch
+
+        def drawn(minibatch: MiniBatch) -> Rows:
+            cells = latent_cells(self.module, minibatch)
+            counts = predictive_counts(self.module, cells, genes, batches, n_samples=n_samples, seed=seed)
+            return {"X": counts[..., 0] if n_samples == 1 else counts}
+
+        answers = self._told(drawn, selection, batch_size, silent=silent or out is not None)
+        if out is not None:
+            names = [self.spec.var_names[index] for index in genes]
+            found = self._answer(selection, answers, batch_size, out, var_names=names)
+            assert isinstance(found, zarr.Group)
+            return found
+        chunk_cells = chunk_cells_of(batch_size)
+        if n_samples > 1:
+            return selection.answer(lambda cells: (answers(cells)["X"],), self.world, chunk_cells=chunk_cells)[0]
+        chunks = selection.minibatches(self.world, chunk_cells=chunk_cells)
+        mine = {minibatch.step: sparse.csr_matrix(answers(minibatch)["X"]) for minibatch in chunks}
+        parts = {at: part for share in self.world.from_all(mine) for at, part in share.items()}
+        whole = sparse.csr_matrix(sparse.vstack([parts[at] for at in sorted(parts)], format="csr"))
+        return sparse.csr_matrix(whole[selection.order])
+
+    def get_likelihood_parameters(
+        self,
+        adata: Any = None,
+        indices: Cells | None = None,
+        n_samples: int | None = 1,
+        give_mean: bool | None = False,  # noqa: FBT001, FBT002 - the place that scvi-tools gives it
+        batch_size: int | None = None,
+        *,
+        seed: int = 0,
+    ) -> dict[str, NDArray[np.float32]]:
+        """Give the parameters of the likelihood of the counts.
+
+        Parameters
+        ----------
+        n_samples
+            Draws of the posterior; None decodes its mean.
+        give_mean
+            Average over the draws.
+
+        Returns
+        -------
+        dict
+            ``mean``, the expected count before zero inflation; of zinb ``dropout``, the probability of that; and but
+            for Poisson ``dispersions``, the inverse dispersion, or the standard deviation if normal. Each of shape
+            (n, g), or (s, n, g) for several draws.
+        """
+        check_count("n_samples", 1 if n_samples is None else n_samples)
+        compute = partial(likelihood_parameters, self.module, n_samples=n_samples, give_mean=bool(give_mean), seed=seed)
+        found = self.select(adata, indices).answer(
+            lambda minibatch: tuple(compute(latent_cells(self.module, minibatch)).values()),
+            self.world,
+            chunk_cells=chunk_cells_of(batch_size),
+        )
+        named = dict(zip(PARAMETERS[self.spec.model.gene_likelihood], found, strict=True))
+        return {name: np.moveaxis(values, 1, 0) if values.ndim == 3 else values for name, values in named.items()}
+
+    def get_feature_correlation_matrix(
+        self,
+        adata: Any = None,
+        indices: Cells | None = None,
+        n_samples: int = 10,
+        batch_size: int | None = 64,
+        rna_size_factor: float = 1000,
+        transform_batch: Batches = None,
+        correlation_type: Literal["spearman", "pearson"] = "spearman",
+        silent: bool = True,  # noqa: FBT001, FBT002 - the place that scvi-tools gives it
+        *,
+        gene_list: Sequence[str] | None = None,
+        seed: int = 0,
+    ) -> pd.DataFrame:
+        """Give the correlation of genes over draws of the rates that counts are drawn from, genes by genes.
+
+        Parameters
+        ----------
+        n_samples
+            Draws of each cell.
+        rna_size_factor
+            Library size of all cells.
+        transform_batch
+            The correlations within several batches are averaged.
+        correlation_type
+            ``"pearson"`` needs memory for genes x genes, ``"spearman"`` also for draws x cells x genes.
+        silent
+            Show no progress.
+
+        Raises
+        ------
+        ValueError
+            If that memory is more than some GiB.
+        """
+        check_count("n_samples", n_samples)
+        if correlation_type not in ("spearman", "pearson"):
+            raise ValueError(f"correlation_type={correlation_type!r}: 'spearman' or 'pearson' is needed")
+        selection, query = self.select(adata, indices), self._query(gene_list, transform_batch, seed)
+        genes, chunk_cells = query.gene_index, chunk_cells_of(batch_size)
+        correlate = {"spearman": spearman_correlation, "pearson": pearson_correlation}[correlation_type]
+        total_gg = np.zeros((len(genes), len(genes)))
+        for batch in query.transform_batch:
+
+            def rates(minibatch: MiniBatch, batch: int | None = batch) -> NDArray[np.float32]:
+                cells, options = latent_cells(self.module, minibatch), (rna_size_factor, n_samples, seed)
+                return denoised_rates(self.module, cells, genes, batch, *options)
+
+            rates_told = self._told(rates, selection, batch_size, silent=silent)
+            total_gg += correlate(selection, rates_told, len(genes), n_samples, self.world, chunk_cells=chunk_cells)
+        names = [self.spec.var_names[index] for index in genes]
+        return pd.DataFrame(total_gg / len(query.transform_batch), index=names, columns=names)
+
+    def _query(self, gene_list: Sequence[str] | None, transform_batch: Batches, seed: int) -> ExpressionQuery:
+        """Read what is asked of single draws."""
+        return expression_query(
+            self.spec, gene_list=gene_list, transform_batch=transform_batch, library_size=1, n_samples=1, seed=seed
+        )
+
+    def _source(self, selection: Selection, seed: int, batch_size: int | None, adata: Any = None) -> ModelSource:
+        held = self.adata if adata is None else adata
+        obs = getattr(held, "obs", None)
+        return ModelSource(
+            self.module,
+            self.spec,
+            selection.data,
+            seed,
+            chunk_cells_of(batch_size),
+            self.world,
+            obs if isinstance(obs, pd.DataFrame) else None,
+        )
+
+    def _told(
+        self, compute: Callable[[MiniBatch], T], selection: Selection, batch_size: int | None, *, silent: bool
+    ) -> Callable[[MiniBatch], T]:
+        progress, chunk_cells = None if silent else RowsProgress(), chunk_cells_of(batch_size)
+        return told(compute, selection, progress, world=self.world, chunk_cells=chunk_cells)

@@ -1,0 +1,185 @@
+"""A model and its cells as differential expression and importance weights ask them.
+
+Shape letters in this file
+    n   cells of the store
+    g   genes
+    k   latent dimensions
+    s   samples, cells with a draw each
+    a   anchors
+    q   groups of cells
+    m   some cells
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from scipy import sparse
+
+from dist_scvi.loaders.data import CellData
+from dist_scvi.loaders.minibatch import MiniBatch
+from dist_scvi.loaders.stream import rows_minibatch
+
+from .de_groups import RawMoments
+from .estimators import marginal_log_likelihood
+from .importance import Anchors, Candidates
+from .infer import LatentCells, covariates_of, decoded_with, draw_posterior, latent_cells
+from .likelihood import GeneLikelihood
+from .obs_query import queried
+from .selection import select
+from .spec import ModelSpec
+from .told import told
+from .vae import VAE
+from .world import World
+
+_MARGINAL_VALUES = 1 << 26
+_MARGINAL_KEY = 1 << 40
+"""Keeps the noise of the marginal likelihood apart from that of candidates."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """The cells of a store, and a model that tells their expression; see `dist_scvi.differential.ExpressionSource`."""
+
+    module: VAE
+    spec: ModelSpec
+    data: CellData
+    seed: int = 0
+    chunk_cells: int = 1024
+    """Cells computed at a time."""
+    world: World = World()  # noqa: RUF009 - a frozen record
+    obs: pd.DataFrame | None = None
+    """obs of an AnnData, which is queried in place of the columns of the store."""
+    on_progress: Callable[[int, int], None] | None = None
+    """Is told of the pass over the counts: cells that this worker has read, and its share of them."""
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells."""
+        return self.data.n_cells
+
+    @property
+    def var_names(self) -> Sequence[str]:
+        """Genes, in the order of the model."""
+        return self.spec.var_names
+
+    @property
+    def batch_categories(self) -> Sequence[str]:
+        """Batches in the order of their codes; none if the model knows no batches."""
+        return self.spec.batch.categories if self.spec.batch else ()
+
+    @property
+    def gene_likelihood(self) -> GeneLikelihood:
+        """Distribution of the counts."""
+        return self.spec.model.gene_likelihood
+
+    @torch.no_grad()
+    def scale(self, row_s: NDArray[np.int64], draw_s: NDArray[np.int64], batch: int | None) -> NDArray[np.float32]:
+        """Give the scale of cells, shape (s, g), each at its draw of the posterior; rows in any order."""
+        scale_sg = np.empty((len(row_s), len(self.var_names)), dtype=np.float32)
+        for part, cells in self.encoded(row_s):
+            z_sk, _ = draw_posterior(self.module, cells, self.seed, draw_s[part])
+            covariates = decoded_with(covariates_of(cells, self.module.device), batch)
+            scale_sg[part] = self.module.shares(self.module.latent(z_sk), covariates).cpu().numpy()
+        return scale_sg
+
+    def latent_mean(self, row_m: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Give the mean of the posterior of cells, shape (m, k)."""
+        mean_mk = np.empty((len(row_m), self.spec.model.n_latent), dtype=np.float32)
+        for part, cells in self.encoded(row_m):
+            mean_mk[part] = cells.qzm_nk
+        return mean_mk
+
+    def group_codes(self, groupby: str) -> tuple[NDArray[np.int32], Sequence[str]]:
+        """Give the category of each cell in an obs column, -1 where there is none, and the categories."""
+        column = self.data.store.categorical(groupby)
+        return column.codes(0, self.n_cells), column.vocabulary
+
+    def obs_query(self, text: str) -> NDArray[np.bool_]:
+        """Mark the cells for which the expression `text`, in the language of pandas, holds."""
+        return queried(self.data.store if self.obs is None else self.obs, text)
+
+    def raw_moments(self, group_n: NDArray[np.int32], n_groups: int) -> RawMoments:
+        """Add up the counts of each group in one pass that all workers share; cells of group -1 are left out."""
+        sums = np.zeros((3, n_groups, len(self.var_names)))
+        selection = select(self.data, group_n >= 0)
+
+        def add(minibatch: MiniBatch) -> None:
+            for total_qg, part_qg in zip(sums, _sums(minibatch, group_n[minibatch.row_n], n_groups), strict=True):
+                total_qg[part_qg.row, part_qg.col] += part_qg.data
+
+        world, chunk_cells = self.world, self.chunk_cells
+        add_told = told(add, selection, self.on_progress, world=world, chunk_cells=chunk_cells)
+        for minibatch in selection.minibatches(world, chunk_cells=chunk_cells):
+            add_told(minibatch)
+        joined = np.sum(world.from_all(sums), axis=0)
+        cells_q = np.bincount(group_n[group_n >= 0], minlength=n_groups)
+        return RawMoments(joined[0], joined[1].astype(np.int64), joined[2], cells_q)
+
+    @torch.no_grad()
+    def candidates(self, row_s: NDArray[np.int64], draw_s: NDArray[np.int64], batch: int | None) -> Candidates:
+        """Draw z for each row and decode it with `batch`; None is each cell's own. Draws are those of `scale`."""
+        parts: list[tuple[Any, ...]] = []
+        for part, cells in self.encoded(row_s):
+            z_sk, library_s = draw_posterior(self.module, cells, self.seed, draw_s[part])
+            covariates = decoded_with(covariates_of(cells, self.module.device), batch)
+            px = self.module.decode(self.module.latent(z_sk), library_s, covariates)
+            parts.append((part, z_sk, px.scale_ng, px.theta_ng, px.zi_logits_ng))
+        back_s = torch.from_numpy(np.argsort(np.concatenate([part for part, *_ in parts]))).to(self.module.device)
+        _, z_p, scale_p, theta_p, zi_logits_p = (list(column) for column in zip(*parts, strict=True))
+        return Candidates(
+            torch.cat(z_p)[back_s],
+            torch.cat(scale_p)[back_s],
+            theta_p[0] if theta_p[0].dim() == 1 else torch.cat(theta_p)[back_s],
+            None if zi_logits_p[0] is None else torch.cat(zi_logits_p)[back_s],
+        )
+
+    @torch.no_grad()
+    def anchors(self, row_a: NDArray[np.int64], n_mc_samples: int, n_mc_samples_per_pass: int) -> Anchors:
+        """Read and encode the rising rows `row_a` and estimate their marginal likelihood."""
+        device, width = self.module.device, max(1, _MARGINAL_VALUES // (n_mc_samples_per_pass * len(self.var_names)))
+        minibatch = rows_minibatch(self.data, row_a)
+        cells = latent_cells(self.module, minibatch)
+        log_marginal_a = [
+            marginal_log_likelihood(
+                self.module,
+                rows_minibatch(self.data, row_a[start : start + width]),
+                n_samples=n_mc_samples,
+                n_samples_per_pass=n_mc_samples_per_pass,
+                seed=self.seed + _MARGINAL_KEY,
+            )
+            for start in range(0, len(row_a), width)
+        ]
+        arrays = (minibatch.counts.indptr, minibatch.counts.genes_e.astype(np.int64), minibatch.counts.counts_e)
+        indptr, gene_e, count_e = (torch.from_numpy(array.astype(np.int64)).to(device) for array in arrays)
+        floats = (cells.library_n, cells.qzm_nk, cells.qzv_nk, np.concatenate(log_marginal_a))
+        return Anchors(indptr, gene_e, count_e.float(), *(torch.from_numpy(array).to(device) for array in floats))
+
+    def encoded(self, row_s: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], LatentCells]]:
+        """Encode rows, each once though it may come several times: places in `row_s`, and the cells there."""
+        order_s = np.argsort(row_s, kind="stable")
+        for start in range(0, len(row_s), self.chunk_cells):
+            part = order_s[start : start + self.chunk_cells]
+            row_m, of_part = np.unique(row_s[part], return_inverse=True)
+            yield part, latent_cells(self.module, rows_minibatch(self.data, row_m)).take(of_part)
+
+
+def _sums(minibatch: MiniBatch, group_n: NDArray[np.int32], n_groups: int) -> list[sparse.coo_array]:
+    """Give the sums of counts, of cells with counts, and of counts at a total of 1e4: each of shape (q, g)."""
+    rows, n = minibatch.counts, minibatch.n_cells
+    shape = (n, minibatch.n_genes)
+    counts = sparse.csr_array((rows.counts_e.astype(np.float64), rows.genes_e.astype(np.int64), rows.indptr), shape)
+    detected = sparse.csr_array(((rows.counts_e > 0).astype(np.float64), counts.indices, counts.indptr), shape)
+    found: list[sparse.coo_array] = []
+    for table, weight_n in (
+        (counts, np.ones(n)),
+        (detected, np.ones(n)),
+        (counts, 1e4 / np.maximum(minibatch.library_n, 1)),
+    ):
+        of_group = sparse.csr_array((weight_n, (group_n, np.arange(n))), (n_groups, n))
+        found.append(sparse.coo_array(of_group @ table))
+    return found

@@ -1,0 +1,388 @@
+"""What the encoder of a model says of cells: where they lie in the latent space, and how well they are explained.
+
+Shape letters in this file
+    n   cells
+    k   latent dimensions
+    b   batches
+    e   dimensions of the embedding of a batch
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import zarr
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dist_scvi.loaders.minibatch import MiniBatch
+
+from .atlas import QZM, QZV
+from .estimators import elbo, marginal_log_likelihood, mean_over_cells, reconstruction_error
+from .noise import RowNoise
+from .opened_model import OpenedModel
+from .posterior import AggregatedPosterior, logistic_normal_mean, posterior_moments, posterior_of, rows_by_category
+from .rows_out import Answers, Rows, answer_rows, check_count, chunk_cells_of
+from .selection import Cells, Selection, select
+
+
+class LatentModel(OpenedModel):
+    """The questions that the encoder answers.
+
+    All methods share these arguments. `adata` is an AnnData, a store, or data from ``dist_scvi.open``; by default the
+    cells of the model. `indices` are rows in the order wanted, a mask, or values of obs columns as in
+    ``{"cell_type": "B"}``; by default all cells. `batch_size` cells are computed at a time, by default 1024, and `seed`
+    keys the noise: beyond rounding an answer depends neither on `batch_size`, nor on the number of workers, nor on
+    which other cells are asked for. `out` is the path of a new Zarr folder to write the answer to, in memory that does
+    not grow, as an AnnData whose rows are the cells by rising row; the method then returns it, open for reading.
+
+    All raise a ValueError if the data does not fit the model, no cell is chosen, a number is out of range, or `out`
+    exists or is given for cells in another order.
+
+    Notes
+    -----
+    scvi-tools 1.4.2, model/base/_vaemixin.py, _rnamixin.py and _embedding_mixin.py.
+    """
+
+    def get_latent_representation(
+        self,
+        adata: Any = None,
+        indices: Cells | None = None,
+        give_mean: bool = True,  # noqa: FBT001, FBT002 - the place that scvi-tools gives it
+        mc_samples: int = 5_000,
+        batch_size: int | None = None,
+        return_dist: bool = False,  # noqa: FBT001, FBT002
+        *,
+        seed: int = 0,
+        out: str | Path | None = None,
+    ) -> NDArray[np.float32] | tuple[NDArray[np.float32], NDArray[np.float32]] | zarr.Group:
+        """Give the latent representation of cells, shape (n, k).
+
+        Parameters
+        ----------
+        give_mean
+            Give the mean of the posterior, else one draw of it.
+        mc_samples
+            Points over which a logistic normal is averaged, whose mean has no formula: evenly spread rather than drawn,
+            and the same for all cells.
+        return_dist
+            Give mean and variance of the posterior instead, before the softmax of a logistic normal.
+        out
+            Holds ``obsm/X_latent``, or ``obsm/scvi_latent_qzm`` and ``obsm/scvi_latent_qzv``.
+        """
+        check_count("mc_samples", mc_samples)
+
+        def answers(minibatch: MiniBatch) -> Rows:
+            qzm_nk, qzv_nk = posterior_of(self.module, minibatch)
+            if return_dist:
+                return {f"obsm/{QZM}": _numpy(qzm_nk), f"obsm/{QZV}": _numpy(qzv_nk)}
+            if not give_mean:
+                drawn_nk = qzm_nk + qzv_nk.sqrt() * RowNoise(seed, minibatch.row_n).normal(qzm_nk)
+                return {"obsm/X_latent": _numpy(self.module.latent(drawn_nk))}
+            if self.spec.model.latent_distribution == "ln":
+                return {"obsm/X_latent": _numpy(logistic_normal_mean(qzm_nk, qzv_nk, mc_samples, seed=seed))}
+            return {"obsm/X_latent": _numpy(qzm_nk)}
+
+        found = self._answer(self.select(adata, indices), answers, batch_size, out)
+        if isinstance(found, zarr.Group):
+            return found
+        return (found[0], found[1]) if return_dist else found[0]
+
+    def get_elbo(
+        self,
+        adata: Any = None,
+        indices: Cells | None = None,
+        batch_size: int | None = None,
+        return_mean: bool = True,  # noqa: FBT001, FBT002
+        *,
+        seed: int = 0,
+        out: str | Path | None = None,
+    ) -> float | NDArray[np.float32] | zarr.Group:
+        """Give the evidence lower bound at one draw for each cell; higher is better.
+
+        Parameters
+        ----------
+        return_mean
+            Average over the cells, else give that of each, shape (n,).
+        out
+            Holds ``obs/elbo``; needs ``return_mean=False``.
+        """
+        compute = partial(elbo, self.module, seed=seed)
+        selection = self.select(adata, indices)
+        return self._for_each(selection, "elbo", compute, batch_size, out, return_mean=return_mean)
+
+    def get_reconstruction_error(
+        self,
+        adata: Any = None,
+        indices: Cells | None = None,
+        batch_size: int | None = None,
+        return_mean: bool = True,  # noqa: FBT001, FBT002
+        *,
+        include_latent_terms: bool = False,
+        seed: int = 0,
+        out: str | Path | None = None,
+    ) -> dict[str, float | NDArray[np.float32]] | zarr.Group:
+        """Give the negative log-probability of the counts at one draw for each cell, as ``reconstruction_loss``.
+
+        Parameters
+        ----------
+        return_mean
+            Average over the cells, else give that of each, shape (n,).
+        include_latent_terms
+            SCANVI: add ``log q(z | x) - log p(z | z2, y)``, as scvi-tools 1.4.2 does.
+        out
+            Holds ``obs/reconstruction_loss``; needs ``return_mean=False``.
+        """
+        self._check_latent_terms(include_latent_terms)
+        compute = partial(reconstruction_error, self.module, include_latent_terms=include_latent_terms, seed=seed)
+        name, selection = "reconstruction_loss", self.select(adata, indices)
+        found = self._for_each(selection, name, compute, batch_size, out, return_mean=return_mean)
+        return found if isinstance(found, zarr.Group) else {name: found}
+
+    def get_marginal_ll(
+        self,
+        adata: Any = None,
+        indices: Cells | None = None,
+        n_mc_samples: int = 1_000,
+        batch_size: int | None = None,
+        return_mean: bool = True,  # noqa: FBT001, FBT002
+        n_mc_samples_per_pass: int = 1,
+        *,
+        include_latent_terms: bool = False,
+        seed: int = 0,
+        out: str | Path | None = None,
+    ) -> float | NDArray[np.float32] | zarr.Group:
+        """Estimate the log-probability of the counts of cells by importance sampling; higher is better.
+
+        Parameters
+        ----------
+        n_mc_samples
+            Draws for each cell.
+        return_mean
+            Average over the cells (scvi-tools averages the means of its minibatches), else give that of each.
+        n_mc_samples_per_pass
+            How many draws are held at a time.
+        include_latent_terms
+            SCANVI: weigh as scvi-tools 1.4.2 does, which counts latent terms as log-probability of the counts.
+        out
+            Holds ``obs/marginal_ll``; needs ``return_mean=False``.
+
+        Notes
+        -----
+        scvi-tools 1.4.2, module/_vae.py: marginal_ll. See `dist_scvi.estimators.marginal_log_likelihood`.
+        """
+        self._check_latent_terms(include_latent_terms)
+        check_count("n_mc_samples", n_mc_samples)
+        check_count("n_mc_samples_per_pass", n_mc_samples_per_pass)
+        compute = partial(
+            marginal_log_likelihood,
+            self.module,
+            n_samples=n_mc_samples,
+            n_samples_per_pass=n_mc_samples_per_pass,
+            include_latent_terms=include_latent_terms,
+            seed=seed,
+        )
+        selection = self.select(adata, indices)
+        return self._for_each(selection, "marginal_ll", compute, batch_size, out, return_mean=return_mean)
+
+    def get_latent_library_size(
+        self,
+        adata: Any = None,
+        indices: Cells | None = None,
+        give_mean: bool = True,  # noqa: FBT001, FBT002
+        batch_size: int | None = None,
+        *,
+        seed: int = 0,
+        out: str | Path | None = None,
+    ) -> NDArray[np.float32] | zarr.Group:
+        """Give the library size of cells, shape (n, 1).
+
+        Parameters
+        ----------
+        give_mean
+            Give the mean of the latent library size, a log-normal. Else one draw of it, or the total count where that
+            is used.
+        out
+            Holds ``obs/latent_library_size``.
+
+        Raises
+        ------
+        ValueError
+            If the mean is asked for and the library size is observed.
+        """
+        module = self.module
+        if give_mean and not module.latent_library:
+            raise ValueError("this model uses the observed library size: give_mean=False gives it")
+
+        def library(minibatch: MiniBatch) -> NDArray[Any]:
+            if not module.latent_library:
+                return minibatch.library_n.astype(np.float32)
+            with torch.no_grad():
+                mean_n1, var_n1 = module.encode_library(minibatch.to(module.device))
+            if give_mean:
+                return _numpy(torch.exp(mean_n1 + var_n1 / 2)[:, 0])
+            noise = RowNoise(seed, minibatch.row_n)
+            noise.normal(mean_n1.expand(-1, self.spec.model.n_latent))  # the draw of z that this one goes with
+            return _numpy(torch.exp(mean_n1 + var_n1.sqrt() * noise.normal(mean_n1))[:, 0])
+
+        def answers(minibatch: MiniBatch) -> Rows:
+            return {"obs/latent_library_size": library(minibatch)}
+
+        found = self._answer(self.select(adata, indices), answers, batch_size, out)
+        return found if isinstance(found, zarr.Group) else found[0][:, None]
+
+    def get_batch_representation(
+        self,
+        adata: Any = None,
+        indices: Cells | None = None,
+        batch_size: int | None = None,
+        *,
+        out: str | Path | None = None,
+    ) -> NDArray[np.float32] | zarr.Group:
+        """Give the embedding of the batch of each cell, shape (n, embedding_dim).
+
+        Parameters
+        ----------
+        out
+            Holds ``obsm/X_batch``.
+
+        Raises
+        ------
+        ValueError
+            If the model does not embed its batches.
+        """
+        if self.spec.model.batch_representation != "embedding":
+            raise ValueError("this model does not embed its batches: make it with batch_representation='embedding'")
+        weight_be = _numpy(self.module.state_dict()["_embeddings_dict.batch.weight"])
+
+        def answers(minibatch: MiniBatch) -> Rows:
+            return {"obsm/X_batch": weight_be[minibatch.batch_n]}
+
+        found = self._answer(self.select(adata, indices), answers, batch_size, out)
+        return found if isinstance(found, zarr.Group) else found[0]
+
+    def get_aggregated_posterior(
+        self,
+        adata: Any = None,
+        indices: Cells | None = None,
+        batch_size: int | None = None,
+        dof: float | None = 3.0,
+        *,
+        variance_as_scale: bool = False,
+    ) -> AggregatedPosterior:
+        """Mix the posteriors of cells to one distribution over the latent space, before any softmax.
+
+        Parameters
+        ----------
+        dof
+            Degrees of freedom of Student's t in place of each normal; None for normals.
+        variance_as_scale
+            Take the variance for the standard deviation, as scvi-tools 1.4.2 does.
+        """
+        selection, chunk_cells = self.select(adata, indices), chunk_cells_of(batch_size)
+        moments = posterior_moments(self.module, selection, self.world, chunk_cells=chunk_cells)
+        return AggregatedPosterior(*moments, dof, variance_as_scale=variance_as_scale)
+
+    def differential_abundance(
+        self,
+        adata: Any = None,
+        sample_key: str | None = None,
+        batch_size: int | None = 128,
+        num_cells_posterior: int | None = None,
+        dof: float | None = None,
+        *,
+        variance_as_scale: bool = False,
+        seed: int = 0,
+        out: str | Path | None = None,
+    ) -> pd.DataFrame | zarr.Group:
+        """Give the log-density of each cell under the aggregated posterior of each sample: cells by samples.
+
+        That of an AnnData is also put into its ``obsm["da_log_probs"]``. Every worker holds the posteriors that are
+        mixed, 8 bytes for each cell and latent dimension; `num_cells_posterior` limits them.
+
+        Parameters
+        ----------
+        sample_key
+            obs column of the samples.
+        num_cells_posterior
+            Cells of a sample at most whose posteriors are mixed, chosen at random.
+        dof, variance_as_scale
+            As of `get_aggregated_posterior`.
+        out
+            Holds them as ``X``, with a column for each sample.
+
+        Raises
+        ------
+        ValueError
+            If `sample_key` is not there.
+        """
+        if sample_key is None:
+            raise ValueError("sample_key is needed: name the obs column of the samples")
+        if num_cells_posterior is not None:
+            check_count("num_cells_posterior", num_cells_posterior)
+        selection = self.select(adata)
+        data = selection.data
+        rows = rows_by_category(data.store.categorical(sample_key), data.n_cells, most=num_cells_posterior, seed=seed)
+        if not rows:
+            raise ValueError(f"obs column '{sample_key}' has no value in any cell: name another as sample_key")
+        asked, chunk_cells = select(data, np.concatenate(list(rows.values()))), chunk_cells_of(batch_size)
+        moments = posterior_moments(self.module, asked, self.world, chunk_cells=chunk_cells)
+        qzm, qzv = (torch.split(moment_nk, [*map(len, rows.values())]) for moment_nk in moments)
+        mixtures = [
+            AggregatedPosterior(*part, dof, variance_as_scale=variance_as_scale) for part in zip(qzm, qzv, strict=True)
+        ]
+
+        def answers(minibatch: MiniBatch) -> Rows:
+            qzm_nk, _ = posterior_of(self.module, minibatch)
+            return {"X": _numpy(torch.stack([mixture.log_prob(qzm_nk) for mixture in mixtures], dim=1))}
+
+        found = self._answer(selection, answers, batch_size, out, var_names=list(rows))
+        if isinstance(found, zarr.Group):
+            return found
+        frame = pd.DataFrame(found[0], index=selection.obs_names(), columns=list(rows))
+        in_memory: Any = self.adata if adata is None else adata
+        if hasattr(in_memory, "obsm"):
+            in_memory.obsm["da_log_probs"] = frame
+        return frame
+
+    def _check_latent_terms(self, include_latent_terms: bool) -> None:  # noqa: FBT001
+        if include_latent_terms and self.model_name != "SCANVI":
+            raise ValueError(f"include_latent_terms=True: {self.model_name} has no latent terms, leave it out")
+
+    def _for_each(
+        self,
+        selection: Selection,
+        name: str,
+        compute: Callable[[MiniBatch], NDArray[np.float32]],
+        batch_size: int | None,
+        out: str | Path | None,
+        *,
+        return_mean: bool,
+    ) -> float | NDArray[np.float32] | zarr.Group:
+        """Give one number for each cell, or their mean over the cells asked for."""
+        if return_mean and out is not None:
+            raise ValueError(f"out={str(out)!r} is for the values of cells: give return_mean=False with it")
+        if return_mean:
+            return mean_over_cells(selection, compute, self.world, chunk_cells=chunk_cells_of(batch_size))
+        found = self._answer(selection, lambda minibatch: {f"obs/{name}": compute(minibatch)}, batch_size, out)
+        return found if isinstance(found, zarr.Group) else found[0]
+
+    def _answer(
+        self,
+        selection: Selection,
+        answers: Answers,
+        batch_size: int | None,
+        out: str | Path | None,
+        *,
+        var_names: Sequence[str] = (),
+    ) -> list[NDArray[Any]] | zarr.Group:
+        return answer_rows(selection, answers, out, var_names=var_names, world=self.world, batch_size=batch_size)
+
+
+def _numpy(values: Tensor) -> NDArray[Any]:
+    array: NDArray[Any] = values.detach().cpu().numpy()
+    return array

@@ -1,0 +1,127 @@
+"""LinearSCVI as a notebook holds it: names, arguments and defaults of ``scvi.model.LinearSCVI`` 1.4.2."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import pandas as pd
+
+from .anndata_setup import setup_anndata
+from .config import ModelConfig, parse_section
+from .session import settings
+from .trainable_model import Accelerator, TrainableModel
+from .vae import LDVAE
+from .world import World
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+class LinearSCVI(TrainableModel):
+    """SCVI whose decoder is linear, so that each latent dimension has a weight for each gene.
+
+    Svensson et al. 2020, doi:10.1093/bioinformatics/btaa169.
+
+    Parameters
+    ----------
+    adata
+        An AnnData after ``LinearSCVI.setup_anndata``, cells from ``dist_scvi.open``, or a store.
+    n_hidden, n_latent, n_layers, dropout_rate
+        Width and depth of the encoder.
+    dispersion
+        ``"gene"`` or ``"gene-batch"``.
+    gene_likelihood, use_observed_lib_size, latent_distribution, log_variational
+        As of `SCVI`, with other defaults.
+    use_batch_norm
+        Normalise the factors of the decoder.
+    bias
+        Give the decoder an intercept.
+    seed, world
+        As of `SCVI`.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range, or there are covariates other than the batch.
+
+    Notes
+    -----
+    scvi-tools 1.4.2, model/_linear_scvi.py.
+    """
+
+    model_name: ClassVar[Literal["SCVI", "SCANVI", "LinearSCVI"]] = "LinearSCVI"
+
+    def __init__(
+        self,
+        adata: Any = None,
+        n_hidden: int = 128,
+        n_latent: int = 10,
+        n_layers: int = 1,
+        dropout_rate: float = 0.1,
+        dispersion: Literal["gene", "gene-batch"] = "gene",
+        gene_likelihood: Literal["zinb", "nb", "poisson", "normal"] = "nb",
+        use_observed_lib_size: bool = False,  # noqa: FBT001, FBT002 - the place that scvi-tools gives it
+        latent_distribution: Literal["normal", "ln"] = "normal",
+        *,
+        log_variational: bool = True,
+        use_batch_norm: bool = True,
+        bias: bool = False,
+        seed: int | None = None,
+        world: World | None = None,
+    ) -> None:
+        tree = {
+            "model_name": "LinearSCVI",
+            "n_hidden": n_hidden,
+            "n_latent": n_latent,
+            "n_layers": n_layers,
+            "dropout_rate": dropout_rate,
+            "dispersion": dispersion,
+            "gene_likelihood": gene_likelihood,
+            "use_observed_lib_size": use_observed_lib_size,
+            "latent_distribution": latent_distribution,
+            "log_variational": log_variational,
+            "use_batch_norm": "both" if use_batch_norm else "encoder",
+            "bias": bias,
+        }
+        self._make(adata, parse_section(ModelConfig, "model", tree), seed=seed, world=world)
+
+    @staticmethod
+    def setup_anndata(
+        adata: "AnnData", batch_key: str | None = None, labels_key: str | None = None, layer: str | None = None
+    ) -> None:
+        """Note in an AnnData what the model is to use; see `dist_scvi.anndata_setup.setup_anndata`."""
+        setup_anndata(adata, layer=layer, batch_key=batch_key, labels_key=labels_key)
+
+    def train(
+        self,
+        max_epochs: int | None = None,
+        accelerator: Accelerator = "auto",
+        *,
+        train_size: float | None = None,
+        validation_size: float | None = None,
+        batch_size: int | None = None,
+        early_stopping: bool | None = None,
+        check_val_every_n_epoch: int | None = None,
+        plan_kwargs: Mapping[str, Any] | None = None,
+        data_kwargs: Mapping[str, Any] | None = None,
+        lanes: int = 1,
+        run: str | Path | None = None,
+        progress: bool = True,
+    ) -> None:
+        """Train on from the present weights; arguments, errors and defaults are those of ``SCVI.train``."""
+        options = {
+            "max_epochs": max_epochs,
+            "train_size": train_size,
+            "validation_size": validation_size,
+            "batch_size": batch_size or settings.batch_size,
+            "early_stopping": early_stopping,
+            "check_val_every_n_epoch": check_val_every_n_epoch,
+            "lanes": lanes,
+        }
+        self._train(options, plan_kwargs, data_kwargs, accelerator=accelerator, run=run, progress=progress)
+
+    def get_loadings(self) -> pd.DataFrame:
+        """Give the weight of each latent dimension in each gene: genes by ``Z_0``, ``Z_1`` and so on."""
+        assert isinstance(self.module, LDVAE)
+        columns = [f"Z_{dimension}" for dimension in range(self.spec.model.n_latent)]
+        return pd.DataFrame(self.module.loadings().cpu().numpy(), index=list(self.spec.var_names), columns=columns)

@@ -1,0 +1,76 @@
+"""A number of draws that stand for many cells: some are chosen, and only these are decoded.
+
+Shape letters in this file
+    s   samples, or candidates for them
+    a   anchors
+    g   genes asked for
+"""
+
+from dataclasses import asdict
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .de_groups import draw_numbers
+from .expression_source import ModelSource
+from .importance import Importance, ImportanceSampling, importance_of
+from .infer import ExpressionQuery, expression_at
+from .selection import Selection
+
+Weights = Literal["uniform", "importance"]
+
+_CHOICE_KEY, _CANDIDATES_PER_SAMPLE = 5, 2
+
+
+def checked_importance(source: ModelSource, weights: Weights | None, sampling: ImportanceSampling) -> Importance | None:
+    """Read the arguments of importance weights; None is uniform.
+
+    Raises
+    ------
+    ValueError
+        If `weights` makes no sense, or `sampling` is changed for weights that make no use of it.
+    """
+    options: dict[str, Any] = asdict(sampling)
+    if weights != "importance":
+        default = asdict(ImportanceSampling())
+        options = {name: value for name, value in options.items() if value != default[name]}
+    return importance_of(source, weights, options)
+
+
+def sampled_expression(
+    source: ModelSource, selection: Selection, query: ExpressionQuery, n_samples: int, importance: Importance | None
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Choose cells with replacement, and give normalized expression at one draw of each, shape (s, g), and their rows.
+
+    Raises
+    ------
+    ValueError
+        If the draws of several batches are to be weighed.
+    """
+    if importance is not None and len(query.transform_batch) > 1:
+        raise ValueError(
+            "weights='importance': the draws of several batches cannot be weighed, give one transform_batch"
+        )
+    rng = np.random.default_rng([query.seed, _CHOICE_KEY])
+    n_asked = selection.n_cells if isinstance(selection.order, slice) else len(selection.order)
+    row_s = _rows_at(
+        selection, rng.integers(n_asked, size=n_samples * (1 if importance is None else _CANDIDATES_PER_SAMPLE))
+    )
+    draw_s = draw_numbers(row_s, 0)
+    if importance is not None:
+        place_a = rng.choice(n_asked, min(n_asked, importance.sampling.max_cells), replace=False)
+        anchors = importance.anchors(np.unique(_rows_at(selection, place_a)))
+        chosen_s = importance.choose(row_s, draw_s, query.transform_batch, anchors, n_samples, rng)
+        row_s, draw_s = row_s[chosen_s], draw_s[chosen_s]
+    expression_sg = np.empty((n_samples, len(query.gene_index)), dtype=np.float32)
+    for part, cells in source.encoded(row_s):
+        expression_sg[part] = expression_at(source.module, cells, query, draw_s[part])
+    return expression_sg, row_s
+
+
+def _rows_at(selection: Selection, place_s: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Give the rows of the cells asked for by their place."""
+    if selection.row_n is None:
+        return place_s
+    return selection.row_n[place_s if isinstance(selection.order, slice) else selection.order[place_s]]

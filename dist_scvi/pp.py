@@ -1,0 +1,217 @@
+"""``pp.scvi``: one call from counts to latent space and denoised expression, as scanpy had it.
+
+Shape letters in this file
+    n   cells
+    g   genes that are trained on
+    k   latent dimensions
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+import zarr
+from numpy.typing import NDArray
+
+from .infer import decode_draw, latent_cells
+from .linear_model import LinearSCVI
+from .loaders.anndata_store import AnnDataStore
+from .loaders.data import open_data
+from .loaders.layout import finish_table, new_array, new_strings
+from .loaders.minibatch import MiniBatch
+from .loaders.store import open_store
+from .posterior import logistic_normal_mean
+from .rows_out import write_rows
+from .scvi_model import SCVI
+from .trainable_model import held_anndata
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+_MARK = "highly_variable"
+_OF_TRAIN = ("validation_size", "batch_size", "early_stopping", "check_val_every_n_epoch", "lanes", "run", "progress")
+_MC_SAMPLES = 5_000
+_LATENT, _SHARES, _RATE, _LOADINGS = "X_scvi", "X_scvi_denoised", "X_scvi_sample_rate", "ldvae_loadings"
+
+
+def scvi(  # noqa: PLR0913, PLR0917 - the arguments of scanpy
+    adata: "AnnData | str | Path",
+    n_hidden: int = 128,
+    n_latent: int = 10,
+    n_layers: int = 1,
+    dispersion: Literal["gene", "gene-batch", "gene-label", "gene-cell"] = "gene",
+    n_epochs: int = 400,
+    lr: float = 1e-3,
+    train_size: float = 1.0,
+    batch_key: str | None = None,
+    use_highly_variable_genes: bool = True,  # noqa: FBT001, FBT002 - the places that scanpy gave them
+    subset_genes: Sequence[str | int] | None = None,
+    linear_decoder: bool = False,  # noqa: FBT001, FBT002
+    copy: bool = False,  # noqa: FBT001, FBT002
+    use_cuda: bool = True,  # noqa: FBT001, FBT002
+    return_posterior: bool = True,  # noqa: FBT001, FBT002
+    trainer_kwargs: Mapping[str, Any] | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+) -> "SCVI | LinearSCVI | AnnData | tuple[AnnData, SCVI | LinearSCVI] | None":
+    """Train SCVI, or LinearSCVI, and write what it says of each cell.
+
+    Parameters
+    ----------
+    adata
+        Raw counts in memory, or a store on a disk. Beside a store at ``PATH`` the results are written to
+        ``PATH.scvi.zarr``, an AnnData without counts.
+    n_hidden, n_latent, n_layers, dispersion
+        As of `SCVI`.
+    n_epochs, lr, train_size
+        Epochs, learning rate, share of the cells that is trained on.
+    batch_key
+        obs column of the batch.
+    use_highly_variable_genes
+        Keep the genes that ``var["highly_variable"]`` marks, if there is such a column.
+    subset_genes
+        Keep these genes instead, by name or place.
+    linear_decoder
+        Train LinearSCVI.
+    copy
+        Give an AnnData with the results and leave `adata` as it is; not for a store.
+    use_cuda
+        Use a GPU if there is one.
+    return_posterior
+        Give the model.
+    trainer_kwargs
+        Further arguments of ``SCVI.train``, and keys of the section ``train`` of a run's configuration.
+    model_kwargs
+        Further arguments of the model.
+
+    Returns
+    -------
+    SCVI, LinearSCVI, AnnData, both, or None
+        The AnnData if `copy`, the model if `return_posterior`, in this order.
+
+        ``obsm["X_scvi"]``: mean of the latent representation, shape (n, k). ``obsm["X_scvi_denoised"]``: share of each
+        gene at a draw of it, (n, g). ``obsm["X_scvi_sample_rate"]``: expected count there, (n, g).
+        ``uns["ldvae_loadings"]``, with `linear_decoder`: weight of each latent dimension in each gene, (g, k).
+
+    Raises
+    ------
+    ValueError
+        If a gene is not there or none is left, the counts are no raw counts, `copy` is asked of a store, or the place
+        of its results is taken.
+
+    Notes
+    -----
+    ``scanpy.external.pp.scvi`` of scanpy 1.5. Its posterior had the same methods under older names.
+    """
+    held = held_anndata(adata)
+    if held is None and copy:
+        raise ValueError(f"copy=True is for an AnnData in memory: the results for {adata} are written beside it")
+    out = _free_place(adata) if held is None else None
+    genes = _genes(adata, held, subset_genes, marked=use_highly_variable_genes)
+    data = open_data(held if held is not None else adata, genes=genes, batch_key=batch_key)
+    kind = LinearSCVI if linear_decoder else SCVI
+    model = kind(data, n_hidden, n_latent, n_layers, dispersion=dispersion, **(model_kwargs or {}))  # type: ignore[arg-type]
+    further = {"lr": lr, **(trainer_kwargs or {})}
+    arguments = {key: further.pop(key) for key in _OF_TRAIN if key in further}
+    model.train(n_epochs, "auto" if use_cuda else "cpu", train_size=train_size, plan_kwargs=further, **arguments)
+    if out is not None:
+        _write_beside(model, out)
+    if held is not None:
+        held = held.copy() if copy else held
+        _write_into(model, held)
+        if copy:
+            return (held, model) if return_posterior else held
+    return model if return_posterior else None
+
+
+def _free_place(source: Any) -> Path:
+    """Give the folder beside a store that is to hold the results; found taken before training rather than after."""
+    if "://" in str(source):
+        raise ValueError(
+            f"{source} is a URL, beside which nothing is written: train with dist_scvi.model.SCVI, and give a folder "
+            "as out to its methods"
+        )
+    path = Path(source).expanduser().resolve()
+    out = path.with_name(f"{path.name}.scvi.zarr")
+    if out.exists():
+        raise ValueError(f"{out} exists, where the results for {source} are to be written: move it or remove it")
+    return out
+
+
+def _genes(
+    source: Any, held: "AnnData | None", subset_genes: Sequence[str | int] | None, *, marked: bool
+) -> list[str] | None:
+    """Name the genes to train on; None stands for all."""
+    if isinstance(subset_genes, str):
+        raise ValueError(f"subset_genes={subset_genes!r} is one text: a list of genes is needed")  # noqa: TRY004
+    if subset_genes is None:
+        genes = _marked(source, held) if marked else None
+    else:
+        genes = [gene for gene in subset_genes if isinstance(gene, str)]
+        if len(genes) < len(subset_genes):
+            genes = _at(held.var_names if held is not None else open_store(source).var_names, subset_genes)
+    if genes is not None and not genes:
+        raise ValueError(f"no gene is left: var['{_MARK}'] marks none, or subset_genes is empty")
+    return genes
+
+
+def _at(var_names: Any, places: Sequence[str | int]) -> list[str]:
+    """Name the genes at some places."""
+    whole = [isinstance(at, int | np.integer) and not isinstance(at, bool) for at in places]
+    wrong = [
+        at for at, is_whole in zip(places, whole, strict=True) if not is_whole or not 0 <= int(at) < len(var_names)
+    ]
+    if wrong:
+        raise ValueError(
+            f"subset_genes holds {wrong[0]!r}: names of genes are needed, or places from 0 to {len(var_names) - 1}"
+        )
+    return [str(var_names[at]) for at in places]
+
+
+def _marked(source: Any, held: "AnnData | None") -> list[str] | None:
+    """Name the genes marked as highly variable; None if there is no such column."""
+    if held is not None:
+        return [str(name) for name in held.var_names[held.var[_MARK]]] if _MARK in held.var else None
+    store = open_store(source)
+    return store.marked_genes(_MARK) if isinstance(store, AnnDataStore) else None
+
+
+def _answers(model: "SCVI | LinearSCVI", minibatch: MiniBatch) -> dict[str, NDArray[Any]]:
+    """Give the results for some cells, all from one draw of each."""
+    cells = latent_cells(model.module, minibatch)
+    px = decode_draw(model.module, cells, seed=0, draw=0)
+    mean_nk = cells.qzm_nk
+    if model.spec.model.latent_distribution == "ln":
+        qzv_nk = torch.from_numpy(cells.qzv_nk)
+        mean_nk = logistic_normal_mean(torch.from_numpy(mean_nk), qzv_nk, _MC_SAMPLES).numpy()
+    return {
+        f"obsm/{_LATENT}": mean_nk,
+        f"obsm/{_SHARES}": px.scale_ng.cpu().numpy(),
+        f"obsm/{_RATE}": px.rate_ng.cpu().numpy(),
+    }
+
+
+def _write_into(model: "SCVI | LinearSCVI", target: "AnnData") -> None:
+    columns = model.select().answer(lambda minibatch: tuple(_answers(model, minibatch).values()), model.world)
+    for name, values in zip((_LATENT, _SHARES, _RATE), columns, strict=True):
+        target.obsm[name] = values
+    if isinstance(model, LinearSCVI):
+        target.uns[_LOADINGS] = model.get_loadings()
+
+
+def _write_beside(model: "SCVI | LinearSCVI", out: Path) -> None:
+    write_rows(model.select(), partial(_answers, model), out, var_names=model.spec.var_names, world=model.world)
+    if isinstance(model, LinearSCVI) and model.world.rank == 0:
+        _write_table(zarr.open_group(out / "uns", mode="r+").create_group(_LOADINGS), model.get_loadings())
+    model.world.wait()
+
+
+def _write_table(table: zarr.Group, frame: pd.DataFrame) -> None:
+    new_strings(table, "_index", len(frame))[:] = frame.index.to_numpy(dtype=object)
+    for name in frame.columns:
+        values = frame[name].to_numpy(dtype=np.float32)
+        new_array(table, name, values.shape, np.float32, chunk_rows=len(values))[:] = values
+    finish_table(table, list(frame.columns))

@@ -1,0 +1,272 @@
+"""Cells that are to be mapped onto a trained model: its genes in its order, and the obs columns that it names.
+
+Shape letters in this file
+    n   cells of the query
+    q   genes of the query
+    g   genes of the reference
+"""
+
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import sparse
+
+from dist_scvi.loaders import CellData, CellStore, open_data, open_store
+from dist_scvi.loaders.collection import Collection, Unmatched, open_collection
+from dist_scvi.loaders.columns import Categorical
+from dist_scvi.loaders.store import check_var_names
+
+from .spec import Covariate, ModelSpec
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+_LOW_OVERLAP = 0.8
+"""Share of the reference's genes below which scvi-tools warns."""
+_CODES_AT_ONCE = 1 << 20
+_NAMED = 5
+
+
+def prepare_query_data(
+    source: "str | Path | AnnData | Sequence[str | Path | AnnData] | CellStore | CellData",
+    spec: ModelSpec,
+    *,
+    min_overlap: float = 0.5,
+    source_key: str | None = "source",
+) -> CellData:
+    """Open a query with the genes and obs columns that a reference was trained with.
+
+    Genes of the reference that the query lacks count as 0; others are left out: `unmatched_genes` tells of them.
+    Categories need not be those of the reference; `surgery.query_spec` adds the new ones.
+
+    Parameters
+    ----------
+    source
+        What `open_store` takes, a store that it opened, or data opened with columns of the reference's names. Files
+        are not loaded.
+    spec
+        The reference.
+    min_overlap
+        Least share of the reference's genes, from 0 to 1, that each store must have.
+    source_key
+        Of a list of stores, the name of an obs column that says which one a cell is from, or None for none.
+
+    Warns
+    -----
+    UserWarning
+        If a store has less than 80 % of the genes, or the reference learned labels and the query has no such column.
+
+    Raises
+    ------
+    FileNotFoundError
+        If nothing lies at `source`.
+    ValueError
+        If genes or columns are lacking, or the cells hold no raw counts.
+
+    Notes
+    -----
+    scvi-tools 1.4.2, model/base/_archesmixin.py, warns below 80 % and refuses only a query without any of the genes. Of
+    a categorical obs column, categories that no cell has are no new ones, as there.
+    """
+    if not 0 <= min_overlap <= 1:
+        raise ValueError(f"min_overlap={min_overlap}: a share of the reference's genes from 0 to 1 is needed")
+    store = _aligned(source.store if isinstance(source, CellData) else source, spec, min_overlap, source_key)
+    data = replace(source, store=store) if isinstance(source, CellData) else _open_columns(store, spec)
+    _check_labels(data, spec)
+    known = {covariate.key: covariate for covariate in spec.categorical_covariates}
+    return replace(
+        data,
+        batch=data.batch and _without_unused(data.batch, spec.batch, data.n_cells),
+        label=data.label and _without_unused(data.label, spec.label, data.n_cells),
+        categorical_covariates=tuple(
+            _without_unused(column, known.get(column.key), data.n_cells) for column in data.categorical_covariates
+        ),
+    )
+
+
+def unmatched_genes(data: CellData) -> tuple[Unmatched, ...]:
+    """Tell, for each store of a query, how many and which genes are not those of the reference."""
+    return data.store.unmatched if isinstance(data.store, Collection) else ()
+
+
+def _aligned(source: Any, spec: ModelSpec, min_overlap: float, source_key: str | None) -> Collection:
+    """Open the stores of a query as one with the genes of the reference."""
+    several = isinstance(source, (list, tuple))
+    if isinstance(source, CellStore):
+        stores: list[CellStore] = [source]
+    else:
+        stores = [open_store(one, layer=spec.layer) for one in (source if several else [source])]
+    uri = open_collection(stores, join="outer").uri  # it refuses a store that is given twice
+    for store in stores:
+        _check_overlap(store.uri, store.var_names, spec.var_names, min_overlap)
+    return Collection(stores, spec.var_names, source_key=source_key if several else None, uri=uri)
+
+
+def _check_overlap(where: str, found: Iterable[str], reference: Sequence[str], min_overlap: float) -> None:
+    """Refuse, or warn of, a query that has too few genes of the reference."""
+    present = list(found)
+    lacking = set(reference).difference(present)
+    share = 1 - len(lacking) / len(reference)
+    first = [name for name in reference if name in lacking][:_NAMED]
+    told = (
+        f"{where} has {len(reference) - len(lacking)} of the {len(reference)} genes of the reference ({share:.0%}): it "
+        f"lacks {', '.join(first)}{', ...' * (len(lacking) > _NAMED)}, and begins {', '.join(present[:_NAMED])}"
+    )
+    if share == 0:
+        raise ValueError(f"{told}; name genes as the reference does (adata.var_names)")
+    if share < min_overlap:
+        raise ValueError(
+            f"{told}; min_overlap={min_overlap} needs more: name genes as the reference does (adata.var_names), or "
+            "lower min_overlap to count those that are absent as 0"
+        )
+    if share < _LOW_OVERLAP:
+        warnings.warn(f"{told}; those count as 0, and results may be poor", stacklevel=4)
+
+
+def _open_columns(store: CellStore, spec: ModelSpec) -> CellData:
+    """Open the obs columns that the reference was trained with, and that of labels if there is one."""
+    batch_key = spec.batch.key if spec.batch else None
+    categorical = [covariate.key for covariate in spec.categorical_covariates]
+    present = store.obs_columns()
+    needed = {
+        "batch_key": [batch_key] if batch_key else [],
+        "size_factor_key": [spec.size_factor_key] if spec.size_factor_key else [],
+        "categorical_covariate_keys": categorical,
+        "continuous_covariate_keys": spec.continuous_covariates,
+    }
+    lacking = [f"'{key}' ({argument})" for argument, keys in needed.items() for key in keys if key not in present]
+    if lacking:
+        raise ValueError(
+            f"{store.uri} lacks obs columns that the reference was trained with: {', '.join(lacking)}; add them under "
+            f"these names, as adata.obs[...]; present are {', '.join(present) or 'none'}"
+        )
+    labelled = spec.label is not None and spec.label.key in present
+    return open_data(
+        store,
+        batch_key=batch_key,
+        labels_key=spec.label.key if spec.label and labelled else None,
+        unlabeled_category=spec.unlabeled_category if labelled else None,
+        size_factor_key=spec.size_factor_key,
+        categorical_covariate_keys=categorical,
+        continuous_covariate_keys=spec.continuous_covariates,
+    )
+
+
+def _check_labels(data: CellData, spec: ModelSpec) -> None:
+    """Say what becomes of a query without the column of labels."""
+    if spec.label is None or data.label is not None:
+        return
+    if spec.model.model_name == "SCANVI":
+        warnings.warn(
+            f"{data.store.uri} has no labels (obs column '{spec.label.key}', the labels_key of the reference): all its "
+            "cells are unlabelled",
+            stacklevel=3,
+        )
+    elif spec.decodes_labels:
+        raise ValueError(
+            f"{data.store.uri} has no labels: with dispersion='gene-label' each cell needs one; add the obs column "
+            f"'{spec.label.key}', the labels_key of the reference"
+        )
+
+
+def _without_unused(column: Categorical, known: Covariate | None, n_cells: int) -> Categorical:
+    """Leave out categories that neither the reference knows nor a cell has: subsets of a table bring them along."""
+    if known is None or set(column.vocabulary) <= set(known.categories):
+        return column
+    occurs = np.zeros(len(column.vocabulary) + 1, dtype=bool)
+    for start in range(0, n_cells, _CODES_AT_ONCE):
+        occurs[column.codes(start, min(start + _CODES_AT_ONCE, n_cells))] = True
+    kept = [code for code, name in enumerate(column.vocabulary) if occurs[code] or name in known.categories]
+    place = np.full(len(occurs), -1, dtype=np.int32)
+    place[kept] = np.arange(len(kept))
+    return replace(column, vocabulary=tuple(column.vocabulary[code] for code in kept), place=place[column.place])
+
+
+def prepare_query_anndata(
+    adata: "AnnData", reference: ModelSpec, *, return_reference_var_names: bool = False, inplace: bool = True
+) -> "AnnData | pd.Index[str] | None":
+    """Give an AnnData in memory the genes of a reference in its order; those it lacks are 0 in X and layers.
+
+    For a query that is opened by `prepare_query_data` this is not needed.
+
+    Parameters
+    ----------
+    adata
+        The query.
+    reference
+        Specification of the reference.
+    return_reference_var_names
+        Only give the names of the reference's genes.
+    inplace
+        Change `adata`, else give a new AnnData.
+
+    Warns
+    -----
+    UserWarning
+        If the query has less than 80 % of the genes.
+
+    Raises
+    ------
+    ValueError
+        If it has none of them, names one twice, or is backed by a file; if the reference was trained on ``raw/X``.
+
+    Notes
+    -----
+    scvi-tools 1.4.2, model/base/_archesmixin.py: prepare_query_anndata. There ``uns`` is lost where genes are added.
+    """
+    names = pd.Index(reference.var_names)
+    if return_reference_var_names:
+        return names
+    if reference.layer == "raw/X":
+        raise ValueError(
+            "the reference was trained on raw/X, which this leaves as it is: use prepare_query_data instead"
+        )
+    if adata.isbacked:
+        raise ValueError(
+            f"the query is backed by {adata.filename}: give that path to prepare_query_data, or adata.to_memory()"
+        )
+    present = check_var_names(adata.var_names, "the query")
+    _check_overlap("the query", present, reference.var_names, 0)
+    prepared = adata[:, names].copy() if names.isin(present).all() else _padded(adata, names)
+    if not inplace:
+        return prepared
+    _replace(adata, prepared)
+    return None
+
+
+def _padded(adata: "AnnData", names: "pd.Index[str]") -> "AnnData":
+    """Make an AnnData with the genes `names`, of which some are absent; what belongs to cells stays."""
+    from anndata import AnnData
+
+    place_g = adata.var_names.get_indexer(names)
+    padded = AnnData(
+        None if adata.X is None else _columns(adata.X, place_g),
+        obs=adata.obs.copy(),
+        var=adata.var.reindex(names),
+        uns=dict(adata.uns),
+        obsm=dict(adata.obsm),
+        obsp=dict(adata.obsp),
+        layers={name: _columns(values, place_g) for name, values in adata.layers.items()},
+        shape=(adata.n_obs, len(names)) if adata.X is None else None,
+    )
+    padded.raw = adata.raw.to_adata() if adata.raw is not None else None
+    return padded
+
+
+def _columns(values_nq: Any, place_g: NDArray[np.intp]) -> Any:
+    """Give the columns `place_g` of a matrix, dense or sparse; a place of -1 gives a column of 0."""
+    chosen_e = np.flatnonzero(place_g >= 0)
+    one_e = np.ones(len(chosen_e), dtype=values_nq.dtype)
+    shape = (values_nq.shape[1], len(place_g))
+    return values_nq @ sparse.csr_matrix((one_e, (place_g[chosen_e], chosen_e)), shape=shape)
+
+
+def _replace(adata: "AnnData", other: "AnnData") -> None:
+    """Make `adata` hold what `other` holds: anndata has no public way to add genes to an object."""
+    adata._init_as_actual(other)  # noqa: SLF001

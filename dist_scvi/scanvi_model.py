@@ -1,0 +1,286 @@
+"""SCANVI as a notebook holds it: names, arguments and defaults of ``scvi.model.SCANVI`` 1.4.2.
+
+Shape letters in this file
+    n   cells
+    l   labels
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from .anndata_setup import setup_anndata
+from .config import ModelConfig, parse_section
+from .loaders.minibatch import MiniBatch
+from .noise import RowNoise
+from .scanvae import SCANVAE
+from .scvi_model import SCVI, Where
+from .selection import Cells
+from .semi_supervised import labelled_data, scanvi_from
+from .session import settings
+from .spec import fit_to_spec
+from .trainable_model import Accelerator, TrainableModel
+from .world import World
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+class SCANVI(TrainableModel):
+    """SCVI that also learns labels, of which some cells have none (Xu et al. 2021, doi:10.15252/msb.20209620).
+
+    Parameters
+    ----------
+    adata
+        An AnnData after ``SCANVI.setup_anndata``, or cells from ``dist_scvi.open`` with its `labels_key` and
+        `unlabeled_category`.
+    n_hidden, n_latent, n_layers, dropout_rate, dispersion, gene_likelihood, use_observed_lib_size
+        As of `SCVI`. With ``dispersion="gene-label"`` a cell without a label has the mean over labels by probability.
+    linear_classifier
+        Classify by one linear layer.
+    classifier_parameters
+        ``n_layers``, ``n_hidden``, ``dropout_rate`` of the classifier.
+    y_prior
+        Prior probability of each label, uniform by default.
+    objective
+        ``"scvi-tools"`` takes the bound of a labelled cell over all labels, as if it had none; ``"conditional"`` gives
+        it its own, as the paper does.
+    log_variational, encode_covariates, deeply_inject_covariates, batch_representation, batch_embedding_kwargs
+        As of `SCVI`.
+    use_batch_norm, use_layer_norm, seed, world
+        As of `SCVI`.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range, or there are fewer than two labels.
+
+    Notes
+    -----
+    scvi-tools 1.4.2, model/_scanvi.py. A cell whose label is missing is unlabelled.
+    """
+
+    model_name: ClassVar[Literal["SCVI", "SCANVI", "LinearSCVI"]] = "SCANVI"
+
+    def __init__(  # noqa: PLR0913 - the arguments of scvi-tools
+        self,
+        adata: Any = None,
+        n_hidden: int = 128,
+        n_latent: int = 10,
+        n_layers: int = 1,
+        dropout_rate: float = 0.1,
+        dispersion: Literal["gene", "gene-batch", "gene-label", "gene-cell"] = "gene",
+        gene_likelihood: Literal["zinb", "nb", "poisson", "normal"] = "zinb",
+        use_observed_lib_size: bool = True,  # noqa: FBT001, FBT002 - the place that scvi-tools gives it
+        linear_classifier: bool = False,  # noqa: FBT001, FBT002
+        *,
+        classifier_parameters: Mapping[str, float] | None = None,
+        y_prior: Sequence[float] | None = None,
+        objective: Literal["scvi-tools", "conditional"] = "scvi-tools",
+        log_variational: bool = True,
+        encode_covariates: bool = False,
+        deeply_inject_covariates: bool = True,
+        batch_representation: Literal["one-hot", "embedding"] = "one-hot",
+        batch_embedding_kwargs: Mapping[str, int] | None = None,
+        use_batch_norm: Where = "both",
+        use_layer_norm: Where = "none",
+        seed: int | None = None,
+        world: World | None = None,
+    ) -> None:
+        tree = {
+            "model_name": "SCANVI",
+            "n_hidden": n_hidden,
+            "n_latent": n_latent,
+            "n_layers": n_layers,
+            "dropout_rate": dropout_rate,
+            "dispersion": dispersion,
+            "gene_likelihood": gene_likelihood,
+            "use_observed_lib_size": use_observed_lib_size,
+            "linear_classifier": linear_classifier,
+            "classifier_parameters": dict(classifier_parameters or {}),
+            "y_prior": None if y_prior is None else tuple(y_prior),
+            "objective": objective,
+            "log_variational": log_variational,
+            "encode_covariates": encode_covariates,
+            "deeply_inject_covariates": deeply_inject_covariates,
+            "batch_representation": batch_representation,
+            "use_batch_norm": use_batch_norm,
+            "use_layer_norm": use_layer_norm,
+            **(batch_embedding_kwargs or {}),
+        }
+        self._make(adata, parse_section(ModelConfig, "model", tree), seed=seed, world=world)
+
+    @classmethod
+    def from_scvi_model(
+        cls,
+        scvi_model: SCVI,
+        unlabeled_category: str,
+        labels_key: str | None = None,
+        adata: Any = None,
+        *,
+        linear_classifier: bool = False,
+        classifier_parameters: Mapping[str, float] | None = None,
+        y_prior: Sequence[float] | None = None,
+        objective: Literal["scvi-tools", "conditional"] = "scvi-tools",
+        seed: int | None = None,
+    ) -> Self:
+        """Go on from a trained SCVI model.
+
+        Parameters
+        ----------
+        unlabeled_category
+            Label of the cells that have none.
+        labels_key
+            obs column of the labels; by default that of the SCVI model.
+        adata
+            Other cells with the same genes and batches; by default those of the SCVI model.
+        linear_classifier, classifier_parameters, y_prior, objective
+            What SCVI does not have; see the class. All else is as in `scvi_model`.
+
+        Raises
+        ------
+        ValueError
+            If the SCVI model is not trained, or no column of labels is known.
+
+        Notes
+        -----
+        scvi-tools 1.4.2, model/_scanvi.py. There `labels_key` is ignored where the SCVI model has one of its own.
+        """
+        if not scvi_model.is_trained:
+            raise ValueError("the SCVI model is not trained: call its train first")
+        options = {
+            "linear_classifier": linear_classifier,
+            "classifier_parameters": dict(classifier_parameters or {}),
+            "y_prior": None if y_prior is None else tuple(y_prior),
+            "objective": objective,
+        }
+        source = scvi_model.select(adata).data
+        data = labelled_data(source, labels_key=labels_key, unlabeled_category=unlabeled_category)
+        config = parse_section(
+            ModelConfig, "model", {**scvi_model.spec.model.model_dump(), "model_name": "SCANVI", **options}
+        )
+        module, spec = scanvi_from(
+            scvi_model.module, scvi_model.spec, data, config, seed=scvi_model.spec.seed if seed is None else seed
+        )
+        held = scvi_model.adata if adata is None else (adata if hasattr(adata, "obs_names") else None)
+        return cls._made(fit_to_spec(data, spec), module, spec, adata=held, world=scvi_model.world)
+
+    @staticmethod
+    def setup_anndata(
+        adata: "AnnData",
+        labels_key: str,
+        unlabeled_category: str,
+        layer: str | None = None,
+        batch_key: str | None = None,
+        size_factor_key: str | None = None,
+        categorical_covariate_keys: Sequence[str] | None = None,
+        continuous_covariate_keys: Sequence[str] | None = None,
+    ) -> None:
+        """Note in an AnnData what the model is to use; see `dist_scvi.anndata_setup.setup_anndata`."""
+        setup_anndata(
+            adata,
+            layer=layer,
+            batch_key=batch_key,
+            labels_key=labels_key,
+            unlabeled_category=unlabeled_category,
+            size_factor_key=size_factor_key,
+            categorical_covariate_keys=categorical_covariate_keys,
+            continuous_covariate_keys=continuous_covariate_keys,
+        )
+
+    def train(
+        self,
+        max_epochs: int | None = None,
+        n_samples_per_label: int | None = None,
+        check_val_every_n_epoch: int | None = None,
+        *,
+        train_size: float | None = None,
+        validation_size: float | None = None,
+        batch_size: int | None = None,
+        accelerator: Accelerator = "auto",
+        early_stopping: bool | None = None,
+        plan_kwargs: Mapping[str, Any] | None = None,
+        data_kwargs: Mapping[str, Any] | None = None,
+        lanes: int = 1,
+        run: str | Path | None = None,
+        progress: bool = True,
+    ) -> None:
+        """Train on from the present weights; arguments not named here are those of ``SCVI.train``.
+
+        Parameters
+        ----------
+        max_epochs
+            By default as for SCVI; after `from_scvi_model` a third of it, from 2 to 10.
+        n_samples_per_label
+            Labelled cells of each label that an epoch of the classifier draws, newly each time; all by default.
+        plan_kwargs
+            Also ``classification_ratio``, the weight of the classification loss (50).
+
+        Raises
+        ------
+        ValueError
+            If no training cell has a label, and as ``SCVI.train``.
+        """
+        options = {
+            "max_epochs": max_epochs,
+            "n_samples_per_label": n_samples_per_label,
+            "check_val_every_n_epoch": check_val_every_n_epoch,
+            "train_size": train_size,
+            "validation_size": validation_size,
+            "batch_size": batch_size or settings.batch_size,
+            "early_stopping": early_stopping,
+            "lanes": lanes,
+        }
+        self._train(options, plan_kwargs, data_kwargs, accelerator=accelerator, run=run, progress=progress)
+
+    def predict(
+        self,
+        adata: Any = None,
+        indices: Cells | None = None,
+        soft: bool = False,  # noqa: FBT001, FBT002 - the place that scvi-tools gives it
+        batch_size: int | None = None,
+        use_posterior_mean: bool = True,  # noqa: FBT001, FBT002
+        *,
+        seed: int = 0,
+    ) -> NDArray[np.object_] | pd.DataFrame:
+        """Predict the labels of cells.
+
+        Parameters
+        ----------
+        adata, indices
+            Which cells; see `select`.
+        soft
+            Give the probability of each label.
+        batch_size
+            Cells computed at a time; the answer does not depend on it.
+        use_posterior_mean
+            Classify the mean of a cell's posterior, else one draw of it.
+        seed
+            Seed of the draw; a cell's draw does not depend on which others are asked for.
+
+        Returns
+        -------
+        numpy.ndarray or pandas.DataFrame
+            Labels, or cells by labels.
+        """
+        module, categories = self.module, self.spec.label.categories if self.spec.label else ()
+        assert isinstance(module, SCANVAE)
+
+        @torch.no_grad()
+        def probabilities(minibatch: MiniBatch) -> tuple[NDArray[np.float32]]:
+            qzm_nk, qzv_nk = module.encode(minibatch.to(module.device))
+            if not use_posterior_mean:
+                qzm_nk = qzm_nk + qzv_nk.sqrt() * RowNoise(seed, minibatch.row_n).normal(qzm_nk)
+            return (module.probabilities(module.latent(qzm_nk)).cpu().numpy(),)
+
+        selection = self.select(adata, indices)
+        (probability_nl,) = selection.answer(probabilities, self.world, chunk_cells=batch_size)
+        if soft:
+            return pd.DataFrame(probability_nl, index=selection.obs_names(), columns=list(categories))
+        label_n: NDArray[np.object_] = np.array(categories, dtype=object)[probability_nl.argmax(axis=1)]
+        return label_n

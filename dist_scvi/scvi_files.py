@@ -1,0 +1,204 @@
+"""Model folders of scvi-tools: read without running code from them, and written so that scvi-tools loads them."""
+
+import os
+import shutil
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from .folder import MANIFEST, put_in_place
+from .scvi_pickle import Foreign, read_pickle, read_torch
+from .scvi_registry import attributes_of, spec_of_attributes
+from .spec import ModelSpec, differing_names
+from .vae import VAE
+
+_MODEL = "model.pt"
+_LEGACY = ("model_params.pt", "attr.pkl", "var_names.csv")
+_CELLS = "adata.h5ad"
+
+
+@dataclass(frozen=True, slots=True)
+class ScviModel:
+    """A model that scvi-tools saved."""
+
+    spec: ModelSpec
+    weights: dict[str, Tensor]
+    history: dict[str, list[float]]
+    """Metrics by name, one value for each epoch or step."""
+    is_trained: bool
+    scvi_version: str | None
+    minified: bool
+    """Whether its cells were minified; `scvi_minified.open_minified_h5ad` reads them."""
+    cells: Path | None
+    """The ``adata.h5ad`` that was saved with it."""
+
+    def build(self) -> VAE:
+        """Make the network with these weights, for inference."""
+        module = self.spec.build()
+        module.load_state_dict(self.weights)
+        module.eval()
+        return module
+
+
+def is_scvi_tools(path: Path, prefix: str = "") -> bool:
+    """Tell whether the folder `path` is laid out as scvi-tools saves a model."""
+    return any((path / f"{prefix}{name}").is_file() for name in (_MODEL, _LEGACY[0]))
+
+
+def read_scvi_tools(path: Path, *, prefix: str = "") -> ScviModel:
+    """Read a folder that SCVI, SCANVI or LinearSCVI of scvi-tools 0.8 to 1.5 saved. Nothing in it is executed.
+
+    Parameters
+    ----------
+    path
+        The folder, with ``model.pt``, or before 0.15 ``model_params.pt``, ``attr.pkl`` and ``var_names.csv``.
+    prefix
+        What the names of its files begin with.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no model.
+    ValueError
+        If a file is damaged or names code, the model is of another class or has options that are not offered, or its
+        weights do not fit its options.
+    """
+    attributes, var_names, stored = _read_parts(path, prefix)
+    weights = {name: value for name, value in stored.items() if name != "pyro_param_store"}
+    if not all(isinstance(value, Tensor) for value in weights.values()):
+        raise ValueError(f"the model in {path} cannot be read: its weights are not all tensors")
+    try:
+        spec = spec_of_attributes(attributes, var_names, weights)
+        minified = "minify_type" in (attributes.get("registry_") or {}).get("field_registries", {})
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(f"the model in {path} cannot be read: its registry is damaged ({error!r})") from error
+    except ValueError as error:
+        raise ValueError(f"the model in {path} cannot be read: {error}") from error
+    _check_weights(path, spec, weights)
+    cells = path / f"{prefix}{_CELLS}"
+    return ScviModel(
+        spec,
+        weights,
+        _history(attributes.get("history_")),
+        bool(attributes.get("is_trained_", True)),
+        spec.lineage["scvi_tools"],
+        minified,
+        cells if cells.is_file() else None,
+    )
+
+
+def write_scvi_tools(
+    path: Path,
+    module: VAE,
+    spec: ModelSpec,
+    *,
+    history: Mapping[str, ArrayLike | pd.DataFrame] | None = None,
+    obs: pd.DataFrame | None = None,
+    is_trained: bool = True,
+    prefix: str = "",
+    overwrite: bool = False,
+) -> None:
+    """Write a folder that scvi-tools 1.4.2 loads with ``load(path, adata=...)``, whole or not at all.
+
+    Parameters
+    ----------
+    history
+        Metrics by name, as scvi-tools names them: a value for each epoch or step, kept as a list.
+    obs
+        Table of the cells it will be loaded with; needed if a covariate is a column of numbers or booleans.
+    is_trained
+        Whether it was trained; scvi-tools warns of queries to one that was not.
+    prefix
+        What the name of its file begins with.
+    overwrite
+        Replace the folder of a model that is there, whole.
+
+    Raises
+    ------
+    ValueError
+        If scvi-tools has no such model, or `path` exists.
+
+    Notes
+    -----
+    Lost is what scvi-tools has no place for: the seed, `objective`, which only training uses, and the layer ``raw/X``,
+    whose counts it must be given in ``X``. It wants every label present, and missing labels filled in.
+    """
+    if path.exists() and not overwrite:
+        raise ValueError(f"{path} exists: give another path, or allow it to be replaced with overwrite=True")
+    if path.exists() and not (is_scvi_tools(path, prefix) or (path / MANIFEST).is_file()):
+        raise ValueError(f"{path} holds no {prefix}{_MODEL} and is not replaced: give another path")
+    state = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
+    attributes = attributes_of(spec, is_trained=is_trained, obs=obs) | {
+        "history_": {name: np.ravel(np.asarray(values, float)).tolist() for name, values in (history or {}).items()}
+    }
+    content = {
+        "model_state_dict": OrderedDict(state),
+        "var_names": np.array(spec.var_names, dtype=object),
+        "attr_dict": attributes,
+    }
+    partial = path.with_name(f".partial-{path.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    with (partial / f"{prefix}{_MODEL}").open("wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    put_in_place(partial, path)
+
+
+def _read_parts(path: Path, prefix: str) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
+    """Read attributes, genes and weights."""
+    legacy = [path / f"{prefix}{name}" for name in _LEGACY]
+    if (path / f"{prefix}{_MODEL}").exists() or not legacy[0].exists():
+        found = read_torch(path / f"{prefix}{_MODEL}")
+        keys = ("attr_dict", "var_names", "model_state_dict")
+        attributes, var_names, weights = map(found.get, keys) if isinstance(found, dict) else (None, None, None)
+    else:
+        weights, attributes = read_torch(legacy[0]), read_pickle(legacy[1])
+        var_names = legacy[2].read_text(encoding="utf-8").splitlines()
+    if not isinstance(attributes, dict) or not isinstance(weights, dict):
+        raise ValueError(f"{path} holds no model of scvi-tools: a table of attributes and one of weights are needed")  # noqa: TRY004
+    if not isinstance(var_names, list | np.ndarray):
+        raise ValueError(f"the model in {path} has genes by modality or none at all: one list of genes is needed")  # noqa: TRY004
+    return attributes, [str(name) for name in var_names], weights
+
+
+def _check_weights(path: Path, spec: ModelSpec, weights: Mapping[str, Tensor]) -> None:
+    with torch.device("meta"):  # a small file may ask for a network that no memory holds
+        module = spec.build()
+    differ = differing_names(module, weights)
+    if differ:
+        needed = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+        told = [
+            f"{name} {tuple(weights[name].shape) if name in weights else 'absent'} for {needed.get(name, 'none')}"
+            for name in differ[:4]
+        ]
+        raise ValueError(f"the weights in {path} do not fit its options and registry: {', '.join(told)}")
+
+
+def _history(stored: Any) -> dict[str, list[float]]:
+    """Read the metrics; those that pandas stored in a layout not known here are left out."""
+    read: dict[str, list[float]] = {}
+    for name, column in stored.items() if isinstance(stored, dict) else ():
+        try:
+            values = _frame_values(column) if isinstance(column, Foreign) else column
+            read[str(name)] = [float(value) for value in np.ravel(values).tolist()]
+        except (TypeError, ValueError, KeyError, IndexError, AttributeError):
+            continue
+    return read
+
+
+def _frame_values(frame: Foreign) -> Any:
+    """Give the values of a frame with one column, from pandas' own state of it."""
+    blocks = frame.state.get("_mgr", frame.state.get("_data"))
+    if blocks.arguments:
+        return blocks.arguments[0][0].arguments[0]
+    return blocks.state[1][0]  # pandas before 1.3

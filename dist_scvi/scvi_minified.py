@@ -1,0 +1,111 @@
+"""Cells that scvi-tools minified: each one's latent posterior and total count, without its counts.
+
+Shape letters in this file
+    n   cells
+    k   latent dimensions
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from .spec import ModelSpec
+
+_MINIFIED = "_scvi_adata_minify_type"
+_PREFIX = {"SCVI": "scvi", "SCANVI": "scanvi", "LinearSCVI": "ldvae"}
+
+
+@dataclass(frozen=True, slots=True)
+class MinifiedCells:
+    """What is left of minified cells."""
+
+    qzm_nk: NDArray[np.float32]
+    """Mean of q(z | x)."""
+    qzv_nk: NDArray[np.float32]
+    """Variance of q(z | x)."""
+    library_n: NDArray[np.float32]
+    """Observed total count."""
+    obs: pd.DataFrame
+    """Table of the cells, with the covariates."""
+
+
+def open_minified_h5ad(path: Path, spec: ModelSpec) -> MinifiedCells:
+    """Read the cells that scvi-tools 0.20 to 1.5 minified; counts, where it kept them, stay on disk.
+
+    Parameters
+    ----------
+    path
+        The ``adata.h5ad`` beside the model.
+    spec
+        The model that encoded them.
+
+    Raises
+    ------
+    ValueError
+        If they are not minified, are of other genes or another latent space, or hold numbers that cannot be.
+
+    Notes
+    -----
+    Names of the columns as in scvi-tools 1.4.2, model/_scvi.py, model/_scanvi.py and model/_linear_scvi.py; before 1.1
+    they began with an underscore.
+    """
+    try:
+        cells = ad.read_h5ad(path, backed="r")
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read as h5ad: {error}") from error
+    try:
+        return _read(cells, path, spec)
+    finally:
+        cells.file.close()
+
+
+def _read(cells: ad.AnnData, path: Path, spec: ModelSpec) -> MinifiedCells:
+    if _MINIFIED not in cells.uns:
+        raise ValueError(f"{path} is not minified: uns['{_MINIFIED}'] is missing; open it as a store of counts instead")
+    if tuple(map(str, cells.var_names)) != spec.var_names:
+        raise ValueError(
+            f"{path} has {cells.n_vars} genes that are not the {len(spec.var_names)} of the model, in order"
+        )
+    prefix = _PREFIX[spec.model.model_name]
+    means, variances = (
+        _choose(cells.obsm, (f"{prefix}_latent_{q}", f"_{prefix}_latent_{q}"), path) for q in ("qzm", "qzv")
+    )
+    library = _choose(cells.obs, ("observed_lib_size", f"_{prefix}_observed_lib_size"), path)
+    shape = (cells.n_obs, spec.model.n_latent)
+    return MinifiedCells(
+        _checked(cells.obsm[means], means, shape, path),
+        _checked(cells.obsm[variances], variances, shape, path, least=0.0),
+        _checked(cells.obs[library], library, shape[:1], path, least=0.0),
+        cells.obs.copy(),
+    )
+
+
+def _choose(present: Iterable[str], names: tuple[str, ...], path: Path) -> str:
+    found = [name for name in names if name in [*present]]
+    if not found:
+        raise ValueError(
+            f"{path} has no column {' or '.join(names)}: minify the cells again with the model's own class"
+        )
+    return found[0]
+
+
+def _checked(
+    stored: Any, name: str, shape: tuple[int, ...], path: Path, *, least: float = -np.inf
+) -> NDArray[np.float32]:
+    values = np.asarray(stored, dtype=np.float32)
+    if values.shape != shape:
+        raise ValueError(
+            f"{name} of {path} has the shape {values.shape}: {shape} is needed, cells by latent dimensions"
+        )
+    if not np.isfinite(values).all() or (values < least).any():
+        row = int(np.argmin((np.isfinite(values) & (values >= least)).reshape(len(values), -1).all(axis=1)))
+        raise ValueError(
+            f"{name} of {path} holds {values[row]} at row {row}: finite numbers of at least {least} are needed"
+        )
+    return values

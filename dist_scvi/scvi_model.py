@@ -1,0 +1,197 @@
+"""SCVI as a notebook holds it: names, arguments and defaults of ``scvi.model.SCVI`` 1.4.2."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from .anndata_setup import setup_anndata
+from .config import ModelConfig, parse_section
+from .session import settings
+from .trainable_model import Accelerator, TrainableModel
+from .world import World
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+Where = Literal["encoder", "decoder", "none", "both"]
+
+
+class SCVI(TrainableModel):
+    """Single-cell variational inference (Lopez et al. 2018, doi:10.1038/s41592-018-0229-2).
+
+    Parameters
+    ----------
+    adata
+        An AnnData after ``SCVI.setup_anndata``, cells from ``dist_scvi.open``, or a store, opened without covariates.
+    n_hidden, n_latent, n_layers, dropout_rate
+        Width and depth of the networks; dropout is in the encoder.
+    dispersion
+        ``"gene"``, ``"gene-batch"``, ``"gene-label"`` or ``"gene-cell"``.
+    gene_likelihood
+        ``"zinb"``, ``"nb"``, ``"poisson"`` or ``"normal"``.
+    use_observed_lib_size
+        A cell's total count is its library size; else it is latent, with a prior by batch that a pass over the cells
+        finds.
+    latent_distribution
+        ``"normal"``, or ``"ln"`` for logistic normal.
+    log_variational
+        Encode log(1 + counts).
+    encode_covariates
+        Give the covariates to the encoder too. Without it a query cannot move the latent space (`load_query_data`).
+    deeply_inject_covariates
+        Give covariates to every layer, else to the first.
+    batch_representation, batch_embedding_kwargs
+        ``"one-hot"``, or ``"embedding"`` of ``embedding_dim`` dimensions (5).
+    use_batch_norm, use_layer_norm
+        In the ``"encoder"``, the ``"decoder"``, ``"both"`` or ``"none"``.
+    seed
+        Seed of weights, split, order and noise; ``dist_scvi.settings.seed`` by default.
+    world
+        This process's place among several that train and answer together.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range, or the AnnData is not set up.
+
+    Notes
+    -----
+    scvi-tools 1.4.2, model/_scvi.py. Under one seed the weights are bit for bit those that scvi-tools makes after
+    ``torch.manual_seed(seed)``.
+
+    Examples
+    --------
+    >>> data = dist_scvi.open("atlas.zarr", batch_key="donor")  # doctest: +SKIP
+    >>> model = dist_scvi.model.SCVI(data, n_latent=30)  # doctest: +SKIP
+    >>> model.train(max_epochs=10)  # doctest: +SKIP
+    >>> latent = model.get_latent_representation()  # doctest: +SKIP
+    """
+
+    model_name: ClassVar[Literal["SCVI", "SCANVI", "LinearSCVI"]] = "SCVI"
+
+    def __init__(  # noqa: PLR0913 - the arguments of scvi-tools
+        self,
+        adata: Any = None,
+        n_hidden: int = 128,
+        n_latent: int = 10,
+        n_layers: int = 1,
+        dropout_rate: float = 0.1,
+        dispersion: Literal["gene", "gene-batch", "gene-label", "gene-cell"] = "gene",
+        gene_likelihood: Literal["zinb", "nb", "poisson", "normal"] = "zinb",
+        use_observed_lib_size: bool = True,  # noqa: FBT001, FBT002 - the place that scvi-tools gives it
+        latent_distribution: Literal["normal", "ln"] = "normal",
+        *,
+        log_variational: bool = True,
+        encode_covariates: bool = False,
+        deeply_inject_covariates: bool = True,
+        batch_representation: Literal["one-hot", "embedding"] = "one-hot",
+        batch_embedding_kwargs: Mapping[str, int] | None = None,
+        use_batch_norm: Where = "both",
+        use_layer_norm: Where = "none",
+        seed: int | None = None,
+        world: World | None = None,
+    ) -> None:
+        tree = {
+            "model_name": "SCVI",
+            "n_hidden": n_hidden,
+            "n_latent": n_latent,
+            "n_layers": n_layers,
+            "dropout_rate": dropout_rate,
+            "dispersion": dispersion,
+            "gene_likelihood": gene_likelihood,
+            "use_observed_lib_size": use_observed_lib_size,
+            "latent_distribution": latent_distribution,
+            "log_variational": log_variational,
+            "encode_covariates": encode_covariates,
+            "deeply_inject_covariates": deeply_inject_covariates,
+            "batch_representation": batch_representation,
+            "use_batch_norm": use_batch_norm,
+            "use_layer_norm": use_layer_norm,
+            **(batch_embedding_kwargs or {}),
+        }
+        self._make(adata, parse_section(ModelConfig, "model", tree), seed=seed, world=world)
+
+    @staticmethod
+    def setup_anndata(
+        adata: "AnnData",
+        layer: str | None = None,
+        batch_key: str | None = None,
+        labels_key: str | None = None,
+        size_factor_key: str | None = None,
+        categorical_covariate_keys: Sequence[str] | None = None,
+        continuous_covariate_keys: Sequence[str] | None = None,
+    ) -> None:
+        """Note in an AnnData what the model is to use; see `dist_scvi.anndata_setup.setup_anndata`."""
+        setup_anndata(
+            adata,
+            layer=layer,
+            batch_key=batch_key,
+            labels_key=labels_key,
+            size_factor_key=size_factor_key,
+            categorical_covariate_keys=categorical_covariate_keys,
+            continuous_covariate_keys=continuous_covariate_keys,
+        )
+
+    def train(
+        self,
+        max_epochs: int | None = None,
+        accelerator: Accelerator = "auto",
+        *,
+        train_size: float | None = None,
+        validation_size: float | None = None,
+        batch_size: int | None = None,
+        early_stopping: bool | None = None,
+        check_val_every_n_epoch: int | None = None,
+        plan_kwargs: Mapping[str, Any] | None = None,
+        data_kwargs: Mapping[str, Any] | None = None,
+        lanes: int = 1,
+        run: str | Path | None = None,
+        progress: bool = True,
+    ) -> None:
+        """Train on from the present weights, in this process or together with those of `world`.
+
+        Parameters
+        ----------
+        max_epochs
+            By default ``min(400, 400 * 20000 / cells)``, at least 1.
+        accelerator
+            ``"auto"``, ``"cpu"`` or ``"gpu"``.
+        train_size, validation_size
+            Shares of the cells, 0.9 and the rest; what they leave is the test split.
+        batch_size
+            Cells of a step over all workers; ``dist_scvi.settings.batch_size`` by default.
+        early_stopping
+            End when ``elbo_validation`` has not improved for 45 epochs; its other settings are keys of `plan_kwargs`.
+        check_val_every_n_epoch
+            Epochs between validations.
+        plan_kwargs
+            Any key of the section ``train`` of a run's configuration (`TrainConfig`): ``lr``, ``weight_decay``,
+            ``n_epochs_kl_warmup``, ``reduce_lr_on_plateau``, ``early_stopping_patience`` and so on.
+        data_kwargs
+            Keys of its section ``data`` that say which cells are trained on and how they are read: ``split_key``,
+            ``holdout_key``, ``weight_key``, ``balance_key``, ``memory_mib``, ``block_cells``, ``window_cells``,
+            ``timeout_s``.
+        lanes
+            Streams that share a minibatch. With 8, say, the run can be continued by 2, 4 or 8 workers.
+        run
+            Folder for checkpoints and metrics. A run that lies there already is continued.
+        progress
+            Show progress.
+
+        Raises
+        ------
+        ValueError
+            If a setting is not known or out of range, or the cells are no raw counts.
+        FloatingPointError
+            If the loss is not finite.
+        """
+        options = {
+            "max_epochs": max_epochs,
+            "train_size": train_size,
+            "validation_size": validation_size,
+            "batch_size": batch_size or settings.batch_size,
+            "early_stopping": early_stopping,
+            "check_val_every_n_epoch": check_val_every_n_epoch,
+            "lanes": lanes,
+        }
+        self._train(options, plan_kwargs, data_kwargs, accelerator=accelerator, run=run, progress=progress)

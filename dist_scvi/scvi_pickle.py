@@ -1,0 +1,319 @@
+"""Pickles that others wrote, read without running code of theirs.
+
+A pickle is a program: it may name any function of any module and call it. Here every name is looked up in one table of
+stand-ins that only keep what they are given; a name that is not in it is refused, with nothing imported or called.
+Sizes are checked against the bytes that are there before memory is taken.
+"""
+
+import io
+import math
+import pickle
+import pickletools
+import re
+import struct
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_OLD_TORCH = b"\x80\x02\x8a\x0a"
+_MAX_DIMS = 8
+_MAX_DEPTH = 100
+_MAX_TUPLES = 50_000
+"""One inside the other, twice as many overflow the stack of a thread when they are the key of a table."""
+_NUMPY_TYPE = re.compile(r"b1|[iu][1248]|f[248]|[SU][1-9]\d{0,5}")
+_STORAGES = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+_FAILURES = (  # of a pickle or archive that is damaged, or made to do harm
+    *(pickle.UnpicklingError, zipfile.BadZipFile, EOFError, struct.error, OSError, MemoryError, RuntimeError),
+    *(ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError),
+)
+
+
+class Foreign:
+    """Stands for an object of another library: what it was made of, and none of its code.
+
+    Its type is named for its class, or for the function that would have made it.
+    """
+
+    __slots__ = ("arguments", "state")
+    arguments: Any
+    state: Any
+
+    def __new__(cls, *arguments: Any) -> Self:  # noqa: D102
+        self = super().__new__(cls)
+        self.arguments, self.state = arguments, None
+        return self
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+def read_torch(path: Path) -> Any:
+    """Read what ``torch.save`` wrote: dicts, lists, numbers, texts, numpy arrays (of objects as lists) and tensors.
+
+    Frames of pandas come as `Foreign`.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged, names anything that is not allowed, or claims sizes that it does not hold.
+    """
+    with path.open("rb") as file:
+        is_old = file.read(4) == _OLD_TORCH
+        try:
+            with zipfile.ZipFile(file) as archive:
+                return _plain(_Unpickler(*_open_archive(archive, path.stat().st_size)).load(), 0, {})
+        except _FAILURES as error:
+            hint = "; a file of torch before 1.6 must be saved again with a newer one" if is_old else ""
+            raise ValueError(f"{path} cannot be read: {error or type(error).__name__}{hint}") from error
+
+
+def read_pickle(path: Path) -> Any:
+    """Read a plain pickle; as `read_torch`, without tensors.
+
+    Raises
+    ------
+    ValueError
+        As `read_torch`.
+    """
+    content = path.read_bytes()
+    try:
+        return _plain(_Unpickler(content).load(), 0, {})
+    except _FAILURES as error:
+        raise ValueError(f"{path} cannot be read: {error or type(error).__name__}") from error
+
+
+class _Name:
+    """Stands for an allowed name; it may be called, and neither taken apart nor changed."""
+
+    __slots__ = ("_make", "text")
+
+    def __init__(self, text: str, make: Callable[..., Any]) -> None:
+        self.text, self._make = text, make
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._make(*arguments)
+
+    def __setstate__(self, state: Any) -> None:
+        raise pickle.UnpicklingError(f"it changes {self.text}")
+
+
+class _Unpickler(pickle.Unpickler):
+    """Reads the pickle `content`, whose tensors lie in the archive beside it."""
+
+    def __init__(self, content: bytes, archive: zipfile.ZipFile | None = None, root: str = "") -> None:
+        _check_opcodes(content)
+        super().__init__(io.BytesIO(content))
+        self._archive, self._root = archive, root
+        self._flat: dict[tuple[str, torch.dtype], Tensor] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        text = f"{module.replace('__builtin__', 'builtins')}.{name}"
+        make = _ALLOWED.get(text)
+        if make is not None:
+            return _Name(text, make)
+        if module == "torch" and name in _STORAGES:
+            return _Name(name, _refuse_call)
+        if re.fullmatch(r"pandas(\.\w+)+", module) or text == "torch.device":
+            return type(text, (Foreign,), {"__slots__": ()})
+        raise pickle.UnpicklingError(f"it names {text!r}, which no model file needs; nothing was run")
+
+    def persistent_load(self, pid: Any) -> Tensor:
+        match pid:
+            case ("storage", _Name(text=kind), str(key), str(), int(numel)) if kind in _STORAGES and key.isalnum():
+                dtype = _STORAGES[kind]
+            case _:
+                raise pickle.UnpicklingError("it refers to something that is no tensor of this file")
+        if (key, dtype) not in self._flat:
+            self._flat[key, dtype] = self._read_storage(key, dtype, numel)
+        return self._flat[key, dtype]
+
+    def _read_storage(self, key: str, dtype: torch.dtype, numel: int) -> Tensor:
+        if self._archive is None:
+            raise pickle.UnpicklingError("it refers to tensors, and there are none beside it")
+        found = self._archive.getinfo(f"{self._root}/data/{key}").file_size
+        if found != numel * dtype.itemsize:
+            raise pickle.UnpicklingError(f"tensor data {key} has {found} bytes where {numel} of {dtype} are claimed")
+        content = bytearray(self._archive.read(f"{self._root}/data/{key}"))
+        return torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
+
+
+def _open_archive(archive: zipfile.ZipFile, n_bytes: int) -> tuple[bytes, zipfile.ZipFile, str]:
+    """Give the pickle of an archive and the folder it lies in, once nothing in it is larger than it looks."""
+    entries = archive.infolist()
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise pickle.UnpicklingError("it holds compressed parts, which torch does not write")
+    if sum(entry.file_size for entry in entries) > n_bytes:
+        raise pickle.UnpicklingError("its parts claim more bytes than it has")
+    roots = [name.removesuffix("/data.pkl") for name in archive.namelist() if re.fullmatch(r"[^/]+/data\.pkl", name)]
+    if len(roots) != 1:
+        raise pickle.UnpicklingError(f"it holds {len(roots)} files data.pkl where one is needed")
+    order = f"{roots[0]}/byteorder"
+    if order in archive.namelist() and archive.read(order) != sys.byteorder.encode():
+        raise pickle.UnpicklingError(f"it was written on a machine of other byte order than {sys.byteorder}")
+    return archive.read(f"{roots[0]}/data.pkl"), archive, roots[0]
+
+
+def _check_opcodes(content: bytes) -> None:
+    """Refuse what would end the process before an error can: a memo of more places than bytes, tuples without end."""
+    n_tuples = 0
+    for opcode, argument, _ in pickletools.genops(content):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > len(content):
+            raise pickle.UnpicklingError(f"it is {len(content)} bytes long and wants room for {argument} objects")
+        n_tuples += opcode.name.startswith("TUPLE")
+    if n_tuples > _MAX_TUPLES:
+        raise pickle.UnpicklingError(f"it holds {n_tuples} tuples, models hold less than {_MAX_TUPLES}")
+
+
+class _Table(dict[Any, Any]):
+    """Stands for an OrderedDict or defaultdict; what torch hangs on it, the versions of modules, is left out."""
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+class _NumpyType:
+    """Stands for a dtype."""
+
+    __slots__ = ("code", "order")
+
+    def __init__(self, code: Any, *_: Any) -> None:
+        self.code = str(code)
+        self.order: Literal["<", ">", "|", "="] = "="
+
+    def __setstate__(self, state: Any) -> None:
+        _, self.order, *parts = state[:5]
+        if self.order not in ("<", ">", "|", "=") or any(part is not None for part in parts):
+            raise pickle.UnpicklingError(f"it holds an array of records, or of the byte order {self.order!r}")
+
+    def read(self, content: Any, n: int) -> Any:
+        """Give `n` values: an array, or a list of objects."""
+        if re.fullmatch("O8?", self.code):
+            if not isinstance(content, list) or len(content) != n:
+                raise pickle.UnpicklingError(f"it claims an array of {n} objects that are not there")
+            return content
+        if not _NUMPY_TYPE.fullmatch(self.code):
+            raise pickle.UnpicklingError(f"it holds an array of type {self.code!r}")
+        dtype = np.dtype(self.code).newbyteorder(self.order)
+        if not isinstance(content, bytes) or len(content) != n * dtype.itemsize:
+            raise pickle.UnpicklingError(f"it claims an array of {n} {self.code} that are not there")
+        return np.frombuffer(content, dtype).astype(dtype.newbyteorder("="))
+
+
+class _Array:
+    """Stands for a numpy array, which comes in two steps: made empty, then given its values."""
+
+    __slots__ = ("values",)
+
+    def __init__(self, *_: Any) -> None:
+        self.values: Any = []
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, dtype, by_column, content = state
+        if not isinstance(dtype, _NumpyType):
+            raise pickle.UnpicklingError("it holds an array without a type")
+        values = dtype.read(content, _count(shape))
+        self.values = values if isinstance(values, list) else values.reshape(shape, order="F" if by_column else "C")
+
+
+def _scalar(dtype: _NumpyType, content: Any) -> Any:
+    return np.asarray(dtype.read(content, 1))[0].item() if isinstance(content, bytes) else content
+
+
+def _tensor(flat: Any, offset: int, size: Any, stride: Any, *_: Any) -> Tensor:
+    """Give a view of stored numbers that lies wholly inside them."""
+    if not isinstance(flat, Tensor) or not isinstance(offset, int) or offset < 0:
+        raise pickle.UnpicklingError("it holds a tensor without numbers")
+    n = _count(size)
+    last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True)) if n else 0
+    if any(not isinstance(step, int) or step < 0 for step in stride) or n > len(flat) or (n and last >= len(flat)):
+        raise pickle.UnpicklingError(
+            f"a tensor of shape {size} and strides {stride} lies outside its {len(flat)} numbers"
+        )
+    return flat.as_strided(size, stride, offset)
+
+
+def _count(shape: Any) -> int:
+    if not isinstance(shape, tuple) or len(shape) > _MAX_DIMS or any(type(n) is not int or n < 0 for n in shape):
+        raise pickle.UnpicklingError(f"it holds an array of shape {str(shape)[:80]}")
+    return math.prod(shape)
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"it encodes as {encoding!r}")
+    return text.encode("latin1")
+
+
+def _refuse_call(*_: Any) -> Any:
+    raise pickle.UnpicklingError("it calls what is no function")
+
+
+_ALLOWED: dict[str, Callable[..., Any]] = {
+    "collections.OrderedDict": _Table,
+    "collections.defaultdict": lambda *_: _Table(),
+    "builtins.dict": _refuse_call,  # what a defaultdict would make
+    "builtins.list": _refuse_call,
+    "builtins.set": lambda items: items,
+    "builtins.slice": slice,
+    "builtins.bytes": lambda: b"",  # with a number it would take that much memory
+    "_codecs.encode": _encode,
+    "numpy.ndarray": _refuse_call,
+    "numpy.dtype": _NumpyType,
+    "numpy.core.multiarray._reconstruct": _Array,
+    "numpy._core.multiarray._reconstruct": _Array,
+    "numpy.core.multiarray.scalar": _scalar,
+    "numpy._core.multiarray.scalar": _scalar,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
+}
+
+
+def _plain(value: Any, depth: int, done: dict[int, Any]) -> Any:
+    """Put in place of every stand-in what it stands for; `done` keeps what several places share."""
+    if value is None or isinstance(value, bool | int | float | complex | str | bytes | slice | Tensor):
+        return value
+    if depth > _MAX_DEPTH:
+        raise pickle.UnpicklingError(f"it is nested deeper than {_MAX_DEPTH}, or holds itself")
+    if id(value) not in done:
+        done[id(value)] = _plain_parts(value, depth, done)
+    return done[id(value)]
+
+
+def _plain_parts(value: Any, depth: int, done: dict[int, Any]) -> Any:
+    def below(part: Any) -> Any:
+        return _plain(part, depth + 1, done)
+
+    match value:
+        case _Array(values=values):
+            return below(values) if isinstance(values, list) else values
+        case _Name(text=text) | _NumpyType(code=text):
+            return text
+        case type():
+            return value.__name__
+        case Foreign():
+            value.arguments, value.state = below(value.arguments), below(value.state)
+            return value
+        case dict():
+            if any(not isinstance(key, str | int | float | None) for key in value):
+                raise pickle.UnpicklingError("it holds a table whose keys are neither texts nor numbers")
+            return {key: below(part) for key, part in value.items()}
+        case list() | tuple() | set() | frozenset():
+            return [below(part) for part in value]
+    raise pickle.UnpicklingError(f"it holds a {type(value).__name__}")

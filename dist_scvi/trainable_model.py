@@ -1,0 +1,223 @@
+"""Making, training and extending a model as a notebook does: arguments of scvi-tools in, a run of ours inside."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from .anndata_setup import data_of_setup
+from .config import DataConfig, ModelConfig, RunConfig, TrainConfig, parse_section
+from .expression_model import ExpressionModel
+from .loaders.data import CellData, open_data
+from .loaders.library import library_prior
+from .metrics import Progress, history_of
+from .query_data import prepare_query_anndata, prepare_query_data
+from .session import settings
+from .spec import fit_to_spec, load_model, save_model, spec_of
+from .surgery import load_query
+from .train import train
+from .world import World, worker_device
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+Accelerator = Literal["auto", "cpu", "gpu", "cuda"]
+_OF_READING = (
+    *("split_key", "holdout_key", "weight_key", "balance_key"),
+    *("memory_mib", "block_cells", "window_cells", "timeout_s"),
+)
+
+
+class TrainableModel(ExpressionModel):
+    """A model that can be made from data, trained, and extended to a query."""
+
+    def _make(self, adata: Any, config: ModelConfig, *, seed: int | None, world: World | None) -> None:
+        """Build the network for `adata`: an AnnData that was set up, a store, or data from ``dist_scvi.open``."""
+        data, held = opened(adata, model_name=self.model_name)
+        spec = spec_of(config, settings.seed if seed is None else seed, data)
+        data = fit_to_spec(data, spec)
+        module = spec.build()
+        if module.latent_library:
+            module.set_library_prior(*library_prior(data))
+        super().__init__(data, module, spec, adata=held, world=world)
+
+    def _train(
+        self,
+        options: Mapping[str, Any],
+        plan_kwargs: Mapping[str, Any] | None,
+        data_kwargs: Mapping[str, Any] | None,
+        *,
+        accelerator: Accelerator,
+        run: str | Path | None,
+        progress: bool,
+    ) -> None:
+        """Train on from the present weights."""
+        given = {key: value for key, value in options.items() if value is not None}
+        both = sorted(given.keys() & (plan_kwargs or {}).keys())
+        if both:
+            raise ValueError(f"{', '.join(both)} is given as an argument and in plan_kwargs: leave one out")
+        section = parse_section(TrainConfig, "train", {**given, **(plan_kwargs or {})})
+        self._to(accelerator)
+        config = self.run_config(section, run=str(run or ""), data_kwargs=data_kwargs)
+        shown = Progress() if progress else None
+        folder = Path(run).expanduser().resolve() if run else None
+        trained = train(
+            config,
+            data=self.data,
+            world=World(self.world.rank, self.world.size, self.device),
+            folder=folder,
+            on_metrics=shown,
+            start=(self.module, self.spec),
+        )
+        if shown is not None:
+            shown.close()
+        self.module, self.is_trained = trained.module, True
+        self.history = history_of(self.world.from_first(trained.history))
+        self._plan = trained.plan
+        if folder is not None and self.world.rank == 0:
+            save_model(folder / "model", trained.module, trained.spec)
+        self.world.wait()
+
+    def run_config(
+        self, train_config: TrainConfig, *, run: str = "", data_kwargs: Mapping[str, Any] | None = None
+    ) -> RunConfig:
+        """Describe a run on this model's data.
+
+        Raises
+        ------
+        ValueError
+            If `data_kwargs` has other keys than those of sampling and reading.
+        """
+        spec, given = self.spec, dict(data_kwargs or {})
+        strange = sorted(given.keys() - set(_OF_READING))
+        if strange:
+            raise ValueError(f"data_kwargs has {', '.join(strange)}: it can have {', '.join(_OF_READING)}")
+        known = {
+            "uri": self.data.store.uri,
+            "layer": spec.layer,
+            "batch_key": spec.batch.key if spec.batch else None,
+            "labels_key": self.data.label.key if self.data.label else None,
+            "unlabeled_category": spec.unlabeled_category,
+            "size_factor_key": spec.size_factor_key,
+            "categorical_covariate_keys": tuple(covariate.key for covariate in spec.categorical_covariates),
+            "continuous_covariate_keys": spec.continuous_covariates,
+        }
+        data = parse_section(DataConfig, "data", {**known, **given})
+        return RunConfig(run=run, seed=spec.seed, data=data, model=spec.model, train=train_config)
+
+    def _to(self, accelerator: Accelerator) -> None:
+        if accelerator not in ("auto", "cpu", "gpu", "cuda"):
+            raise ValueError(f"accelerator={accelerator!r}: auto, cpu, gpu or cuda is needed")
+        device = worker_device(self.world.rank)
+        if accelerator in ("gpu", "cuda") and device.type != "cuda":
+            raise ValueError(f"accelerator={accelerator!r}: torch finds no GPU here; use 'auto' or 'cpu'")
+        self.to_device("cpu" if accelerator == "cpu" else device)
+
+    @classmethod
+    def load_query_data(
+        cls,
+        adata: Any,
+        reference_model: "TrainableModel | str | Path",
+        *,
+        unfrozen: bool = False,
+        freeze_dropout: bool = False,
+        freeze_expression: bool = True,
+        freeze_decoder_first_layer: bool = True,
+        freeze_batchnorm_encoder: bool = True,
+        freeze_batchnorm_decoder: bool = False,
+        freeze_classifier: bool = True,
+        freeze_reference_categories: bool = True,
+        min_overlap: float = 0.5,
+        seed: int | None = None,
+        world: World | None = None,
+    ) -> Self:
+        """Extend a trained model to the batches and covariates of a query (scArches, doi:10.1038/s41587-021-01001-7).
+
+        Parameters
+        ----------
+        adata
+            The query: an AnnData or a store with the reference's obs columns. Its genes may be in any order; those that
+            are absent count as 0.
+        reference_model
+            A model, or the folder of one.
+        unfrozen
+            Train everything.
+        freeze_dropout
+            Train without dropout.
+        freeze_expression, freeze_decoder_first_layer
+            Keep what the first layers make of counts and of the latent space.
+        freeze_batchnorm_encoder, freeze_batchnorm_decoder
+            Keep running statistics, scale and shift of batch normalisation.
+        freeze_classifier
+            Keep the classifier of SCANVI.
+        freeze_reference_categories
+            Keep what belongs to the batches and categories of the reference, of which the query may have some.
+        min_overlap
+            Least share of the reference's genes that the query must have.
+
+        Raises
+        ------
+        ValueError
+            If genes or columns are missing, or the reference is of another class.
+
+        Notes
+        -----
+        scvi-tools 1.4.2, model/base/_archesmixin.py. What is frozen drifts under weight decay there; here it does not
+        move.
+        """
+        if isinstance(reference_model, TrainableModel):
+            module, spec = reference_model.module, reference_model.spec
+        else:
+            module, spec = load_model(Path(reference_model).expanduser().resolve())
+        if spec.model.model_name != cls.model_name:
+            raise ValueError(f"the reference is {spec.model.model_name}: use {spec.model.model_name}.load_query_data")
+        query = prepare_query_data(adata, spec, min_overlap=min_overlap)
+        module, spec, data = load_query(
+            module,
+            spec,
+            query,
+            seed=settings.seed if seed is None else seed,
+            unfrozen=unfrozen,
+            freeze_dropout=freeze_dropout,
+            freeze_expression=freeze_expression,
+            freeze_decoder_first_layer=freeze_decoder_first_layer,
+            freeze_batchnorm_encoder=freeze_batchnorm_encoder,
+            freeze_batchnorm_decoder=freeze_batchnorm_decoder,
+            freeze_classifier=freeze_classifier,
+            freeze_reference_categories=freeze_reference_categories,
+        )
+        return cls._made(data, module, spec, adata=held_anndata(adata), world=world)
+
+    @classmethod
+    def prepare_query_anndata(
+        cls,
+        adata: "AnnData",
+        reference_model: "TrainableModel | str | Path",
+        *,
+        return_reference_var_names: bool = False,
+        inplace: bool = True,
+    ) -> Any:
+        """Give an AnnData the genes of a reference in its order; absent ones are 0. See `prepare_query_anndata`."""
+        if isinstance(reference_model, TrainableModel):
+            spec = reference_model.spec
+        else:
+            _, spec = load_model(Path(reference_model).expanduser().resolve())
+        return prepare_query_anndata(
+            adata, spec, return_reference_var_names=return_reference_var_names, inplace=inplace
+        )
+
+
+def opened(adata: Any, *, model_name: str) -> "tuple[CellData, AnnData | None]":
+    """Open what a model is made for, and give the AnnData if it is one."""
+    if adata is None:
+        raise ValueError(f"{model_name} needs cells: an AnnData after setup_anndata, a store, or dist_scvi.open(...)")
+    if isinstance(adata, CellData):
+        return adata, None
+    held = held_anndata(adata)
+    if held is None:
+        return open_data(adata), None
+    return data_of_setup(held, model_name=model_name), held
+
+
+def held_anndata(adata: Any) -> "AnnData | None":
+    """Give `adata` if it is an AnnData in memory."""
+    return adata if hasattr(adata, "obs_names") and hasattr(adata, "X") else None

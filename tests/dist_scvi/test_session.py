@@ -1,0 +1,37 @@
+"""What a session sets once."""
+
+from collections.abc import Iterator
+
+import anndata as ad
+import pytest
+
+import dist_scvi
+from dist_scvi.session import Settings, settings
+
+
+@pytest.fixture(autouse=True)
+def afterwards_as_before() -> Iterator[None]:
+    yield
+    settings.seed, settings.batch_size = 0, 128
+
+
+def test_the_seed_of_the_session_is_that_of_models_that_are_given_none(adata: ad.AnnData) -> None:
+    dist_scvi.settings.seed = 5
+    cells = dist_scvi.open(adata)
+    assert dist_scvi.SCVI(cells, n_hidden=4).spec.seed == 5
+    assert dist_scvi.SCVI(cells, n_hidden=4, seed=2).spec.seed == 2
+
+
+def test_the_minibatch_of_the_session_is_that_of_training(adata: ad.AnnData) -> None:
+    cells, steps = dist_scvi.open(adata), []
+    for size in (64, 200):
+        dist_scvi.settings.batch_size = size
+        model = dist_scvi.SCVI(cells, n_hidden=4, n_latent=2)
+        model.train(1, train_size=1.0, progress=False)
+        steps.append(model.history["kl_weight"].index[-1])
+    assert steps == [6, 2]
+
+
+def test_a_setting_that_there_is_not_is_refused() -> None:
+    with pytest.raises(AttributeError):
+        Settings().dl_num_workers = 3  # type: ignore[attr-defined]

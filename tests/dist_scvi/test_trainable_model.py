@@ -1,0 +1,148 @@
+"""Training and extending a model: what a notebook asks for is what a run does, and what cannot be is refused."""
+
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+
+import dist_scvi
+from dist_scvi.loaders import CellData
+from dist_scvi.model import SCANVI, SCVI
+
+SMALL = {"n_hidden": 16, "n_latent": 4}
+DEEP = {**SMALL, "n_layers": 2, "encode_covariates": True, "use_layer_norm": "both", "use_batch_norm": "none"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"plan_kwargs": {"learning_rate": 1}}, r"^there is no key train\.learning_rate: did you mean"),
+        ({"plan_kwargs": {"lr": -1}}, r"^train\.lr=-1 does not fit"),
+        ({"max_epochs": 0}, r"^train\.max_epochs=0 does not fit"),
+        ({"max_epochs": 2, "plan_kwargs": {"max_epochs": 3}}, r"^max_epochs is given as an argument and in"),
+        ({"accelerator": "tpu"}, r"^accelerator='tpu': auto, cpu, gpu or cuda is needed$"),
+    ],
+)
+def test_a_setting_that_does_not_fit_is_refused(data: CellData, options: dict, message: str) -> None:
+    model = SCVI(data, **SMALL)
+    with pytest.raises(ValueError, match=message):
+        model.train(progress=False, **options)
+    assert not model.is_trained
+
+
+def test_a_column_says_which_cells_are_held_out(adata: ad.AnnData) -> None:
+    model = SCVI(dist_scvi.open(adata), **SMALL)
+    with pytest.raises(ValueError, match=r"^data_kwargs has layer: it can have split_key, holdout_key"):
+        model.train(1, data_kwargs={"layer": "x"}, progress=False)
+    model.train(1, data_kwargs={"holdout_key": "batch"}, progress=False)
+    held_out = adata.obs["batch"].to_numpy()[model.validation_indices]
+    assert len(set(held_out)) == 1
+    assert not set(held_out) & set(adata.obs["batch"].to_numpy()[model.train_indices])
+
+
+def test_early_stopping_ends_training(data: CellData) -> None:
+    model = SCVI(data, **SMALL)
+    plan = {"early_stopping_patience": 2, "early_stopping_min_delta": 1e9}
+    model.train(30, early_stopping=True, check_val_every_n_epoch=1, plan_kwargs=plan, progress=False)
+    assert len(model.history["elbo_train"]) < 6
+
+
+def test_no_cells_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"^SCVI needs cells: an AnnData after setup_anndata, a store, or"):
+        SCVI()
+
+
+@pytest.fixture(scope="module")
+def reference(adata: ad.AnnData) -> SCVI:
+    model = SCVI(dist_scvi.open(adata, batch_key="batch", categorical_covariate_keys=["site"]), **DEEP)
+    model.train(3, progress=False)
+    return model
+
+
+@pytest.fixture(scope="module")
+def query(adata: ad.AnnData) -> ad.AnnData:
+    cells = adata[:120].copy()
+    cells.obs["batch"] = pd.Categorical(["new"] * 120)
+    return cells[:, ::-1].copy()
+
+
+def test_a_query_moves_what_is_new_and_nothing_else(reference: SCVI, query: ad.AnnData, tmp_path: Path) -> None:
+    before = {name: value.clone() for name, value in reference.module.state_dict().items()}
+    mapped = SCVI.load_query_data(query, reference)
+    assert mapped.spec.batch.categories == ("b0", "b1", "new")
+    untrained = mapped.get_latent_representation()
+    mapped.train(3, plan_kwargs={"weight_decay": 0.1}, progress=False)
+    assert not np.allclose(mapped.get_latent_representation(), untrained, atol=1e-3)
+    for name, value in mapped.module.state_dict().items():
+        if value.shape == before[name].shape and name.endswith("weight"):
+            np.testing.assert_array_equal(value, before[name], err_msg=name)
+    for name, value in reference.module.state_dict().items():
+        np.testing.assert_array_equal(value, before[name], err_msg=name)
+    mapped.save(tmp_path / "mapped")
+    again = SCVI.load(tmp_path / "mapped", query)
+    np.testing.assert_array_equal(again.get_latent_representation(), mapped.get_latent_representation())
+
+
+def test_a_reference_is_taken_from_its_folder_too(reference: SCVI, query: ad.AnnData, tmp_path: Path) -> None:
+    reference.save(tmp_path / "reference")
+    mapped = [SCVI.load_query_data(query, source) for source in (reference, tmp_path / "reference")]
+    np.testing.assert_array_equal(*(model.get_latent_representation() for model in mapped))
+
+
+@pytest.mark.filterwarnings("ignore:training on the query will not change:UserWarning")
+def test_cells_of_the_reference_stay_where_they_were(reference: SCVI, adata: ad.AnnData) -> None:
+    mapped = SCVI.load_query_data(adata, reference)
+    np.testing.assert_allclose(
+        mapped.get_latent_representation(), reference.get_latent_representation(), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_a_query_file_is_mapped_as_an_anndata_is(reference: SCVI, query: ad.AnnData, tmp_path: Path) -> None:
+    query.write_h5ad(tmp_path / "query.h5ad")
+    mapped = [SCVI.load_query_data(source, reference) for source in (query, tmp_path / "query.h5ad")]
+    for model in mapped:
+        model.train(1, progress=False)
+    np.testing.assert_array_equal(*(model.get_latent_representation() for model in mapped))
+
+
+def test_a_query_without_half_of_the_genes_is_refused_unless_asked(reference: SCVI, query: ad.AnnData) -> None:
+    few = query[:, :10].copy()
+    with pytest.raises(ValueError, match=r"10 of .*50"):
+        SCVI.load_query_data(few, reference)
+    with pytest.warns(UserWarning, match="gene"):
+        mapped = SCVI.load_query_data(few, reference, min_overlap=0.1)
+    assert mapped.get_latent_representation().shape == (120, 4)
+
+
+def test_a_query_of_another_class_is_refused(reference: SCVI, query: ad.AnnData) -> None:
+    with pytest.raises(ValueError, match=r"^the reference is SCVI: use SCVI\.load_query_data$"):
+        SCANVI.load_query_data(query, reference)
+
+
+def test_a_surgery_that_cannot_change_the_latent_space_says_so(adata: ad.AnnData, query: ad.AnnData) -> None:
+    plain = SCVI(dist_scvi.open(adata, batch_key="batch"), **SMALL)
+    with pytest.warns(UserWarning, match="encode_covariates"):
+        SCVI.load_query_data(query, plain)
+
+
+def test_labels_of_a_query_are_told_by_the_reference(adata: ad.AnnData, query: ad.AnnData) -> None:
+    cells = adata.copy()
+    cells.obs["told"] = cells.obs["label"].astype(str)
+    reference = SCANVI(
+        dist_scvi.open(cells, batch_key="batch", labels_key="told", unlabeled_category="Unknown"),
+        **{**DEEP, "n_hidden": 32},
+    )
+    reference.train(12, progress=False)
+    with pytest.warns(UserWarning, match="has no labels"):
+        mapped = SCANVI.load_query_data(query, reference)
+    mapped.train(2, plan_kwargs={"weight_decay": 0.0}, progress=False)
+    assert (mapped.predict() == query.obs["label"].to_numpy()).mean() > 0.8
+
+
+def test_genes_of_a_query_are_put_into_the_order_of_the_reference(reference: SCVI, query: ad.AnnData) -> None:
+    cells = query[:, :40].copy()
+    SCVI.prepare_query_anndata(cells, reference)
+    assert tuple(cells.var_names) == reference.spec.var_names
+    assert SCVI.prepare_query_anndata(query.copy(), reference, inplace=False).shape == (120, 50)
