@@ -1,15 +1,12 @@
 """LinearSCVI as a notebook holds it: names, arguments and defaults of ``scvi.model.LinearSCVI`` 1.4.2."""
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import pandas as pd
 
 from .anndata_setup import setup_anndata
 from .config import ModelConfig, parse_section
-from .session import settings
-from .trainable_model import Accelerator, TrainableModel
+from .trainable_model import TrainableModel
 from .vae import LDVAE
 from .world import World
 
@@ -91,34 +88,6 @@ class LinearSCVI(TrainableModel):
     ) -> None:
         """Note in an AnnData what the model is to use; see `dist_scvi.anndata_setup.setup_anndata`."""
         setup_anndata(adata, layer=layer, batch_key=batch_key, labels_key=labels_key)
-
-    def train(
-        self,
-        max_epochs: int | None = None,
-        accelerator: Accelerator = "auto",
-        *,
-        train_size: float | None = None,
-        validation_size: float | None = None,
-        batch_size: int | None = None,
-        early_stopping: bool | None = None,
-        check_val_every_n_epoch: int | None = None,
-        plan_kwargs: Mapping[str, Any] | None = None,
-        data_kwargs: Mapping[str, Any] | None = None,
-        lanes: int = 1,
-        run: str | Path | None = None,
-        progress: bool = True,
-    ) -> None:
-        """Train on from the present weights; arguments, errors and defaults are those of ``SCVI.train``."""
-        options = {
-            "max_epochs": max_epochs,
-            "train_size": train_size,
-            "validation_size": validation_size,
-            "batch_size": batch_size or settings.batch_size,
-            "early_stopping": early_stopping,
-            "check_val_every_n_epoch": check_val_every_n_epoch,
-            "lanes": lanes,
-        }
-        self._train(options, plan_kwargs, data_kwargs, accelerator=accelerator, run=run, progress=progress)
 
     def get_loadings(self) -> pd.DataFrame:
         """Give the weight of each latent dimension in each gene: genes by ``Z_0``, ``Z_1`` and so on."""

@@ -193,7 +193,7 @@ class SCANVI(TrainableModel):
             continuous_covariate_keys=continuous_covariate_keys,
         )
 
-    def train(
+    def train(  # type: ignore[override]  # in the order of scvi-tools
         self,
         max_epochs: int | None = None,
         n_samples_per_label: int | None = None,

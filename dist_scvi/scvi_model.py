@@ -1,13 +1,11 @@
 """SCVI as a notebook holds it: names, arguments and defaults of ``scvi.model.SCVI`` 1.4.2."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from .anndata_setup import setup_anndata
 from .config import ModelConfig, parse_section
-from .session import settings
-from .trainable_model import Accelerator, TrainableModel
+from .trainable_model import TrainableModel
 from .world import World
 
 if TYPE_CHECKING:
@@ -131,67 +129,3 @@ class SCVI(TrainableModel):
             categorical_covariate_keys=categorical_covariate_keys,
             continuous_covariate_keys=continuous_covariate_keys,
         )
-
-    def train(
-        self,
-        max_epochs: int | None = None,
-        accelerator: Accelerator = "auto",
-        *,
-        train_size: float | None = None,
-        validation_size: float | None = None,
-        batch_size: int | None = None,
-        early_stopping: bool | None = None,
-        check_val_every_n_epoch: int | None = None,
-        plan_kwargs: Mapping[str, Any] | None = None,
-        data_kwargs: Mapping[str, Any] | None = None,
-        lanes: int = 1,
-        run: str | Path | None = None,
-        progress: bool = True,
-    ) -> None:
-        """Train on from the present weights, in this process or together with those of `world`.
-
-        Parameters
-        ----------
-        max_epochs
-            By default ``min(400, 400 * 20000 / cells)``, at least 1.
-        accelerator
-            ``"auto"``, ``"cpu"`` or ``"gpu"``.
-        train_size, validation_size
-            Shares of the cells, 0.9 and the rest; what they leave is the test split.
-        batch_size
-            Cells of a step over all workers; ``dist_scvi.settings.batch_size`` by default.
-        early_stopping
-            End when ``elbo_validation`` has not improved for 45 epochs; its other settings are keys of `plan_kwargs`.
-        check_val_every_n_epoch
-            Epochs between validations.
-        plan_kwargs
-            Any key of the section ``train`` of a run's configuration (`TrainConfig`): ``lr``, ``weight_decay``,
-            ``n_epochs_kl_warmup``, ``reduce_lr_on_plateau``, ``early_stopping_patience`` and so on.
-        data_kwargs
-            Keys of its section ``data`` that say which cells are trained on and how they are read: ``split_key``,
-            ``holdout_key``, ``weight_key``, ``balance_key``, ``memory_mib``, ``block_cells``, ``window_cells``,
-            ``timeout_s``.
-        lanes
-            Streams that share a minibatch. With 8, say, the run can be continued by 2, 4 or 8 workers.
-        run
-            Folder for checkpoints and metrics. A run that lies there already is continued.
-        progress
-            Show progress.
-
-        Raises
-        ------
-        ValueError
-            If a setting is not known or out of range, or the cells are no raw counts.
-        FloatingPointError
-            If the loss is not finite.
-        """
-        options = {
-            "max_epochs": max_epochs,
-            "train_size": train_size,
-            "validation_size": validation_size,
-            "batch_size": batch_size or settings.batch_size,
-            "early_stopping": early_stopping,
-            "check_val_every_n_epoch": check_val_every_n_epoch,
-            "lanes": lanes,
-        }
-        self._train(options, plan_kwargs, data_kwargs, accelerator=accelerator, run=run, progress=progress)
