@@ -52,8 +52,8 @@ def _load_start(config: RunConfig, data: CellData) -> tuple[VAE, ModelSpec]:
     return module, spec
 
 
-def set_library_prior(module: VAE, data: CellData, world: World, config: RunConfig) -> None:
+def set_library_prior(module: VAE, data: CellData, world: World, *, timeout_s: float = 240.0) -> None:
     """Read all cells once, shared among the workers, for the prior of the latent library size."""
-    sums_bs = library_sums(data, rank=world.rank, world_size=world.size, timeout_s=config.data.timeout_s)
+    sums_bs = library_sums(data, rank=world.rank, world_size=world.size, timeout_s=timeout_s)
     total_bs = world.total(torch.from_numpy(sums_bs).to(world.device)).cpu().numpy()
     module.set_library_prior(*prior_from(total_bs))

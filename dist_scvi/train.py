@@ -121,7 +121,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - the whole story, in order
         meter.epoch_sums = kept["epoch_sums"]
         best = world.from_first(_best(folder) if settings.load_best and world.rank == 0 else None)
     elif start is None and config.start_from is None and module.latent_library:
-        set_library_prior(module, data, world, config)
+        set_library_prior(module, data, world, timeout_s=config.data.timeout_s)
     log = _open_log(folder, config, world, epoch * steps + step)
 
     def save(at: int) -> None:

@@ -8,11 +8,11 @@ from .anndata_setup import data_of_setup
 from .config import DataConfig, ModelConfig, RunConfig, TrainConfig, parse_section
 from .expression_model import ExpressionModel
 from .loaders.data import CellData, open_data
-from .loaders.library import library_prior
 from .metrics import Progress, history_of
 from .query_data import prepare_query_anndata, prepare_query_data
 from .session import settings
-from .spec import fit_to_spec, load_model, save_model, spec_of
+from .spec import ModelSpec, fit_to_spec, load_model, save_model, spec_of
+from .start import set_library_prior
 from .surgery import load_query
 from .train import train
 from .world import World, worker_device
@@ -36,9 +36,9 @@ class TrainableModel(ExpressionModel):
         spec = spec_of(config, settings.seed if seed is None else seed, data)
         data = fit_to_spec(data, spec)
         module = spec.build()
-        if module.latent_library:
-            module.set_library_prior(*library_prior(data))
         super().__init__(data, module, spec, adata=held, world=world)
+        if module.latent_library:
+            set_library_prior(module, data, self.world)
 
     def train(
         self,
@@ -252,6 +252,13 @@ class TrainableModel(ExpressionModel):
         return cls._made(data, module, spec, adata=held_anndata(adata), world=world)
 
     @classmethod
+    def prepare_query_data(
+        cls, adata: Any, reference_model: "TrainableModel | str | Path", *, min_overlap: float = 0.5
+    ) -> CellData:
+        """Open a query, in memory or in a store, with the genes of a reference; see `query_data.prepare_query_data`."""
+        return prepare_query_data(adata, _spec_of(reference_model), min_overlap=min_overlap)
+
+    @classmethod
     def prepare_query_anndata(
         cls,
         adata: "AnnData",
@@ -261,13 +268,16 @@ class TrainableModel(ExpressionModel):
         inplace: bool = True,
     ) -> Any:
         """Give an AnnData the genes of a reference in its order; absent ones are 0. See `prepare_query_anndata`."""
-        if isinstance(reference_model, TrainableModel):
-            spec = reference_model.spec
-        else:
-            _, spec = load_model(Path(reference_model).expanduser().resolve())
+        spec = _spec_of(reference_model)
         return prepare_query_anndata(
             adata, spec, return_reference_var_names=return_reference_var_names, inplace=inplace
         )
+
+
+def _spec_of(reference: TrainableModel | str | Path) -> ModelSpec:
+    if isinstance(reference, TrainableModel):
+        return reference.spec
+    return load_model(Path(reference).expanduser().resolve())[1]
 
 
 def opened(adata: Any, *, model_name: str) -> "tuple[CellData, AnnData | None]":

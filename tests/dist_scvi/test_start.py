@@ -74,6 +74,6 @@ def test_a_folder_without_a_model_is_refused(cells: CellData, tmp_path: Path) ->
 
 def test_the_prior_of_the_library_is_that_of_all_cells(cells: CellData) -> None:
     module, _ = begin(config_of(use_observed_lib_size=False), cells)
-    set_library_prior(module, cells, World(), config_of())
+    set_library_prior(module, cells, World())
     for found, expected in zip((module.library_log_means, module.library_log_vars), library_prior(cells), strict=True):
         np.testing.assert_array_equal(found[0], expected)

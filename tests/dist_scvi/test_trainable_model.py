@@ -141,6 +141,13 @@ def test_labels_of_a_query_are_told_by_the_reference(adata: ad.AnnData, query: a
     assert (mapped.predict() == query.obs["label"].to_numpy()).mean() > 0.8
 
 
+def test_a_query_can_be_prepared_before_it_is_mapped(reference: SCVI, query: ad.AnnData) -> None:
+    prepared = SCVI.prepare_query_data(query, reference)
+    assert tuple(prepared.store.var_names) == reference.spec.var_names
+    mapped = [SCVI.load_query_data(source, reference) for source in (query, prepared)]
+    np.testing.assert_array_equal(*(model.get_latent_representation() for model in mapped))
+
+
 def test_genes_of_a_query_are_put_into_the_order_of_the_reference(reference: SCVI, query: ad.AnnData) -> None:
     cells = query[:, :40].copy()
     SCVI.prepare_query_anndata(cells, reference)
