@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_scvi.loaders import CellData, Plan
+from dist_scvi.loaders.collection import Collection, format_unmatched
 from dist_scvi.loaders.plan import check_world_size
 from dist_scvi.loaders.sampling import ColumnSplit
 from dist_scvi.loaders.soma_store import is_soma
@@ -148,6 +149,7 @@ def preview(config: RunConfig, data: CellData, *, workers: int) -> dict[str, Any
         "store": data.store.uri,
         "cells": data.n_cells,
         "genes": data.n_genes,
+        **({"genes that differ": format_unmatched(data.store.unmatched)} if isinstance(data.store, Collection) else {}),
         "entries_per_cell": round(density, 1),
         "batches": len(data.batch.vocabulary) if data.batch else 1,
         "train / validation / test": " / ".join(

@@ -86,6 +86,14 @@ def _source(options: argparse.Namespace) -> "Callable[..., CellStore]":
     )
 
 
+def _tell_unmatched(store: "CellStore") -> None:
+    """Say which genes of several stores do not match."""
+    from dist_scvi.loaders.collection import Collection, format_unmatched
+
+    if isinstance(store, Collection):
+        print(format_unmatched(store.unmatched), file=sys.stderr)
+
+
 def _soma(options: argparse.Namespace) -> "SomaOptions | None":
     from dist_scvi.loaders.soma_store import SomaOptions
 
@@ -98,8 +106,10 @@ def _inspect(options: argparse.Namespace) -> int:
     from dist_scvi.loaders.scan import format_inspection, inspect_store
 
     opened = _source(options)
+    store = opened()
+    _tell_unmatched(store)
     inspection = inspect_store(
-        opened(),
+        store,
         batch_key=options.batch_key,
         labels_key=options.labels_key,
         open_layer=lambda layer: opened(layer=layer),
@@ -131,8 +141,9 @@ def _pack(options: argparse.Namespace) -> int:
     genes = None
     if options.batch_key and not options.hvg:
         raise ValueError(f"--batch-key {options.batch_key} is for highly variable genes: add --hvg N, or leave it out")
+    store = opened()
+    _tell_unmatched(store)
     if options.hvg:
-        store = opened()
         found = highly_variable_genes(
             store, n_top_genes=options.hvg, batch_key=options.batch_key, progress=_progress("counted")
         )

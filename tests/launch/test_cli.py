@@ -133,3 +133,16 @@ def test_an_answer_does_not_change_when_it_is_asked_again(short: Path, capsys: p
     assert answers[0] == answers[1]
     assert [line.split(",")[0] for line in answers[0].splitlines()] == ["", "cell9", "cell2"]
     assert np.isfinite(float(answers[0].splitlines()[1].split(",")[1]))
+
+
+def test_genes_that_only_some_stores_have_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few, many = tmp_path / "few.zarr", tmp_path / "many.zarr"
+    assert run("simulate", few, "--cells", 50, "--genes", 20) == 0
+    assert run("simulate", many, "--cells", 50, "--genes", 30) == 0
+    capsys.readouterr()
+    assert run("inspect", few, many) == 0
+    assert "many.zarr: 10 of 30 genes are left out" in capsys.readouterr().err
+    assert run("pack", few, many, tmp_path / "packed.zarr", "--join", "outer") == 0
+    assert "few.zarr: 10 genes are lacking and count as 0" in capsys.readouterr().err
+    assert run("train", f"data.uri=[{few}, {many}]", f"run={tmp_path / 'run'}", "--dry-run") == 0
+    assert "many.zarr: 10 of 30 genes are left out" in capsys.readouterr().out
