@@ -8,6 +8,7 @@ Shape letters in this file
     b   batches averaged over
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -114,6 +115,8 @@ def expression_query(
     ValueError
         If a gene or batch is not known, or a number is out of range.
     """
+    if isinstance(gene_list, str):
+        raise ValueError(f"gene_list={gene_list!r} is one text: a list of genes is needed")  # noqa: TRY004
     place = {name: index for index, name in enumerate(spec.var_names)}
     genes = list(spec.var_names if gene_list is None else gene_list)
     unknown = [gene for gene in genes if gene not in place]
@@ -123,6 +126,8 @@ def expression_query(
         )
     if isinstance(library_size, str) and library_size != "latent":
         raise ValueError(f"library_size={library_size!r}: a number is needed, or 'latent' for each cell's own total")
+    if not isinstance(library_size, str) and not (math.isfinite(library_size) and library_size > 0):
+        raise ValueError(f"library_size={library_size}: a number above 0 is needed, or 'latent'")
     if n_samples is not None and n_samples < 1:
         raise ValueError(f"n_samples={n_samples}: at least 1 is needed, or None for the mean of the posterior")
     codes = batch_codes(spec, transform_batch)

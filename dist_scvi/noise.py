@@ -100,6 +100,8 @@ class RowNoise:
     """
 
     def __init__(self, seed: int, row_n: NDArray[np.int64], draw: int = 0, asked: int = 0) -> None:
+        if not 0 <= seed < 1 << 64:
+            raise ValueError(f"seed={seed}: a whole number from 0 on is needed")
         self._seed, self._row_n, self._draw = seed, row_n, draw
         self._asked = asked
 

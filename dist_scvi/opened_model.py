@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import numpy as np
 import pandas as pd
 import torch
+from anndata import read_h5ad
 from numpy.typing import NDArray
 
+from .atlas import MANIFEST as ATLAS
 from .atlas import Atlas, open_atlas
 from .config import ModelConfig
 from .folder import MANIFEST
@@ -147,7 +149,7 @@ class OpenedModel:
     @classmethod
     def load_registry(cls, dir_path: str | Path) -> dict[str, Any]:
         """Read what the model in the folder `dir_path` knows of its data, as plain values."""
-        _, spec, _, _ = _read(Path(dir_path).expanduser().resolve(), prefix="")
+        _, spec, _, _ = read_model(Path(dir_path).expanduser().resolve(), prefix="")
         return spec.model_dump(mode="json", exclude={"model"})
 
     def select(self, adata: Any = None, indices: Cells | None = None) -> Selection:
@@ -210,9 +212,14 @@ class OpenedModel:
             If the folder exists and `overwrite` is not set, it holds something else, or there is no AnnData to write.
         """
         target = Path(dir_path).expanduser().resolve()
+        if format not in ("dist_scvi", "scvi-tools"):
+            raise ValueError(f"format={format!r}: 'dist_scvi' or 'scvi-tools' is needed")
+        if prefix and Path(prefix).name != prefix:
+            raise ValueError(f"prefix={prefix!r} leads out of the folder: the beginning of a file's name is needed")
         if target.exists() and not overwrite:
             raise ValueError(f"{target} exists: give another path, or overwrite=True")
-        if target.exists() and not ((target / MANIFEST).is_file() or is_scvi_tools(target, prefix or "")):
+        known = (target / MANIFEST).is_file() or is_scvi_tools(target, prefix or "")
+        if target.exists() and any(target.iterdir()) and not known:
             raise ValueError(f"{target} is no model folder and is not replaced: give another path")
         if save_anndata and self.adata is None:
             raise ValueError("save_anndata=True: the model was made for a store, not for an AnnData; leave it out")
@@ -262,13 +269,13 @@ class OpenedModel:
             trained on. No code in the files is executed.
         """
         folder = Path(dir_path).expanduser().resolve()
-        module, spec, history, is_trained = _read(folder, prefix=prefix or "")
+        module, spec, history, is_trained = read_model(folder, prefix=prefix or "")
         if spec.model.model_name != cls.model_name:
             raise ValueError(f"{folder} holds {spec.model.model_name}: load it with {spec.model.model_name}.load")
         beside = folder / f"{prefix or ''}adata.h5ad"
         if adata is None and not beside.exists():
             raise ValueError(f"adata is needed: {folder} holds none")
-        source = beside if adata is None else adata
+        source = read_h5ad(beside) if adata is None else adata
         data = fit_to_spec(source, spec) if isinstance(source, CellData) else open_for(source, spec)
         held = source if hasattr(source, "obs_names") and hasattr(source, "X") else None
         return cls._made(data, module, spec, adata=held, world=world, history=history, is_trained=is_trained)
@@ -281,7 +288,18 @@ class OpenedModel:
         return model
 
 
-def _read(folder: Path, *, prefix: str) -> tuple[VAE, ModelSpec, dict[str, pd.DataFrame], bool]:
+def read_model(folder: Path, *, prefix: str = "") -> tuple[VAE, ModelSpec, dict[str, pd.DataFrame], bool]:
+    """Read network, specification and history, and whether the model is trained, of this package or of scvi-tools.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such folder.
+    ValueError
+        If it holds no model, or a damaged one.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}: the folder of a model is needed")
     if is_scvi_tools(folder, prefix):
         found = read_scvi_tools(folder, prefix=prefix)
         if found.minified:
@@ -290,6 +308,10 @@ def _read(folder: Path, *, prefix: str) -> tuple[VAE, ModelSpec, dict[str, pd.Da
             )
         history = {name: pd.DataFrame({name: values}).rename_axis("epoch") for name, values in found.history.items()}
         return found.build(), found.spec, history, found.is_trained
+    if not (folder / MANIFEST).is_file():
+        names = ", ".join(sorted(path.name for path in folder.iterdir())[:10]) or "nothing"
+        hint = "; it is an atlas: use dist_scvi.open_atlas" if (folder / ATLAS).is_file() else ""
+        raise ValueError(f"{folder} holds no model{hint}, but {names}; name what precedes model.pt as prefix")
     module, spec = load_model(folder)
     freeze(module, spec)
     plain, is_trained = load_history(folder)

@@ -185,7 +185,7 @@ class SCANVAE(VAE):
             else:
                 found.append(self._given_labels(part_nk, own))
         if self.training:
-            for norm in norms:
+            for norm in (norm for norm in norms if norm.sums):
                 norm.sums = [torch.stack(norm.sums).sum(0)]
         log_p, kl = zip(*found, strict=True)
         return torch.cat(log_p), torch.cat(kl)

@@ -103,7 +103,7 @@ class SCANVI(TrainableModel):
             "use_observed_lib_size": use_observed_lib_size,
             "linear_classifier": linear_classifier,
             "classifier_parameters": dict(classifier_parameters or {}),
-            "y_prior": None if y_prior is None else tuple(y_prior),
+            "y_prior": None if y_prior is None else tuple(np.ravel(y_prior).tolist()),
             "objective": objective,
             "log_variational": log_variational,
             "encode_covariates": encode_covariates,
@@ -151,12 +151,14 @@ class SCANVI(TrainableModel):
         -----
         scvi-tools 1.4.2, model/_scanvi.py. There `labels_key` is ignored where the SCVI model has one of its own.
         """
+        if not isinstance(scvi_model, SCVI):
+            raise ValueError(f"scvi_model is {type(scvi_model).__name__}: a model of SCVI is needed")  # noqa: TRY004
         if not scvi_model.is_trained:
             raise ValueError("the SCVI model is not trained: call its train first")
         options = {
             "linear_classifier": linear_classifier,
             "classifier_parameters": dict(classifier_parameters or {}),
-            "y_prior": None if y_prior is None else tuple(y_prior),
+            "y_prior": None if y_prior is None else tuple(np.ravel(y_prior).tolist()),
             "objective": objective,
         }
         source = scvi_model.select(adata).data
@@ -232,7 +234,7 @@ class SCANVI(TrainableModel):
             "check_val_every_n_epoch": check_val_every_n_epoch,
             "train_size": train_size,
             "validation_size": validation_size,
-            "batch_size": batch_size or settings.batch_size,
+            "batch_size": settings.batch_size if batch_size is None else batch_size,
             "early_stopping": early_stopping,
             "lanes": lanes,
         }

@@ -113,6 +113,9 @@ def spec_of(model: ModelConfig, seed: int, data: CellData) -> ModelSpec:
     return spec
 
 
+_NO_LABELS = {"unknown", "unlabeled", "unlabelled", "unassigned", "unannotated", "na", "n/a", "nan", "none", ""}
+
+
 def _check_labels(spec: ModelSpec) -> None:
     if spec.label is None:
         raise ValueError("SCANVI learns labels: name their obs column as labels_key")
@@ -121,6 +124,12 @@ def _check_labels(spec: ModelSpec) -> None:
         raise ValueError(
             f"obs column '{key}' has {len(found)} label{'s' * (len(found) != 1)} besides {spec.unlabeled_category!r} "
             f"({', '.join(found) or 'all cells are unlabelled'}): SCANVI needs two or more, choose another labels_key"
+        )
+    suspect = [name for name in found if name.casefold() in _NO_LABELS]
+    if spec.unlabeled_category is None and suspect:
+        raise ValueError(
+            f"obs column '{key}' has a label {suspect[0]!r}: name it as unlabeled_category if it stands for none; if "
+            "it is one to be learnt, give another unlabeled_category, such as 'none at all'"
         )
     if spec.model.y_prior is not None and len(spec.model.y_prior) != len(found):
         raise ValueError(f"y_prior has {len(spec.model.y_prior)} probabilities: {len(found)} labels are in '{key}'")
@@ -225,7 +234,10 @@ def fit_to_spec(data: CellData, spec: ModelSpec) -> CellData:
     if found != spec.var_names:
         lacking = [name for name in spec.var_names if name not in set(found)]
         what = f"lacks {len(lacking)} of them ({', '.join(lacking[:3])})" if lacking else "has others, or another order"
-        raise ValueError(f"the model was trained on {len(spec.var_names)} genes, {data.store.uri} {what}")
+        raise ValueError(
+            f"the model was trained on {len(spec.var_names)} genes, {data.store.uri} {what}: prepare_query_anndata "
+            "puts genes into its order, and 0 where they are absent"
+        )
     _check_columns(data, spec)
     return replace(
         data,

@@ -63,6 +63,8 @@ def take_step(
     kl_weight
         Weight of the KL term.
     """
+    for norm in module.norms():
+        norm.sums.clear()  # of a step that was interrupted
     beside = None
     if labelled is not None:
         beside = Labelled(labelled.to(world.device), labelled.micro_n, _noise(seed, labelled, world))
@@ -91,9 +93,15 @@ def take_step(
 
 def make_optimizer(module: VAE, settings: TrainConfig) -> torch.optim.Optimizer:
     """Make the optimizer of the parameters that may move."""
+    moving = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if not moving:
+        raise ValueError(
+            "nothing of this query model can move: it has no new batch or covariate; load_query_data with "
+            "freeze_reference_categories=False or unfrozen=True, or leave it untrained"
+        )
     kind = torch.optim.AdamW if settings.optimizer == "AdamW" else torch.optim.Adam
     return kind(
-        [parameter for parameter in module.parameters() if parameter.requires_grad],
+        moving,
         lr=settings.lr,
         eps=settings.eps,
         weight_decay=settings.weight_decay,

@@ -4,14 +4,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+import pandas as pd
+
 from .anndata_setup import data_of_setup
 from .config import DataConfig, ModelConfig, RunConfig, TrainConfig, parse_section
 from .expression_model import ExpressionModel
 from .loaders.data import CellData, open_data
-from .metrics import Progress, history_of
+from .metrics import Progress, Row, history_of
+from .opened_model import read_model
 from .query_data import prepare_query_anndata, prepare_query_data
 from .session import settings
-from .spec import ModelSpec, fit_to_spec, load_model, save_model, spec_of
+from .spec import ModelSpec, fit_to_spec, save_model, spec_of
 from .start import set_library_prior
 from .surgery import load_query
 from .train import train
@@ -33,7 +36,7 @@ class TrainableModel(ExpressionModel):
     def _make(self, adata: Any, config: ModelConfig, *, seed: int | None, world: World | None) -> None:
         """Build the network for `adata`: an AnnData that was set up, a store, or data from ``dist_scvi.open``."""
         data, held = opened(adata, model_name=self.model_name)
-        spec = spec_of(config, settings.seed if seed is None else seed, data)
+        spec = spec_of(config, _seed(seed), data)
         data = fit_to_spec(data, spec)
         module = spec.build()
         super().__init__(data, module, spec, adata=held, world=world)
@@ -91,13 +94,14 @@ class TrainableModel(ExpressionModel):
         ValueError
             If a setting is not known or out of range, or the cells are no raw counts.
         FloatingPointError
-            If the loss is not finite.
+            If the loss is not finite. The weights are then those before the call; after an interruption they are those
+            of the last step. With `run` the same call goes on from the last checkpoint.
         """
         options = {
             "max_epochs": max_epochs,
             "train_size": train_size,
             "validation_size": validation_size,
-            "batch_size": batch_size or settings.batch_size,
+            "batch_size": settings.batch_size if batch_size is None else batch_size,
             "early_stopping": early_stopping,
             "check_val_every_n_epoch": check_val_every_n_epoch,
             "lanes": lanes,
@@ -124,18 +128,35 @@ class TrainableModel(ExpressionModel):
         config = self.run_config(section, run=str(run or ""), data_kwargs=data_kwargs)
         shown = Progress() if progress else None
         folder = Path(run).expanduser().resolve() if run else None
-        trained = train(
-            config,
-            data=self.data,
-            world=World(self.world.rank, self.world.size, self.device),
-            folder=folder,
-            on_metrics=shown,
-            start=(self.module, self.spec),
-        )
-        if shown is not None:
-            shown.close()
+        rows: list[Row] = []
+
+        def tell(row: Row) -> None:
+            rows.append(row)
+            if shown is not None:
+                shown(row)
+
+        before = {name: value.clone() for name, value in self.module.state_dict().items()}
+        try:
+            trained = train(
+                config,
+                data=self.data,
+                world=World(self.world.rank, self.world.size, self.device),
+                folder=folder,
+                on_metrics=tell,
+                start=(self.module, self.spec),
+            )
+        except KeyboardInterrupt:  # whoever has seen enough keeps what there is
+            self.is_trained, self.history = self.is_trained or bool(rows), _joined(self.history, history_of(rows))
+            raise
+        except BaseException:
+            self.module.load_state_dict(before)
+            raise
+        finally:
+            self.module.eval()
+            if shown is not None:
+                shown.close()
         self.module, self.is_trained = trained.module, True
-        self.history = history_of(self.world.from_first(trained.history))
+        self.history = _joined(self.history, history_of(self.world.from_first(trained.history)))
         self._plan = trained.plan
         if folder is not None and self.world.rank == 0:
             save_model(folder / "model", trained.module, trained.spec)
@@ -210,7 +231,7 @@ class TrainableModel(ExpressionModel):
         freeze_expression, freeze_decoder_first_layer
             Keep what the first layers make of counts and of the latent space.
         freeze_batchnorm_encoder, freeze_batchnorm_decoder
-            Keep running statistics, scale and shift of batch normalisation.
+            Keep running statistics, scale and shift of batch normalisation, and normalise by them in training too.
         freeze_classifier
             Keep the classifier of SCANVI.
         freeze_reference_categories
@@ -231,7 +252,7 @@ class TrainableModel(ExpressionModel):
         if isinstance(reference_model, TrainableModel):
             module, spec = reference_model.module, reference_model.spec
         else:
-            module, spec = load_model(Path(reference_model).expanduser().resolve())
+            module, spec, *_ = read_model(Path(reference_model).expanduser().resolve())
         if spec.model.model_name != cls.model_name:
             raise ValueError(f"the reference is {spec.model.model_name}: use {spec.model.model_name}.load_query_data")
         query = prepare_query_data(adata, spec, min_overlap=min_overlap)
@@ -239,7 +260,7 @@ class TrainableModel(ExpressionModel):
             module,
             spec,
             query,
-            seed=settings.seed if seed is None else seed,
+            seed=_seed(seed),
             unfrozen=unfrozen,
             freeze_dropout=freeze_dropout,
             freeze_expression=freeze_expression,
@@ -277,7 +298,27 @@ class TrainableModel(ExpressionModel):
 def _spec_of(reference: TrainableModel | str | Path) -> ModelSpec:
     if isinstance(reference, TrainableModel):
         return reference.spec
-    return load_model(Path(reference).expanduser().resolve())[1]
+    return read_model(Path(reference).expanduser().resolve())[1]
+
+
+def _seed(seed: int | None) -> int:
+    chosen = (settings.seed or 0) if seed is None else seed
+    if not isinstance(chosen, int) or not 0 <= chosen < 1 << 63:
+        raise ValueError(f"seed={chosen!r}: a whole number from 0 on is needed")
+    return chosen
+
+
+def _joined(earlier: dict[str, pd.DataFrame], later: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """Put the history of one training behind that of another, and count its epochs and steps on."""
+    joined = dict(earlier)
+    for name, table in later.items():
+        known = earlier.get(name)
+        if known is None or known.empty:
+            joined[name] = table
+            continue
+        index = pd.Index(table.index + int(known.index[-1]) + 1 - int(table.index.min()), name=table.index.name)
+        joined[name] = pd.concat([known, table.set_index(index)])
+    return joined
 
 
 def opened(adata: Any, *, model_name: str) -> "tuple[CellData, AnnData | None]":
@@ -288,6 +329,10 @@ def opened(adata: Any, *, model_name: str) -> "tuple[CellData, AnnData | None]":
         return adata, None
     held = held_anndata(adata)
     if held is None:
+        if not isinstance(adata, str | Path | list | tuple):
+            raise ValueError(
+                f"{model_name} needs an AnnData, a store, or dist_scvi.open(...): found {type(adata).__name__}"
+            )
         return open_data(adata), None
     return data_of_setup(held, model_name=model_name), held
 

@@ -177,6 +177,7 @@ def open_data(
     for name, keys in {"categorical": categorical_covariate_keys, "continuous": continuous_covariate_keys}.items():
         if isinstance(keys, str):
             raise ValueError(f"{name}_covariate_keys={keys!r} is one text: a list of obs columns is needed")  # noqa: TRY004
+    unlabeled_category = None if unlabeled_category is None else str(unlabeled_category)  # categories are names here
     if isinstance(source, CellStore):
         if layer is not None or genes is not None:
             raise ValueError("a store that is open already is given: name layer and genes to open_store instead")

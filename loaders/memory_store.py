@@ -26,6 +26,10 @@ class MemoryStore:
     """
 
     def __init__(self, adata: "AnnData", *, layer: str | None = None) -> None:
+        if adata.isbacked:
+            raise ValueError(
+                f"the AnnData is backed by {adata.filename}: give this path, which is read as it is needed"
+            )
         self.uri, self.layer, self.chunk_cells, self.shuffled = "memory", layer, 1, False
         self._obs = adata.obs
         raw = {"raw/X": adata.raw.X} if adata.raw is not None else {}

@@ -156,3 +156,11 @@ def test_a_classifier_without_layers_is_linear(hidden: torch.Tensor) -> None:
     assert [name for name, _ in linear.named_parameters()] == ["classifier.0.weight", "classifier.0.bias"]
     deep = Classifier(4, 3, n_layers=2, n_hidden=5, **options).eval()
     assert deep(hidden).shape == (17, 3)
+
+
+def test_a_norm_that_is_held_normalises_by_what_it_knows_and_learns_nothing(hidden: torch.Tensor) -> None:
+    norm = norm_of()
+    norm.running_mean.normal_()
+    norm.momentum = 0.0
+    torch.testing.assert_close(norm.normalise(hidden, (17,)), reference_of(norm).eval()(hidden), rtol=0, atol=0)
+    assert norm.sums == []

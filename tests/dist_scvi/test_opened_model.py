@@ -28,6 +28,7 @@ def test_a_saved_model_is_replaced_only_when_asked(model: SCVI, tmp_path: Path) 
         model.save(tmp_path / "model")
     model.save(tmp_path / "model", overwrite=True)
     (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match=r"other is no model folder and is not replaced"):
         model.save(tmp_path / "other", overwrite=True)
 
@@ -45,6 +46,7 @@ def test_cells_saved_with_a_model_are_found_again(adata: ad.AnnData, tmp_path: P
     model = SCVI(cells, n_hidden=8, n_latent=2)
     model.save(tmp_path / "model", save_anndata=True)
     again = SCVI.load(tmp_path / "model")
+    assert again.adata is not None
     np.testing.assert_array_equal(again.get_latent_representation(), model.get_latent_representation())
     assert not again.is_trained
 
@@ -59,7 +61,9 @@ def test_without_cells_a_model_says_that_it_needs_them(model: SCVI, tmp_path: Pa
 
 def test_a_model_is_not_loaded_onto_other_genes(model: SCVI, adata: ad.AnnData, tmp_path: Path) -> None:
     model.save(tmp_path / "model")
-    with pytest.raises(ValueError, match=r"^the model was trained on 50 genes, memory lacks 10"):
+    with pytest.raises(
+        ValueError, match=r"^the model was trained on 50 genes, memory lacks 10 .*prepare_query_anndata"
+    ):
         SCVI.load(tmp_path / "model", adata[:, 10:].copy())
 
 
@@ -122,3 +126,27 @@ def test_a_model_written_for_scvi_tools_comes_back(model: SCVI, data: CellData, 
     np.testing.assert_allclose(again.history["elbo_train"], model.history["elbo_train"])
     assert again.spec.batch == model.spec.batch
     model.save(tmp_path / "theirs", format="scvi-tools", prefix="a_", overwrite=True)
+
+
+def test_what_is_no_model_is_told(model: SCVI, data: CellData, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"^there is no folder .*nowhere: the folder of a model is needed$"):
+        SCVI.load(tmp_path / "nowhere", data)
+    model.minify(tmp_path / "atlas")
+    with pytest.raises(ValueError, match=r"holds no model; it is an atlas: use dist_scvi\.open_atlas, but ATLAS"):
+        SCVI.load(tmp_path / "atlas", data)
+    model.save(tmp_path / "theirs", format="scvi-tools", prefix="a_")
+    with pytest.raises(ValueError, match=r"holds no model, but a_model\.pt; name what precedes model\.pt as prefix$"):
+        SCVI.load(tmp_path / "theirs", data)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"format": "scvi_tools"}, r"^format='scvi_tools': 'dist_scvi' or 'scvi-tools' is needed$"),
+        ({"format": "scvi-tools", "prefix": "../x_"}, r"^prefix='\.\./x_' leads out of the folder"),
+    ],
+)
+def test_a_form_that_there_is_not_is_refused(model: SCVI, tmp_path: Path, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        model.save(tmp_path / "model", **options)
+    assert list(tmp_path.iterdir()) == []

@@ -185,3 +185,21 @@ def test_progress_is_shown_on_stderr(adata: ad.AnnData, capsys: pytest.CaptureFi
 def test_an_option_out_of_range_is_refused(data, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SCVI(data, **options)
+
+
+def test_numbers_that_say_nothing_are_refused(model: SCVI) -> None:
+    for size in (0, -5, float("nan")):
+        with pytest.raises(ValueError, match=r"^library_size=.*: a number above 0 is needed, or 'latent'$"):
+            model.get_normalized_expression(library_size=size)
+    with pytest.raises(ValueError, match=r"^seed=-1: a whole number from 0 on is needed$"):
+        model.get_normalized_expression(seed=-1)
+    with pytest.raises(ValueError, match=r"^gene_list='gene1' is one text"):
+        model.get_normalized_expression(gene_list="gene1")
+    with pytest.raises(ValueError, match=r"^train\.batch_size=0 does not fit"):
+        model.train(1, batch_size=0)
+    with pytest.raises(
+        ValueError, match=r"^SCVI needs an AnnData, a store, or dist_scvi\.open\(\.\.\.\): found ndarray$"
+    ):
+        SCVI(np.zeros((3, 3)))
+    with pytest.raises(ValueError, match=r"^seed='a': a whole number"):
+        SCVI(model.data, seed="a")

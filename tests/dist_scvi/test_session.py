@@ -1,9 +1,11 @@
 """What a session sets once."""
 
+import logging
 from collections.abc import Iterator
 
 import anndata as ad
 import pytest
+import torch
 
 import dist_scvi
 from dist_scvi.session import Settings, settings
@@ -33,5 +35,23 @@ def test_the_minibatch_of_the_session_is_that_of_training(adata: ad.AnnData) -> 
 
 
 def test_a_setting_that_there_is_not_is_refused() -> None:
-    with pytest.raises(AttributeError):
-        Settings().dl_num_workers = 3  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError, match="settings has no 'sede': it has seed, batch_size"):
+        Settings().sede = 3
+
+
+def test_what_only_scvi_tools_needs_is_taken_with_a_word() -> None:
+    with pytest.warns(UserWarning, match=r"^settings\.dl_num_workers has no effect in dist_scvi$"):
+        settings.dl_num_workers = 3
+
+
+def test_threads_and_log_are_those_of_torch_and_logging() -> None:
+    settings.num_threads = 1
+    assert settings.num_threads == torch.get_num_threads() == 1
+    settings.verbosity = logging.ERROR
+    assert logging.getLogger("dist_scvi").level == settings.verbosity == logging.ERROR
+    settings.verbosity = logging.NOTSET
+
+
+def test_no_seed_is_seed_0(adata: ad.AnnData) -> None:
+    settings.seed = None
+    assert dist_scvi.SCVI(dist_scvi.open(adata), n_hidden=4).spec.seed == 0

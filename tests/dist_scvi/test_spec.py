@@ -100,7 +100,7 @@ def test_a_flipped_byte_is_refused_with_the_path(saved: Path, name: str) -> None
 
 
 def test_lacking_genes_are_named(model: SCVI, adata: ad.AnnData) -> None:
-    with pytest.raises(ValueError, match=r"on 50 genes, memory lacks 3 of them \(gene0, gene1, gene2\)$"):
+    with pytest.raises(ValueError, match=r"on 50 genes, memory lacks 3 of them \(gene0, gene1, gene2\): prepare"):
         fit_to_spec(reopen(adata[:, 3:]), model.spec)
 
 
@@ -109,7 +109,7 @@ def test_genes_in_another_order_and_further_genes_are_refused(model: SCVI, adata
         [adata, ad.AnnData(adata.X[:, :1], adata.obs, adata.var[:0].reindex(["new"]))], axis=1, merge="same"
     )
     for other in (adata[:, ::-1], more):
-        with pytest.raises(ValueError, match=r"on 50 genes, memory has others, or another order$"):
+        with pytest.raises(ValueError, match=r"on 50 genes, memory has others, or another order: prepare"):
             fit_to_spec(reopen(other), model.spec)
 
 
@@ -183,6 +183,14 @@ def test_scanvi_without_two_labels_is_refused(adata: ad.AnnData, labels: str | N
     keys = {} if labels is None else {"labels_key": "told", "unlabeled_category": "U"}
     with pytest.raises(ValueError, match=message):
         scanvi_spec(open_data(other, **keys))
+
+
+def test_a_label_that_looks_like_none_is_asked_about(adata: ad.AnnData) -> None:
+    other = adata.copy()
+    other.obs["told"] = other.obs["label"].astype(object).where(np.arange(403) % 2 == 0, "Unknown")
+    with pytest.raises(ValueError, match=r"^obs column 'told' has a label 'Unknown': name it as unlabeled_category"):
+        scanvi_spec(open_data(other, labels_key="told"))
+    assert "Unknown" in scanvi_spec(open_data(other, labels_key="told", unlabeled_category="not told")).label.categories
 
 
 def test_a_prior_of_another_number_of_labels_is_refused(data: CellData) -> None:

@@ -42,6 +42,48 @@ def test_a_column_says_which_cells_are_held_out(adata: ad.AnnData) -> None:
     assert not set(held_out) & set(adata.obs["batch"].to_numpy()[model.train_indices])
 
 
+def test_a_training_that_fails_leaves_the_model_as_it_was(data: CellData) -> None:
+    model = SCVI(data, **SMALL)
+    model.train(1, progress=False)
+    before = model.get_latent_representation()
+    with pytest.raises(FloatingPointError, match=r"the loss became|not finite"):
+        model.train(4, plan_kwargs={"lr": 1e12}, progress=False)
+    np.testing.assert_array_equal(model.get_latent_representation(), before)
+    model.train(1, progress=False)
+    assert np.isfinite(model.get_latent_representation()).all()
+
+
+def test_an_interrupted_training_keeps_what_it_has_and_can_be_repeated(
+    data: CellData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = SCVI(data, **SMALL)
+    untrained = model.get_latent_representation()
+    encode, calls = type(model.module).reconstruction, []
+
+    def interrupted(*args: object, **kwargs: object) -> object:
+        calls.append(1)
+        if len(calls) == 12:
+            raise KeyboardInterrupt
+        return encode(*args, **kwargs)
+
+    monkeypatch.setattr(type(model.module), "reconstruction", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        model.train(30, progress=False)
+    assert model.is_trained
+    assert len(model.history["elbo_train"]) >= 1
+    assert not np.allclose(model.get_latent_representation(), untrained)
+    model.train(1, progress=False)
+    assert len(model.history["elbo_train"]) >= 2
+
+
+def test_a_second_training_goes_on_with_the_history_of_the_first(data: CellData) -> None:
+    model = SCVI(data, **SMALL)
+    for _ in range(2):
+        model.train(2, progress=False)
+    assert list(model.history["elbo_train"].index) == [0, 1, 2, 3]
+    assert list(model.history["elbo_validation"].index) == [0, 1, 2, 3]
+
+
 def test_early_stopping_ends_training(data: CellData) -> None:
     model = SCVI(data, **SMALL)
     plan = {"early_stopping_patience": 2, "early_stopping_min_delta": 1e9}
@@ -85,6 +127,18 @@ def test_a_query_moves_what_is_new_and_nothing_else(reference: SCVI, query: ad.A
     np.testing.assert_array_equal(again.get_latent_representation(), mapped.get_latent_representation())
 
 
+def test_a_query_of_one_new_batch_moves_onto_a_reference_with_batch_normalisation(
+    adata: ad.AnnData, query: ad.AnnData
+) -> None:
+    """By the statistics of its own minibatches, what all cells of a minibatch share would fall out again."""
+    reference = SCVI(dist_scvi.open(adata, batch_key="batch"), **SMALL, n_layers=2, encode_covariates=True)
+    reference.train(2, progress=False)
+    mapped = SCVI.load_query_data(query, reference)
+    before = mapped.get_latent_representation()
+    mapped.train(20, progress=False)
+    assert np.abs(mapped.get_latent_representation() - before).max() > 1e-2
+
+
 def test_a_reference_is_taken_from_its_folder_too(reference: SCVI, query: ad.AnnData, tmp_path: Path) -> None:
     reference.save(tmp_path / "reference")
     mapped = [SCVI.load_query_data(query, source) for source in (reference, tmp_path / "reference")]
@@ -97,6 +151,22 @@ def test_cells_of_the_reference_stay_where_they_were(reference: SCVI, adata: ad.
     np.testing.assert_allclose(
         mapped.get_latent_representation(), reference.get_latent_representation(), rtol=1e-4, atol=1e-5
     )
+
+
+def test_a_reference_of_one_batch_gets_a_second(adata: ad.AnnData, query: ad.AnnData) -> None:
+    one = adata[adata.obs["batch"] == "b0"].copy()
+    reference = SCVI(dist_scvi.open(one, batch_key="batch"), **DEEP)
+    mapped = SCVI.load_query_data(query, reference)
+    assert mapped.spec.batch.categories == ("b0", "new")
+    known = SCVI.load_query_data(ad.concat([one, query], merge="same", index_unique="-"), reference)
+    latent = known.get_latent_representation(indices=range(one.n_obs))
+    np.testing.assert_allclose(latent, reference.get_latent_representation(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_reference_that_scvi_tools_wrote_is_taken_too(reference: SCVI, query: ad.AnnData, tmp_path: Path) -> None:
+    reference.save(tmp_path / "theirs", format="scvi-tools")
+    mapped = [SCVI.load_query_data(query, source, seed=3) for source in (reference, tmp_path / "theirs")]
+    np.testing.assert_array_equal(*(model.get_latent_representation() for model in mapped))
 
 
 def test_a_query_file_is_mapped_as_an_anndata_is(reference: SCVI, query: ad.AnnData, tmp_path: Path) -> None:
