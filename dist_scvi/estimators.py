@@ -69,7 +69,7 @@ def mean_over_cells(
         weight_n = np.ones(minibatch.n_cells) if times_n is None else times_n[span]
         total += weight_n @ compute(minibatch).astype(np.float64), weight_n.sum()
     value, n_cells = np.sum(world.from_all(total), axis=0)
-    return float(value / n_cells)
+    return np.float64(value / n_cells)  # a float that has .item(), which scripts call
 
 
 @torch.no_grad()

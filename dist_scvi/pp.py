@@ -33,7 +33,10 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 _MARK = "highly_variable"
-_OF_TRAIN = ("validation_size", "batch_size", "early_stopping", "check_val_every_n_epoch", "lanes", "run", "progress")
+_OF_TRAIN = (
+    *("validation_size", "batch_size", "early_stopping", "check_val_every_n_epoch", "lanes", "run"),
+    "enable_progress_bar",
+)
 _MC_SAMPLES = 5_000
 _LATENT, _SHARES, _RATE, _LOADINGS = "X_scvi", "X_scvi_denoised", "X_scvi_sample_rate", "ldvae_loadings"
 

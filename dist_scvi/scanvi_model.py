@@ -25,6 +25,7 @@ from .semi_supervised import labelled_data, scanvi_from
 from .session import settings
 from .spec import fit_to_spec
 from .trainable_model import Accelerator, TrainableModel
+from .trainer_arguments import trainer_options
 from .world import World
 
 if TYPE_CHECKING:
@@ -200,17 +201,20 @@ class SCANVI(TrainableModel):
         max_epochs: int | None = None,
         n_samples_per_label: int | None = None,
         check_val_every_n_epoch: int | None = None,
-        *,
         train_size: float | None = None,
         validation_size: float | None = None,
+        shuffle_set_split: bool = True,  # noqa: FBT001, FBT002 - the place that scvi-tools gives it
         batch_size: int | None = None,
         accelerator: Accelerator = "auto",
-        early_stopping: bool | None = None,
+        devices: int | str = "auto",
+        *,
+        early_stopping: bool = False,
         plan_kwargs: Mapping[str, Any] | None = None,
         data_kwargs: Mapping[str, Any] | None = None,
         lanes: int = 1,
         run: str | Path | None = None,
-        progress: bool = True,
+        enable_progress_bar: bool = True,
+        **trainer_kwargs: Any,
     ) -> None:
         """Train on from the present weights; arguments not named here are those of ``SCVI.train``.
 
@@ -228,17 +232,18 @@ class SCANVI(TrainableModel):
         ValueError
             If no training cell has a label, and as ``SCVI.train``.
         """
-        options = {
+        options: dict[str, Any] = {
             "max_epochs": max_epochs,
             "n_samples_per_label": n_samples_per_label,
             "check_val_every_n_epoch": check_val_every_n_epoch,
             "train_size": train_size,
             "validation_size": validation_size,
             "batch_size": settings.batch_size if batch_size is None else batch_size,
-            "early_stopping": early_stopping,
+            "early_stopping": early_stopping or None,
             "lanes": lanes,
         }
-        self._train(options, plan_kwargs, data_kwargs, accelerator=accelerator, run=run, progress=progress)
+        options |= trainer_options({"devices": devices, "shuffle_set_split": shuffle_set_split, **trainer_kwargs})
+        self._train(options, plan_kwargs, data_kwargs, accelerator=accelerator, run=run, progress=enable_progress_bar)
 
     def predict(
         self,

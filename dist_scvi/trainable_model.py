@@ -18,6 +18,7 @@ from .spec import ModelSpec, fit_to_spec, save_model, spec_of
 from .start import set_library_prior
 from .surgery import load_query
 from .train import train
+from .trainer_arguments import trainer_options
 from .world import World, worker_device
 
 if TYPE_CHECKING:
@@ -47,17 +48,21 @@ class TrainableModel(ExpressionModel):
         self,
         max_epochs: int | None = None,
         accelerator: Accelerator = "auto",
-        *,
+        devices: int | str = "auto",
         train_size: float | None = None,
         validation_size: float | None = None,
+        shuffle_set_split: bool = True,  # noqa: FBT001, FBT002 - the places that scvi-tools gives them
+        load_sparse_tensor: bool = False,  # noqa: FBT001, FBT002
         batch_size: int | None = None,
-        early_stopping: bool | None = None,
+        early_stopping: bool = False,  # noqa: FBT001, FBT002
+        *,
         check_val_every_n_epoch: int | None = None,
         plan_kwargs: Mapping[str, Any] | None = None,
         data_kwargs: Mapping[str, Any] | None = None,
         lanes: int = 1,
         run: str | Path | None = None,
-        progress: bool = True,
+        enable_progress_bar: bool = True,
+        **trainer_kwargs: Any,
     ) -> None:
         """Train on from the present weights, in this process or together with those of `world`.
 
@@ -67,12 +72,15 @@ class TrainableModel(ExpressionModel):
             By default ``min(400, 400 * 20000 / cells)``, at least 1.
         accelerator
             ``"auto"``, ``"cpu"`` or ``"gpu"``.
+        devices, shuffle_set_split, load_sparse_tensor
+            Of scvi-tools; only their defaults are offered. For several devices see `world`, for another split
+            `data_kwargs`.
         train_size, validation_size
             Shares of the cells, 0.9 and the rest; what they leave is the test split.
         batch_size
             Cells of a step over all workers; ``dist_scvi.settings.batch_size`` by default.
         early_stopping
-            End when ``elbo_validation`` has not improved for 45 epochs; its other settings are keys of `plan_kwargs`.
+            End when ``elbo_validation`` has not improved for 45 epochs.
         check_val_every_n_epoch
             Epochs between validations.
         plan_kwargs
@@ -86,8 +94,11 @@ class TrainableModel(ExpressionModel):
             Streams that share a minibatch. With 8, say, the run can be continued by 2, 4 or 8 workers.
         run
             Folder for checkpoints and metrics. A run that lies there already is continued.
-        progress
+        enable_progress_bar
             Show progress.
+        trainer_kwargs
+            ``early_stopping_patience`` and its like, ``gradient_clip_val``, ``log_every_n_steps``; other arguments of
+            scvi-tools' trainer are taken where they change nothing (`trainer_arguments`).
 
         Raises
         ------
@@ -97,16 +108,18 @@ class TrainableModel(ExpressionModel):
             If the loss is not finite. The weights are then those before the call; after an interruption they are those
             of the last step. With `run` the same call goes on from the last checkpoint.
         """
-        options = {
+        options: dict[str, Any] = {
             "max_epochs": max_epochs,
             "train_size": train_size,
             "validation_size": validation_size,
             "batch_size": settings.batch_size if batch_size is None else batch_size,
-            "early_stopping": early_stopping,
+            "early_stopping": early_stopping or None,
             "check_val_every_n_epoch": check_val_every_n_epoch,
             "lanes": lanes,
         }
-        self._train(options, plan_kwargs, data_kwargs, accelerator=accelerator, run=run, progress=progress)
+        asked = {"devices": devices, "shuffle_set_split": shuffle_set_split, "load_sparse_tensor": load_sparse_tensor}
+        options |= trainer_options({**asked, **trainer_kwargs})
+        self._train(options, plan_kwargs, data_kwargs, accelerator=accelerator, run=run, progress=enable_progress_bar)
 
     def _train(
         self,

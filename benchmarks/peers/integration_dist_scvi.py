@@ -23,7 +23,7 @@ def fit(model: SCVI | SCANVI, job: dict[str, Any], **options: int) -> float:
         check_val_every_n_epoch=0,
         plan_kwargs={"n_epochs_kl_warmup": job["n_epochs_kl_warmup"]},
         data_kwargs={"split_key": job["split_key"]},
-        progress=False,
+        enable_progress_bar=False,
     )
     return time.perf_counter() - begin
 

@@ -63,5 +63,5 @@ def model(data: CellData) -> SCVI:
     """A trained model with every kind of covariate; do not train it again."""
     torch.set_num_threads(1)
     model = SCVI(data, n_hidden=16, n_latent=4)
-    model.train(2, progress=False)
+    model.train(2, enable_progress_bar=False)
     return model

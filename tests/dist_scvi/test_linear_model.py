@@ -29,7 +29,7 @@ def test_expression_is_the_softmax_of_loadings(adata: ad.AnnData, options: dict,
     cells = adata.copy()
     LinearSCVI.setup_anndata(cells)
     model = LinearSCVI(cells, n_hidden=16, n_latent=4, **options)
-    model.train(2, progress=False)
+    model.train(2, enable_progress_bar=False)
     loadings = model.get_loadings()
     assert loadings.shape == (50, 4)
     assert list(loadings.columns) == ["Z_0", "Z_1", "Z_2", "Z_3"]

@@ -92,7 +92,7 @@ def test_the_split_of_training_is_told(adata: ad.AnnData) -> None:
     model = SCVI(dist_scvi.open(adata), n_hidden=8, n_latent=2)
     with pytest.raises(ValueError, match=r"^this model was not trained in this session"):
         _ = model.train_indices
-    model.train(1, train_size=0.7, validation_size=0.2, progress=False)
+    model.train(1, train_size=0.7, validation_size=0.2, enable_progress_bar=False)
     splits = [model.train_indices, model.validation_indices, model.test_indices]
     np.testing.assert_array_equal(np.sort(np.concatenate(splits)), np.arange(403))
     np.testing.assert_allclose([len(split) for split in splits], [282, 81, 40], atol=1)

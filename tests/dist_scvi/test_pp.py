@@ -98,7 +98,7 @@ def test_options_reach_the_model_and_its_training(cells: ad.AnnData, capsys: pyt
         n_epochs=2,
         train_size=0.8,
         model_kwargs={"gene_likelihood": "nb"},
-        trainer_kwargs={"batch_size": 64, "check_val_every_n_epoch": 1, "lr_min": 1e-5, "progress": False},
+        trainer_kwargs={"batch_size": 64, "check_val_every_n_epoch": 1, "lr_min": 1e-5, "enable_progress_bar": False},
     )
     config = model.spec.model
     assert (config.n_layers, config.dispersion, config.gene_likelihood) == (2, "gene-batch", "nb")

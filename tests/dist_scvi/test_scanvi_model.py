@@ -32,7 +32,7 @@ def cells(partly: ad.AnnData) -> CellData:
 @pytest.fixture(scope="module")
 def scanvi(cells: CellData) -> SCANVI:
     model = SCANVI(cells, **SMALL)
-    model.train(15, progress=False)
+    model.train(15, enable_progress_bar=False)
     return model
 
 
@@ -91,13 +91,13 @@ def test_a_model_goes_on_from_scvi(cells: CellData, partly: ad.AnnData) -> None:
     scvi = SCVI(dist_scvi.open(partly, batch_key="batch"), **SMALL)
     with pytest.raises(ValueError, match=r"^the SCVI model is not trained: call its train first$"):
         SCANVI.from_scvi_model(scvi, "Unknown", labels_key="told")
-    scvi.train(15, progress=False)
+    scvi.train(15, enable_progress_bar=False)
     with pytest.raises(ValueError, match=r"^no column of labels is known: name it as labels_key$"):
         SCANVI.from_scvi_model(scvi, "Unknown")
     scanvi = SCANVI.from_scvi_model(scvi, "Unknown", labels_key="told")
     np.testing.assert_array_equal(scanvi.get_latent_representation(), scvi.get_latent_representation())
     assert scanvi.spec.label.categories == ("B", "NK", "T")
-    scanvi.train(15, n_samples_per_label=20, progress=False)
+    scanvi.train(15, n_samples_per_label=20, enable_progress_bar=False)
     hidden = (partly.obs["told"] == "Unknown").to_numpy()
     assert (scanvi.predict()[hidden] == partly.obs["label"].to_numpy()[hidden]).mean() > 0.9
 
@@ -114,7 +114,7 @@ def test_a_pretrained_model_trains_for_a_third_of_the_epochs(partly: ad.AnnData)
     scvi = SCVI(dist_scvi.open(partly, labels_key="told"), **SMALL)
     scvi.is_trained = True
     scanvi = SCANVI.from_scvi_model(scvi, "Unknown")
-    scanvi.train(progress=False)  # of 400 epochs a third is more than 10
+    scanvi.train(enable_progress_bar=False)  # of 400 epochs a third is more than 10
     assert len(scanvi.history["elbo_train"]) == 10
 
 
@@ -131,7 +131,7 @@ def test_a_pretrained_model_trains_for_a_third_of_the_epochs(partly: ad.AnnData)
 )
 def test_every_option_trains_and_answers_the_same_after_loading(cells: CellData, options: dict, tmp_path: Path) -> None:
     model = SCANVI(cells, **SMALL, **options)
-    model.train(2, progress=False)
+    model.train(2, enable_progress_bar=False)
     soft = model.predict(soft=True)
     model.save(tmp_path / "model")
     pd.testing.assert_frame_equal(SCANVI.load(tmp_path / "model", cells).predict(soft=True), soft)

@@ -22,7 +22,7 @@ def pair(store: Path, adata: ad.AnnData) -> tuple[SCVI, SCVI]:
     """The same model trained on an AnnData in memory and on a file."""
     models = SCVI(dist_scvi.open(adata), **SMALL, seed=3), SCVI(dist_scvi.open(store), **SMALL, seed=3)
     for model in models:
-        model.train(3, lanes=2, check_val_every_n_epoch=2, progress=False)
+        model.train(3, lanes=2, check_val_every_n_epoch=2, enable_progress_bar=False)
     return models
 
 
@@ -63,9 +63,9 @@ def test_training_lowers_the_loss(pair: tuple[SCVI, SCVI], adata: ad.AnnData) ->
 
 def test_training_goes_on_from_where_the_weights_are(adata: ad.AnnData) -> None:
     model = SCVI(dist_scvi.open(adata), **SMALL)
-    model.train(2, progress=False)
+    model.train(2, enable_progress_bar=False)
     before = model.get_elbo()
-    model.train(2, progress=False)
+    model.train(2, enable_progress_bar=False)
     assert abs(model.get_elbo()) < abs(before)
 
 
@@ -115,7 +115,7 @@ def test_weights_follow_from_the_seed(adata: ad.AnnData) -> None:
 )
 def test_every_option_trains_and_answers_the_same_after_loading(data, options: dict, tmp_path: Path) -> None:
     model = SCVI(data, **SMALL, **options)
-    model.train(2, progress=False)
+    model.train(2, enable_progress_bar=False)
     latent, expression = model.get_latent_representation(), model.get_normalized_expression(n_samples=None)
     assert np.isfinite(latent).all()
     np.testing.assert_allclose(expression.sum(axis=1), 1, rtol=1e-4)
@@ -147,7 +147,7 @@ def test_size_factors_take_the_place_of_the_total_count(adata: ad.AnnData) -> No
 
 
 def test_a_run_is_continued_where_it_was(store: Path, tmp_path: Path) -> None:
-    options = {"plan_kwargs": {"n_steps_kl_warmup": 5}, "progress": False}
+    options = {"plan_kwargs": {"n_steps_kl_warmup": 5}, "enable_progress_bar": False}
     alone, first, second = (SCVI(dist_scvi.open(store, batch_key="batch"), **SMALL) for _ in range(3))
     alone.train(2, **options)
     first.train(1, run=tmp_path / "run", **options)
@@ -159,7 +159,7 @@ def test_a_run_is_continued_where_it_was(store: Path, tmp_path: Path) -> None:
 def test_the_record_of_a_run_names_its_columns(store: Path, tmp_path: Path) -> None:
     keys = {"batch_key": "batch", "labels_key": "label"}
     covariates = {"categorical_covariate_keys": ["site"], "continuous_covariate_keys": ["age"]}
-    SCVI(open_data(store, **keys, **covariates), **SMALL).train(1, run=tmp_path / "run", progress=False)
+    SCVI(open_data(store, **keys, **covariates), **SMALL).train(1, run=tmp_path / "run", enable_progress_bar=False)
     stored = run_config(tmp_path / "run").data
     assert (stored.uri, stored.batch_key, stored.labels_key) == (str(store), "batch", "label")
     assert (stored.categorical_covariate_keys, stored.continuous_covariate_keys) == (("site",), ("age",))

@@ -29,7 +29,7 @@ def test_the_minibatch_of_the_session_is_that_of_training(adata: ad.AnnData) -> 
     for size in (64, 200):
         dist_scvi.settings.batch_size = size
         model = dist_scvi.SCVI(cells, n_hidden=4, n_latent=2)
-        model.train(1, train_size=1.0, progress=False)
+        model.train(1, train_size=1.0, enable_progress_bar=False)
         steps.append(model.history["kl_weight"].index[-1])
     assert steps == [6, 2]
 

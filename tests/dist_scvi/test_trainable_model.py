@@ -28,15 +28,15 @@ DEEP = {**SMALL, "n_layers": 2, "encode_covariates": True, "use_layer_norm": "bo
 def test_a_setting_that_does_not_fit_is_refused(data: CellData, options: dict, message: str) -> None:
     model = SCVI(data, **SMALL)
     with pytest.raises(ValueError, match=message):
-        model.train(progress=False, **options)
+        model.train(enable_progress_bar=False, **options)
     assert not model.is_trained
 
 
 def test_a_column_says_which_cells_are_held_out(adata: ad.AnnData) -> None:
     model = SCVI(dist_scvi.open(adata), **SMALL)
     with pytest.raises(ValueError, match=r"^data_kwargs has layer: it can have split_key, holdout_key"):
-        model.train(1, data_kwargs={"layer": "x"}, progress=False)
-    model.train(1, data_kwargs={"holdout_key": "batch"}, progress=False)
+        model.train(1, data_kwargs={"layer": "x"}, enable_progress_bar=False)
+    model.train(1, data_kwargs={"holdout_key": "batch"}, enable_progress_bar=False)
     held_out = adata.obs["batch"].to_numpy()[model.validation_indices]
     assert len(set(held_out)) == 1
     assert not set(held_out) & set(adata.obs["batch"].to_numpy()[model.train_indices])
@@ -44,12 +44,12 @@ def test_a_column_says_which_cells_are_held_out(adata: ad.AnnData) -> None:
 
 def test_a_training_that_fails_leaves_the_model_as_it_was(data: CellData) -> None:
     model = SCVI(data, **SMALL)
-    model.train(1, progress=False)
+    model.train(1, enable_progress_bar=False)
     before = model.get_latent_representation()
     with pytest.raises(FloatingPointError, match=r"the loss became|not finite"):
-        model.train(4, plan_kwargs={"lr": 1e12}, progress=False)
+        model.train(4, plan_kwargs={"lr": 1e12}, enable_progress_bar=False)
     np.testing.assert_array_equal(model.get_latent_representation(), before)
-    model.train(1, progress=False)
+    model.train(1, enable_progress_bar=False)
     assert np.isfinite(model.get_latent_representation()).all()
 
 
@@ -68,26 +68,26 @@ def test_an_interrupted_training_keeps_what_it_has_and_can_be_repeated(
 
     monkeypatch.setattr(type(model.module), "reconstruction", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        model.train(30, progress=False)
+        model.train(30, enable_progress_bar=False)
     assert model.is_trained
     assert len(model.history["elbo_train"]) >= 1
     assert not np.allclose(model.get_latent_representation(), untrained)
-    model.train(1, progress=False)
+    model.train(1, enable_progress_bar=False)
     assert len(model.history["elbo_train"]) >= 2
 
 
 def test_a_second_training_goes_on_with_the_history_of_the_first(data: CellData) -> None:
     model = SCVI(data, **SMALL)
     for _ in range(2):
-        model.train(2, progress=False)
+        model.train(2, enable_progress_bar=False)
     assert list(model.history["elbo_train"].index) == [0, 1, 2, 3]
     assert list(model.history["elbo_validation"].index) == [0, 1, 2, 3]
 
 
 def test_early_stopping_ends_training(data: CellData) -> None:
     model = SCVI(data, **SMALL)
-    plan = {"early_stopping_patience": 2, "early_stopping_min_delta": 1e9}
-    model.train(30, early_stopping=True, check_val_every_n_epoch=1, plan_kwargs=plan, progress=False)
+    stopping = {"early_stopping": True, "early_stopping_patience": 2, "early_stopping_min_delta": 1e9}
+    model.train(30, "cpu", 1, 0.8, check_val_every_n_epoch=1, enable_progress_bar=False, **stopping)
     assert len(model.history["elbo_train"]) < 6
 
 
@@ -99,7 +99,7 @@ def test_no_cells_are_refused() -> None:
 @pytest.fixture(scope="module")
 def reference(adata: ad.AnnData) -> SCVI:
     model = SCVI(dist_scvi.open(adata, batch_key="batch", categorical_covariate_keys=["site"]), **DEEP)
-    model.train(3, progress=False)
+    model.train(3, enable_progress_bar=False)
     return model
 
 
@@ -115,7 +115,7 @@ def test_a_query_moves_what_is_new_and_nothing_else(reference: SCVI, query: ad.A
     mapped = SCVI.load_query_data(query, reference)
     assert mapped.spec.batch.categories == ("b0", "b1", "new")
     untrained = mapped.get_latent_representation()
-    mapped.train(3, plan_kwargs={"weight_decay": 0.1}, progress=False)
+    mapped.train(3, plan_kwargs={"weight_decay": 0.1}, enable_progress_bar=False)
     assert not np.allclose(mapped.get_latent_representation(), untrained, atol=1e-3)
     for name, value in mapped.module.state_dict().items():
         if value.shape == before[name].shape and name.endswith("weight"):
@@ -132,10 +132,10 @@ def test_a_query_of_one_new_batch_moves_onto_a_reference_with_batch_normalisatio
 ) -> None:
     """By the statistics of its own minibatches, what all cells of a minibatch share would fall out again."""
     reference = SCVI(dist_scvi.open(adata, batch_key="batch"), **SMALL, n_layers=2, encode_covariates=True)
-    reference.train(2, progress=False)
+    reference.train(2, enable_progress_bar=False)
     mapped = SCVI.load_query_data(query, reference)
     before = mapped.get_latent_representation()
-    mapped.train(20, progress=False)
+    mapped.train(20, enable_progress_bar=False)
     assert np.abs(mapped.get_latent_representation() - before).max() > 1e-2
 
 
@@ -173,7 +173,7 @@ def test_a_query_file_is_mapped_as_an_anndata_is(reference: SCVI, query: ad.AnnD
     query.write_h5ad(tmp_path / "query.h5ad")
     mapped = [SCVI.load_query_data(source, reference) for source in (query, tmp_path / "query.h5ad")]
     for model in mapped:
-        model.train(1, progress=False)
+        model.train(1, enable_progress_bar=False)
     np.testing.assert_array_equal(*(model.get_latent_representation() for model in mapped))
 
 
@@ -204,10 +204,10 @@ def test_labels_of_a_query_are_told_by_the_reference(adata: ad.AnnData, query: a
         dist_scvi.open(cells, batch_key="batch", labels_key="told", unlabeled_category="Unknown"),
         **{**DEEP, "n_hidden": 32},
     )
-    reference.train(12, progress=False)
+    reference.train(12, enable_progress_bar=False)
     with pytest.warns(UserWarning, match="has no labels"):
         mapped = SCANVI.load_query_data(query, reference)
-    mapped.train(2, plan_kwargs={"weight_decay": 0.0}, progress=False)
+    mapped.train(2, plan_kwargs={"weight_decay": 0.0}, enable_progress_bar=False)
     assert (mapped.predict() == query.obs["label"].to_numpy()).mean() > 0.8
 
 

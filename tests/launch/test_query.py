@@ -19,7 +19,7 @@ def atlas(tmp_path_factory: pytest.TempPathFactory) -> Path:
     simulate(folder / "cells.zarr", n_cells=120, n_genes=30, n_types=3, n_batches=2, seed=0)
     data = open_cells(folder / "cells.zarr", batch_key="batch", labels_key="cell_type", unlabeled_category="none")
     model = SCANVI(data, n_hidden=8, n_latent=3)
-    model.train(1, progress=False)
+    model.train(1, enable_progress_bar=False)
     model.minify(folder / "atlas")
     return folder / "atlas"
 
