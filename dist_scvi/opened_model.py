@@ -31,7 +31,7 @@ from .selection import Cells, Selection, select
 from .spec import ModelSpec, fit_to_spec, load_history, load_model, open_for, save_model
 from .surgery import freeze
 from .vae import VAE
-from .world import World, worker_device
+from .world import World, choose_device, worker_device
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -251,6 +251,8 @@ class OpenedModel:
         cls,
         dir_path: str | Path,
         adata: Any = None,
+        accelerator: Literal["auto", "cpu", "gpu", "cuda"] = "auto",
+        device: int | str = "auto",
         prefix: str | None = None,
         *,
         world: World | None = None,
@@ -261,6 +263,10 @@ class OpenedModel:
         ----------
         adata
             An AnnData, a store, or data from ``dist_scvi.open``; by default the AnnData that lies in the folder.
+        accelerator, device
+            ``"auto"``, ``"cpu"`` or ``"gpu"``, and the number of the GPU.
+        prefix
+            What the names of the files of scvi-tools begin with.
 
         Raises
         ------
@@ -278,6 +284,7 @@ class OpenedModel:
         source = read_h5ad(beside) if adata is None else adata
         data = fit_to_spec(source, spec) if isinstance(source, CellData) else open_for(source, spec)
         held = source if hasattr(source, "obs_names") and hasattr(source, "X") else None
+        world = world or World(device=choose_device(accelerator, device))
         return cls._made(data, module, spec, adata=held, world=world, history=history, is_trained=is_trained)
 
     @classmethod

@@ -19,7 +19,7 @@ from .start import set_library_prior
 from .surgery import load_query
 from .train import train
 from .trainer_arguments import trainer_options
-from .world import World, worker_device
+from .world import World, choose_device
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -137,7 +137,7 @@ class TrainableModel(ExpressionModel):
         if both:
             raise ValueError(f"{', '.join(both)} is given as an argument and in plan_kwargs: leave one out")
         section = parse_section(TrainConfig, "train", {**given, **(plan_kwargs or {})})
-        self._to(accelerator)
+        self.to_device(choose_device(accelerator, rank=self.world.rank))
         config = self.run_config(section, run=str(run or ""), data_kwargs=data_kwargs)
         shown = Progress() if progress else None
         folder = Path(run).expanduser().resolve() if run else None
@@ -202,20 +202,15 @@ class TrainableModel(ExpressionModel):
         data = parse_section(DataConfig, "data", {**known, **given})
         return RunConfig(run=run, seed=spec.seed, data=data, model=spec.model, train=train_config)
 
-    def _to(self, accelerator: Accelerator) -> None:
-        if accelerator not in ("auto", "cpu", "gpu", "cuda"):
-            raise ValueError(f"accelerator={accelerator!r}: auto, cpu, gpu or cuda is needed")
-        device = worker_device(self.world.rank)
-        if accelerator in ("gpu", "cuda") and device.type != "cuda":
-            raise ValueError(f"accelerator={accelerator!r}: torch finds no GPU here; use 'auto' or 'cpu'")
-        self.to_device("cpu" if accelerator == "cpu" else device)
-
     @classmethod
-    def load_query_data(
+    def load_query_data(  # noqa: PLR0913 - the arguments of scvi-tools
         cls,
         adata: Any,
         reference_model: "TrainableModel | str | Path",
         *,
+        inplace_subset_query_vars: bool = False,
+        accelerator: Accelerator = "auto",
+        device: int | str = "auto",
         unfrozen: bool = False,
         freeze_dropout: bool = False,
         freeze_expression: bool = True,
@@ -236,7 +231,11 @@ class TrainableModel(ExpressionModel):
             The query: an AnnData or a store with the reference's obs columns. Its genes may be in any order; those that
             are absent count as 0.
         reference_model
-            A model, or the folder of one.
+            A model, or the folder of one, of this package or of scvi-tools.
+        inplace_subset_query_vars
+            Give the AnnData itself the genes of the reference, as `prepare_query_anndata` does.
+        accelerator, device
+            ``"auto"``, ``"cpu"`` or ``"gpu"``, and the number of the GPU.
         unfrozen
             Train everything.
         freeze_dropout
@@ -268,6 +267,8 @@ class TrainableModel(ExpressionModel):
             module, spec, *_ = read_model(Path(reference_model).expanduser().resolve())
         if spec.model.model_name != cls.model_name:
             raise ValueError(f"the reference is {spec.model.model_name}: use {spec.model.model_name}.load_query_data")
+        if inplace_subset_query_vars:
+            prepare_query_anndata(adata, spec)
         query = prepare_query_data(adata, spec, min_overlap=min_overlap)
         module, spec, data = load_query(
             module,
@@ -283,6 +284,7 @@ class TrainableModel(ExpressionModel):
             freeze_classifier=freeze_classifier,
             freeze_reference_categories=freeze_reference_categories,
         )
+        world = world or World(device=choose_device(accelerator, device))
         return cls._made(data, module, spec, adata=held_anndata(adata), world=world)
 
     @classmethod

@@ -66,6 +66,33 @@ def worker_device(local_rank: int) -> torch.device:
     return device
 
 
+def choose_device(accelerator: str, device: int | str = "auto", *, rank: int = 0) -> torch.device:
+    """Choose where to compute by the words of scvi-tools.
+
+    Parameters
+    ----------
+    accelerator
+        ``"auto"`` for a GPU if there is one, ``"cpu"``, ``"gpu"`` or ``"cuda"``.
+    device
+        Number of the GPU; by default that of the `rank` of this process.
+
+    Raises
+    ------
+    ValueError
+        If a word is not known, or there is no GPU where one is asked for.
+    """
+    if accelerator not in ("auto", "cpu", "gpu", "cuda"):
+        raise ValueError(f"accelerator={accelerator!r}: auto, cpu, gpu or cuda is needed")
+    if device != "auto" and not isinstance(device, int):
+        raise ValueError(f"device={device!r}: the number of a GPU is needed, or 'auto'")
+    if accelerator == "cpu":
+        return _CPU
+    found = worker_device(rank if isinstance(device, str) else device)
+    if accelerator in ("gpu", "cuda") and found.type != "cuda":
+        raise ValueError(f"accelerator={accelerator!r}: torch finds no GPU here; use 'auto' or 'cpu'")
+    return found
+
+
 @contextmanager
 def process_group(device: torch.device, *, timeout_s: float) -> Iterator[World]:
     """Join the workers that torch's own environment variables name (``torchrun`` sets them), and leave at the end."""

@@ -14,7 +14,7 @@ from dist_scvi.model import SCANVI, SCVI, LinearSCVI
 
 def test_a_saved_model_gives_the_same_answers_and_history(model: SCVI, data: CellData, tmp_path: Path) -> None:
     model.save(tmp_path / "model")
-    again = SCVI.load(tmp_path / "model", data)
+    again = SCVI.load(tmp_path / "model", data, "cpu")
     assert again.is_trained
     np.testing.assert_array_equal(again.get_latent_representation(), model.get_latent_representation())
     assert again.history.keys() == model.history.keys()

@@ -211,6 +211,12 @@ def test_labels_of_a_query_are_told_by_the_reference(adata: ad.AnnData, query: a
     assert (mapped.predict() == query.obs["label"].to_numpy()).mean() > 0.8
 
 
+def test_an_anndata_is_given_the_genes_of_the_reference_if_asked(reference: SCVI, query: ad.AnnData) -> None:
+    cells = query.copy()
+    mapped = SCVI.load_query_data(cells, reference, inplace_subset_query_vars=True, accelerator="cpu")
+    assert tuple(cells.var_names) == mapped.spec.var_names
+
+
 def test_a_query_can_be_prepared_before_it_is_mapped(reference: SCVI, query: ad.AnnData) -> None:
     prepared = SCVI.prepare_query_data(query, reference)
     assert tuple(prepared.store.var_names) == reference.spec.var_names

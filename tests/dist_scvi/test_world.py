@@ -3,9 +3,10 @@
 import subprocess
 import sys
 
+import pytest
 import torch
 
-from dist_scvi.world import World, worker_device
+from dist_scvi.world import World, choose_device, worker_device
 
 TOGETHER = """
 import sys, torch
@@ -53,3 +54,26 @@ def test_a_worker_that_stays_away_is_waited_for_no_longer_than_allowed(tmp_path:
 
 def test_the_cpu_is_used_where_there_is_no_gpu() -> None:
     assert worker_device(3).type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_a_device_is_chosen_by_the_words_of_scvi_tools() -> None:
+    assert choose_device("cpu").type == "cpu"
+    assert choose_device("auto", 0) == worker_device(0)
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "device", "message"),
+    [
+        ("tpu", "auto", r"^accelerator='tpu': auto, cpu, gpu or cuda is needed$"),
+        ("auto", "cuda:0", r"^device='cuda:0': the number of a GPU is needed, or 'auto'$"),
+    ],
+)
+def test_a_device_that_there_is_not_is_refused(accelerator: str, device: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        choose_device(accelerator, device)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^accelerator='gpu': torch finds no GPU here"):
+        choose_device("gpu")
