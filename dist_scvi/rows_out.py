@@ -75,6 +75,7 @@ def write_rows(
     var_names: Sequence[str] = (),
     world: World | None = None,
     chunk_cells: int = _CHUNK_CELLS,
+    attributes: Mapping[str, Any] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> zarr.Group:
     """Compute `answers` for the cells of `selection` and write them to the new folder `out`.
@@ -92,6 +93,8 @@ def write_rows(
         Names of the columns of X.
     chunk_cells
         Cells computed at a time.
+    attributes
+        Plain values to keep in the attributes of the group.
     on_progress
         Called on rank 0 with the cells this worker has done and its share of them.
 
@@ -117,6 +120,8 @@ def write_rows(
         _create(unfinished, selection.n_cells, one, var_names, chunk, shard)
     world.wait()
     root = zarr.open_group(unfinished, mode="r+")
+    if world.rank == 0:
+        root.attrs.update(dict(attributes or {}))
     minibatches = ahead(_read(selection, world, shard, chunk_cells), 1, timeout_s=240.0)
     _fill(root, selection, minibatches, answers, one, shard, world, on_progress)
     world.wait()

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import numpy as np
 import pandas as pd
 import torch
+import zarr
 from numpy.typing import NDArray
 
 from .anndata_setup import setup_anndata
 from .config import ModelConfig, parse_section
 from .loaders.minibatch import MiniBatch
 from .noise import RowNoise
+from .rows_out import Rows, RowsProgress, chunk_cells_of, write_rows
 from .scanvae import SCANVAE
 from .scvi_model import SCVI, Where
 from .selection import Cells
@@ -254,7 +256,8 @@ class SCANVI(TrainableModel):
         use_posterior_mean: bool = True,  # noqa: FBT001, FBT002
         *,
         seed: int = 0,
-    ) -> NDArray[np.object_] | pd.DataFrame:
+        out: str | Path | None = None,
+    ) -> NDArray[np.object_] | pd.DataFrame | zarr.Group:
         """Predict the labels of cells.
 
         Parameters
@@ -269,11 +272,14 @@ class SCANVI(TrainableModel):
             Classify the mean of a cell's posterior, else one draw of it.
         seed
             Seed of the draw; a cell's draw does not depend on which others are asked for.
+        out
+            Zarr folder to write instead, by chunks: ``obsm/probability``, and in ``obs/predicted`` the place of the
+            most probable label among ``labels``, an attribute of the group.
 
         Returns
         -------
-        numpy.ndarray or pandas.DataFrame
-            Labels, or cells by labels.
+        numpy.ndarray, pandas.DataFrame or zarr.Group
+            Labels, or cells by labels; what was written, if `out` is given.
         """
         module, categories = self.module, self.spec.label.categories if self.spec.label else ()
         assert isinstance(module, SCANVAE)
@@ -285,7 +291,21 @@ class SCANVI(TrainableModel):
                 qzm_nk = qzm_nk + qzv_nk.sqrt() * RowNoise(seed, minibatch.row_n).normal(qzm_nk)
             return (module.probabilities(module.latent(qzm_nk)).cpu().numpy(),)
 
+        def written(minibatch: MiniBatch) -> Rows:
+            (found_nl,) = probabilities(minibatch)
+            return {"obsm/probability": found_nl, "obs/predicted": found_nl.argmax(axis=1).astype(np.int32)}
+
         selection = self.select(adata, indices)
+        if out is not None:
+            return write_rows(
+                selection,
+                written,
+                out,
+                world=self.world,
+                chunk_cells=chunk_cells_of(batch_size),
+                attributes={"labels": list(categories)},
+                on_progress=RowsProgress(),
+            )
         (probability_nl,) = selection.answer(probabilities, self.world, chunk_cells=batch_size)
         if soft:
             return pd.DataFrame(probability_nl, index=selection.obs_names(), columns=list(categories))

@@ -67,6 +67,13 @@ def test_a_prediction_depends_on_the_cell_alone(scanvi: SCANVI) -> None:
     assert not np.allclose(whole, scanvi.predict(soft=True))
 
 
+def test_predictions_are_written_by_chunks(scanvi: SCANVI, tmp_path: Path) -> None:
+    root = scanvi.predict(out=tmp_path / "labels.zarr", batch_size=100)
+    np.testing.assert_allclose(root["obsm/probability"][:], scanvi.predict(soft=True), rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(np.array(root.attrs["labels"])[root["obs/predicted"][:]], scanvi.predict())
+    assert ad.read_zarr(tmp_path / "labels.zarr").shape[0] == 403
+
+
 def test_cells_without_a_column_of_labels_can_be_predicted(scanvi: SCANVI, partly: ad.AnnData) -> None:
     other = partly[:50].copy()
     del other.obs["told"]
