@@ -52,10 +52,10 @@ def ours(job: dict, data: CellData) -> dict:
     torch.set_num_threads(job["threads"])
     model = dist_scvi.SCVI(data, seed=job["seed"])
     begin = time.perf_counter()
-    model.train(max_epochs=job["epochs"], n_epochs_kl_warmup=400, enable_progress_bar=False)
+    model.train(max_epochs=job["epochs"], plan_kwargs={"n_epochs_kl_warmup": 400}, enable_progress_bar=False)
     seconds = time.perf_counter() - begin
     held_out = np.load(job["held_out"])
-    elbo = [model.get_elbo(held_out, seed=draw) for draw in range(job["draws"])]
+    elbo = [-model.get_elbo(indices=held_out, seed=draw) for draw in range(job["draws"])]
     return {"elbo": float(np.mean(elbo)), "seconds": seconds}
 
 

@@ -90,6 +90,6 @@ cat <<END
 Try next:
   export PATH=$VIRTUAL_ENV/bin:\$PATH
   dist-scvi query $out/run/atlas latent | head
-  dist-scvi query $out/run/atlas expression --genes $genes --by ${by:-COLUMN} --n-samples 10 --seed 1
+  dist-scvi query $out/run/atlas expression --genes $genes${by:+ --by $by} --n-samples 10 --seed 1
   dist-scvi resume $out/run train.max_epochs=20 --workers $workers
 END
