@@ -169,7 +169,8 @@ class TrainableModel(ExpressionModel):
             if shown is not None:
                 shown.close()
         self.module, self.is_trained = trained.module, True
-        self.history = _joined(self.history, history_of(self.world.from_first(trained.history)))
+        history = history_of(self.world.from_first(trained.history))
+        self.history = history if folder else _joined(self.history, history)  # a folder has its own from the start
         self._plan = trained.plan
         if folder is not None and self.world.rank == 0:
             save_model(folder / "model", trained.module, trained.spec)

@@ -76,6 +76,13 @@ def test_an_interrupted_training_keeps_what_it_has_and_can_be_repeated(
     assert len(model.history["elbo_train"]) >= 2
 
 
+def test_a_run_that_goes_on_has_one_history(data: CellData, tmp_path: Path) -> None:
+    model, plan = SCVI(data, **SMALL), {"n_steps_kl_warmup": 5}
+    for epochs in (1, 3):
+        model.train(epochs, run=tmp_path / "run", plan_kwargs=plan, enable_progress_bar=False)
+    assert list(model.history["elbo_train"].index) == [0, 1, 2]
+
+
 def test_a_second_training_goes_on_with_the_history_of_the_first(data: CellData) -> None:
     model = SCVI(data, **SMALL)
     for _ in range(2):
