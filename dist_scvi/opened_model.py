@@ -283,9 +283,10 @@ class OpenedModel:
             raise ValueError(f"adata is needed: {folder} holds none")
         source = read_h5ad(beside) if adata is None else adata
         data = fit_to_spec(source, spec) if isinstance(source, CellData) else open_for(source, spec)
-        held = source if hasattr(source, "obs_names") and hasattr(source, "X") else None
         world = world or World(device=choose_device(accelerator, device))
-        return cls._made(data, module, spec, adata=held, world=world, history=history, is_trained=is_trained)
+        return cls._made(
+            data, module, spec, adata=held_anndata(source), world=world, history=history, is_trained=is_trained
+        )
 
     @classmethod
     def _made(cls, *args: Any, **kwargs: Any) -> Self:
@@ -327,6 +328,11 @@ def read_model(folder: Path, *, prefix: str = "") -> tuple[VAE, ModelSpec, dict[
         for name, table in plain.items()
     }
     return module, spec, history, is_trained
+
+
+def held_anndata(adata: Any) -> "AnnData | None":
+    """Give `adata` if it is an AnnData in memory."""
+    return adata if hasattr(adata, "obs_names") and hasattr(adata, "X") else None
 
 
 def _setup_args(registry: dict[str, Any]) -> dict[str, Any]:

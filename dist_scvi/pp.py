@@ -24,10 +24,10 @@ from .loaders.data import open_data
 from .loaders.layout import finish_table, new_array, new_strings
 from .loaders.minibatch import MiniBatch
 from .loaders.store import open_store
+from .opened_model import held_anndata
 from .posterior import logistic_normal_mean
 from .rows_out import write_rows
 from .scvi_model import SCVI
-from .trainable_model import held_anndata
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -19,6 +19,7 @@ from .anndata_setup import setup_anndata
 from .config import ModelConfig, parse_section
 from .loaders.minibatch import MiniBatch
 from .noise import RowNoise
+from .opened_model import held_anndata
 from .rows_out import Rows, RowsProgress, chunk_cells_of, write_rows
 from .scanvae import SCANVAE
 from .scvi_model import SCVI, Where
@@ -172,7 +173,7 @@ class SCANVI(TrainableModel):
         module, spec = scanvi_from(
             scvi_model.module, scvi_model.spec, data, config, seed=scvi_model.spec.seed if seed is None else seed
         )
-        held = scvi_model.adata if adata is None else (adata if hasattr(adata, "obs_names") else None)
+        held = scvi_model.adata if adata is None else held_anndata(adata)
         return cls._made(fit_to_spec(data, spec), module, spec, adata=held, world=scvi_model.world)
 
     @staticmethod
@@ -295,18 +296,18 @@ class SCANVI(TrainableModel):
             (found_nl,) = probabilities(minibatch)
             return {"obsm/probability": found_nl, "obs/predicted": found_nl.argmax(axis=1).astype(np.int32)}
 
-        selection = self.select(adata, indices)
+        selection, chunk_cells = self.select(adata, indices), chunk_cells_of(batch_size)
         if out is not None:
             return write_rows(
                 selection,
                 written,
                 out,
                 world=self.world,
-                chunk_cells=chunk_cells_of(batch_size),
+                chunk_cells=chunk_cells,
                 attributes={"labels": list(categories)},
                 on_progress=RowsProgress(),
             )
-        (probability_nl,) = selection.answer(probabilities, self.world, chunk_cells=batch_size)
+        (probability_nl,) = selection.answer(probabilities, self.world, chunk_cells=chunk_cells)
         if soft:
             return pd.DataFrame(probability_nl, index=selection.obs_names(), columns=list(categories))
         label_n: NDArray[np.object_] = np.array(categories, dtype=object)[probability_nl.argmax(axis=1)]

@@ -11,7 +11,7 @@ from .config import DataConfig, ModelConfig, RunConfig, TrainConfig, parse_secti
 from .expression_model import ExpressionModel
 from .loaders.data import CellData, open_data
 from .metrics import Progress, Row, history_of
-from .opened_model import read_model
+from .opened_model import held_anndata, read_model
 from .query_data import prepare_query_anndata, prepare_query_data
 from .session import settings
 from .spec import ModelSpec, fit_to_spec, save_model, spec_of
@@ -351,8 +351,3 @@ def opened(adata: Any, *, model_name: str) -> "tuple[CellData, AnnData | None]":
             )
         return open_data(adata), None
     return data_of_setup(held, model_name=model_name), held
-
-
-def held_anndata(adata: Any) -> "AnnData | None":
-    """Give `adata` if it is an AnnData in memory."""
-    return adata if hasattr(adata, "obs_names") and hasattr(adata, "X") else None
