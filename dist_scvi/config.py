@@ -1,14 +1,8 @@
-"""The configuration of a run: one YAML file, overridden by ``key=value``, stored resolved beside every result."""
+"""The configuration of a run: its keys, their defaults and bounds."""
 
-import difflib
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, get_args
 
-import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-T = TypeVar("T", bound="_Section")
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 
 class _Section(BaseModel):
@@ -256,8 +250,18 @@ class TrainConfig(_Section):
     """End with the weights of the validation at which early_stopping_monitor was best."""
     check_val_every_n_epoch: int = Field(1, ge=0)
     """Epochs between validations; 0 for none but the last."""
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    """bf16-mixed multiplies matrices in bfloat16; weights, normalisation and likelihood stay float32."""
+    batch_norm: Literal["micro", "global"] = "micro"
+    """Statistics of batch normalisation in training: of each micro-minibatch, or of the whole global minibatch."""
+    gradient_accumulation_steps: int = Field(1, ge=1)
+    """Parts in which a worker computes its cells of a minibatch, one after the other: less memory, the same result."""
+    gradient_compression: Literal["bf16"] | None = None
+    """Send gradients between workers in bfloat16: half the bytes, and results that depend on the number of workers."""
     save_every_n_steps: int = Field(500, ge=1)
     """Steps between checkpoints; one is also written after every epoch that validates, and at the end."""
+    save_every_n_minutes: float | None = Field(None, gt=0)
+    """Longest time between checkpoints, if that comes before the steps."""
     keep_checkpoints: int = Field(2, ge=1)
     """Newest checkpoints kept."""
     log_every_n_steps: int = Field(10, ge=1)
@@ -278,11 +282,17 @@ class RunConfig(_Section):
     """A whole run."""
 
     run: str = "run"
-    """Folder that receives checkpoints, metrics and the model."""
+    """Folder, or URL of one (s3://, gs://), that receives checkpoints, metrics and the model."""
+    storage_options: _Options = {}
+    """Of such a URL: endpoint, region; credentials are taken from the environment."""
     seed: int = Field(0, ge=0, lt=1 << 63)
     """Seed of weights, split, order and noise."""
     start_from: str | None = None
     """Folder of a model to begin with, such as RUN/model: of the same class, or of SCVI for SCANVI."""
+    logger: Literal["tensorboard", "mlflow", "wandb"] | None = None
+    """Send metrics there as well; a run keeps its identity over restarts."""
+    logger_options: _Options = {}
+    """Of the logger: project, name, tracking_uri, experiment_name, mode, dir; credentials come from the environment."""
     data: DataConfig
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
@@ -298,102 +308,3 @@ class RunConfig(_Section):
 
 
 _OF_SCANVI = ("classification_ratio", "n_samples_per_label")
-
-
-def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read the YAML file `path` and set each ``key=value`` of `overrides` on top.
-
-    Relative paths in the file and in overrides are taken from the working directory and made absolute, because workers
-    start elsewhere.
-
-    Raises
-    ------
-    FileNotFoundError
-        If `path` does not exist.
-    ValueError
-        If a key is not known (the nearest known ones are named) or a value does not fit.
-    """
-    tree: dict[str, Any] = {}
-    if path is not None:
-        try:
-            tree = yaml.safe_load(path.read_text()) or {}
-        except FileNotFoundError:
-            raise FileNotFoundError(f"there is no configuration file {path}") from None
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path} is not valid YAML: {error}") from error
-        if not isinstance(tree, dict):
-            raise ValueError(f"{path} holds a {type(tree).__name__}: keys such as 'data' and 'train' are needed")
-    for override in overrides:
-        key, found, text = override.partition("=")
-        if not found:
-            raise ValueError(f"'{override}' is no override: write key=value, for example train.max_epochs=10")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ValueError(f"'{override}' is no override: {text!r} is not valid YAML ({error})") from error
-        _set(tree, key.split("."), value)
-    tree.setdefault("data", {})
-    config = parse_config(tree)
-    uri, genes = config.data.uri, config.data.genes
-    absolute = {
-        "uri": _absolute(uri) if isinstance(uri, str) else tuple(map(_absolute, uri)),
-        "genes": _absolute(genes) if isinstance(genes, str) else genes,
-    }
-    paths = {"run": _absolute(config.run), "start_from": config.start_from and _absolute(config.start_from)}
-    return config.model_copy(update={**paths, "data": config.data.model_copy(update=absolute)})
-
-
-def parse_config(tree: dict[str, Any]) -> RunConfig:
-    """Check a tree of plain values.
-
-    Raises
-    ------
-    ValueError
-        As `load_config`.
-    """
-    try:
-        return RunConfig.model_validate({"data": {}, **tree})
-    except ValidationError as error:
-        raise ValueError("; ".join(_explain(item) for item in error.errors())) from None
-
-
-def parse_section(section: type[T], name: str, tree: Mapping[str, Any]) -> T:
-    """Check the plain values of one section, such as the arguments of a model.
-
-    Raises
-    ------
-    ValueError
-        As `load_config`.
-    """
-    try:
-        return section.model_validate(dict(tree))
-    except ValidationError as error:
-        named = [{**item, "loc": (name, *item["loc"])} for item in error.errors()]
-        raise ValueError("; ".join(map(_explain, named))) from None
-
-
-def _absolute(path: str) -> str:
-    return path if "://" in path else str(Path(path).expanduser().resolve())
-
-
-def _explain(item: Any) -> str:
-    key = ".".join(str(part) for part in item["loc"])
-    if item["type"] == "extra_forbidden":
-        section: Any = RunConfig
-        for part in item["loc"][:-1]:
-            section = section.model_fields[part].annotation
-        near = difflib.get_close_matches(str(item["loc"][-1]), section.model_fields, n=3) or list(section.model_fields)
-        return f"there is no key {key}: did you mean {', '.join(near)}?"
-    if item["type"] == "missing":
-        return f"{key} is needed: set it in the file or with {key}=VALUE"
-    if item["type"] == "value_error":  # a message of ours, which says all
-        return f"{key}: {item['ctx']['error']}" if key else str(item["ctx"]["error"])
-    return f"{key}={item['input']!r} does not fit: {item['msg']}"
-
-
-def _set(tree: dict[str, Any], keys: list[str], value: Any) -> None:
-    for key in keys[:-1]:
-        tree = tree.setdefault(key, {})
-        if not isinstance(tree, dict):
-            raise ValueError(f"{'.'.join(keys)} cannot be set: {key} holds a value, not a section")  # noqa: TRY004
-    tree[keys[-1]] = value

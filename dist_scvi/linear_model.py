@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import pandas as pd
 
 from .anndata_setup import setup_anndata
-from .config import ModelConfig, parse_section
+from .config import ModelConfig
+from .config_file import parse_section
 from .trainable_model import TrainableModel
 from .vae import LDVAE
 from .world import World

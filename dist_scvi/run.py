@@ -20,7 +20,8 @@ from dist_scvi.loaders.soma_store import is_soma
 from dist_scvi.loaders.strata import TEST, VALIDATION
 
 from .checkpoint import newest_checkpoint
-from .config import RunConfig, SomaConfig, load_config
+from .config import RunConfig, SomaConfig
+from .config_file import load_config
 from .folder import DamagedFolderError, read_folder
 from .metrics import Row, history_of
 from .minify import minify

@@ -16,7 +16,8 @@ import zarr
 from numpy.typing import NDArray
 
 from .anndata_setup import setup_anndata
-from .config import ModelConfig, parse_section
+from .config import ModelConfig
+from .config_file import parse_section
 from .loaders.minibatch import MiniBatch
 from .noise import RowNoise
 from .opened_model import held_anndata

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from .anndata_setup import setup_anndata
-from .config import ModelConfig, parse_section
+from .config import ModelConfig
+from .config_file import parse_section
 from .trainable_model import TrainableModel
 from .world import World
 

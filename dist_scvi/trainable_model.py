@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import pandas as pd
 
 from .anndata_setup import data_of_setup
-from .config import DataConfig, ModelConfig, RunConfig, TrainConfig, parse_section
+from .config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from .config_file import parse_section
 from .expression_model import ExpressionModel
 from .loaders.data import CellData, open_data
 from .metrics import Progress, Row, history_of

@@ -167,7 +167,7 @@ def _pack(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from dist_scvi.config import load_config
+    from dist_scvi.config_file import load_config
 
     named = [word for word in options.words if "=" not in word]
     if len(named) > 1:

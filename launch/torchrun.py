@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-from dist_scvi.config import load_config
+from dist_scvi.config_file import load_config
 from dist_scvi.metrics import Progress
 from dist_scvi.run import train_worker
 from dist_scvi.world import process_group, worker_device

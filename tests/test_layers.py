@@ -20,7 +20,7 @@ ALLOWED = {
     "skmisc": {"loaders/genes.py"},
     "dask": {"loaders/pack.py"},
     "safetensors": {"dist_scvi/spec.py", "dist_scvi/checkpoint.py"},
-    "pydantic": {"dist_scvi/config.py", "dist_scvi/spec.py", "dist_scvi/scvi_registry.py"},
+    "pydantic": {"dist_scvi/config.py", "dist_scvi/config_file.py", "dist_scvi/spec.py", "dist_scvi/scvi_registry.py"},
     "argparse": {"launch/arguments.py", "launch/cli.py", "launch/query.py"},
 }
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from dist_scvi.config import RunConfig, load_config
+from dist_scvi.config import RunConfig
+from dist_scvi.config_file import load_config
 from dist_scvi.folder import read_folder
 from dist_scvi.launch.ray_train import run_on_ray
 from dist_scvi.metrics import read_metrics
