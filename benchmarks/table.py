@@ -107,6 +107,97 @@ def integration_table() -> str:
     return _lines(rows)
 
 
+def scaling_tables(path: Path = RESULTS / "scaling.json") -> list[str]:
+    scaling = json.loads(path.read_text())
+    return [_measured_scaling(scaling), _model_check(scaling), _predicted_scaling(scaling), _plan_cost(scaling)]
+
+
+def _measured_scaling(scaling: dict) -> str:
+    genes = list(scaling["training"])
+    of_genes = list(scaling["training"].values())
+    rows = [("question", *(f"{int(n):,} genes" for n in genes)), ("---",) * (1 + len(genes))]
+    for name in ("1 worker, 1,024 cells", "2 workers together, 1,024 cells", "2 workers together, 512 cells"):
+        cases = [each["cases"][name] for each in of_genes]
+        rows.append((f"cells per second, {name} each", *(f"{case['cells_per_s']:,}" for case in cases)))
+    for kind, what in (("weak", "1,024 cells each"), ("strong", "1,024 cells in all")):
+        for against in ("over two workers apart", "over twice one worker"):
+            ratios = [each[kind][against]["median"] for each in of_genes]
+            rows.append((f"{kind} scaling ({what}), {against}", *(f"{ratio:.2f}" for ratio in ratios)))
+    apart = [each["weak"]["two workers apart over twice one worker"]["median"] for each in of_genes]
+    rows.append(("two workers apart over twice one worker", *(f"{ratio:.2f}" for ratio in apart)))
+    shares = [each["cases"]["2 workers together, 1,024 cells"]["shares"] for each in of_genes]
+    parts = {
+        "forward and backward": ("widening", "forward", "backward", "rest"),
+        "all-reduce, and the slower worker": ("all_reduce",),
+        "optimizer": ("optimizer",),
+        "waiting for the reader": ("reading",),
+    }
+    for part, keys in parts.items():
+        rows.append((f"share of a step of two: {part}", *(f"{sum(each[key] for key in keys):.1%}" for each in shares)))
+    cpu_s = {(row["genes"], row["case"]): row["cpu_s_per_million_cells"] for row in scaling["reading"]}
+    for readers in ("1 reader of all lanes", "2 readers of half of them"):
+        of_readers = (cpu_s[int(n), f"{readers}, packed"] for n in genes)
+        rows.append((f"CPU seconds to read a million cells, {readers}", *(f"{each:.1f}" for each in of_readers)))
+    return _lines(rows)
+
+
+def _model_check(scaling: dict) -> str:
+    rows = [("case", "genes", "measured cells/s", "predicted", "error"), ("---",) * 5]
+    for row in scaling["model"]["check"]:
+        if not row["used_in_fit"]:
+            rates = (f"{row[f'{what}_cells_per_s']:,}" for what in ("measured", "predicted"))
+            rows.append((f"{row['case']} each", f"{row['genes']:,}", *rates, f"{row['error']:+.1%}"))
+    return _lines(rows)
+
+
+def _predicted_scaling(scaling: dict) -> str:
+    shown = ((1, 1024), (8, 1024), (16, 1024), (64, 1024), (64, 8192))
+    rows_of = {
+        (row["genes"], row["network_gbit"], row["workers"], row["cells_each"]): row
+        for row in scaling["model"]["predicted"]
+        if row["gpu"] == "H100"
+    }
+    head = (f"{workers} GPU{'s' * (workers > 1)}, {cells:,} cells each" for workers, cells in shown)
+    rows = [("genes", "between nodes", *head, "the last is bound by"), ("---",) * (3 + len(shown))]
+    for genes, network in dict.fromkeys(key[:2] for key in rows_of):
+        cells = [rows_of[genes, network, *case] for case in shown]
+        rates = (f"{row['cells_per_s']:,.0f}" for row in cells)
+        rows.append((f"{genes:,}", f"{network} Gb/s", *rates, cells[-1]["bound_by"].replace("_", "-")))
+    return _lines(rows)
+
+
+def _plan_cost(scaling: dict) -> str:
+    plan = scaling["plan"]
+    heads = (
+        "workers",
+        "rows of the store",
+        "split",
+        "blocks",
+        "to plan",
+        "first seek",
+        "later ones",
+        "held",
+        "at most",
+    )
+    rows = [
+        (
+            f"{case['workers']}",
+            "shuffled" if case["shuffled"] else "sorted",
+            "by a column" if case["by_column"] else "by the seed",
+            f"{case['blocks']:,}",
+            _seconds(case["plan_s"] + case["by_column"] * plan["read_column_s"]),
+            *(_seconds(case[key]) for key in ("first_seek_s", "seek_s", "reads_s")),
+            *(f"{case[key]:,.1f} MiB" for key in ("held_mib", "peak_mib")),
+        )
+        for case in plan["cases"]
+    ]
+    return _lines([heads, ("---",) * len(heads), *rows])
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{1e3 * seconds:.1f} ms"
+
+
 def _lines(rows: list[tuple[str, ...]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 

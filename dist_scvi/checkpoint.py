@@ -3,10 +3,9 @@
 import hashlib
 import json
 import logging
-import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from importlib.metadata import version
 from typing import Any
 
 import safetensors
@@ -17,13 +16,19 @@ from torch import Tensor, nn
 from dist_scvi.loaders import CellData, Plan
 
 from .config import RunConfig
-from .folder import DamagedFolderError, read_folder, write_folder
+from .folder import DamagedFolderError, IncompleteFolderError
+from .places import Place
 from .spec import differing_names, pack_tensors
 
 log = logging.getLogger(__name__)
 
+_PREFIX, _DAMAGED, _INCOMPLETE = "step-", "damaged-", "incomplete-"
+_PACKAGES = ("dist_scvi", "numpy", "torch")
 _FREE_KEYS = {
     "run",
+    "storage_options",
+    "logger",
+    "logger_options",
     "data.uri",
     "data.timeout_s",
     "data.memory_mib",
@@ -35,94 +40,116 @@ _FREE_KEYS = {
     "train.early_stopping_patience",
     "train.early_stopping_warmup_epochs",
     "train.save_every_n_steps",
+    "train.save_every_n_minutes",
     "train.keep_checkpoints",
     "train.log_every_n_steps",
     "train.collective_timeout_s",
 }
 """Keys that may change when a run is resumed: they change neither the order of cells nor the maths."""
 
+_MAY_BE_ALLOWED = (
+    *("config.train.lr", "config.train.eps", "config.train.weight_decay", "config.train.optimizer"),
+    *("config.train.gradient_clip_val", "config.train.gradient_accumulation_steps"),
+    *("config.train.gradient_compression", "config.train.precision", "config.train.batch_norm"),
+    "config.train.classification_ratio",
+    *("config.train.n_steps_kl_warmup", "config.train.n_epochs_kl_warmup"),
+    *("config.train.max_kl_weight", "config.train.min_kl_weight"),
+    *("config.train.reduce_lr_on_plateau", "config.train.lr_factor", "config.train.lr_patience"),
+    *("config.train.lr_threshold", "config.train.lr_scheduler_metric", "config.train.lr_min"),
+    *("config.train.early_stopping_monitor", "config.train.early_stopping_mode", "config.train.load_best"),
+    *("config.data.layer", "data.n_entries", "data.layer"),
+    *("versions.dist_scvi", "versions.numpy", "versions.torch"),
+)
+"""What a resumed run may be allowed: it changes the result, but neither the order of cells nor the network."""
+
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A verified checkpoint."""
 
-    path: Path
+    name: str
     weights: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     state: dict[str, Any]
-    """Position (``epoch`` and ``step`` to do next), configuration, fingerprint of the data, and what else is kept."""
+    """Position (``epoch`` and ``step`` to do next), configuration, fingerprint of the data, versions of packages, and
+    what else is kept."""
 
 
-def save_checkpoint(
-    folder: Path,
-    *,
-    module: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    epoch: int,
-    step: int,
-    steps_per_epoch: int,
-    config: RunConfig,
-    data: dict[str, Any],
-    kept: Mapping[str, Any] | None = None,
-) -> Path:
-    """Write the state of training before (`epoch`, `step`), then drop all but the newest ``train.keep_checkpoints``.
+def checkpoint_files(module: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> dict[str, bytes]:
+    """Copy the state of training, so that it may go on while this is written.
 
-    `kept` are further plain values that training goes on from.
+    Parameters
+    ----------
+    state
+        Plain values: ``epoch`` and ``step`` to do next, ``config``, the ``data`` as `fingerprint` describes them, and
+        what else training goes on from.
     """
-    path = folder / f"step-{epoch * steps_per_epoch + step:010d}"
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     moments = {
         f"{names[id(parameter)]}/{key}": value
         for parameter, slots in optimizer.state.items()
         for key, value in slots.items()
     }
-    state = {**(kept or {}), "epoch": epoch, "step": step, "config": config.model_dump(mode="json"), "data": data}
-    write_folder(
-        path,
-        {
-            "model.safetensors": pack_tensors(module.state_dict()),
-            "optimizer.safetensors": pack_tensors(moments),
-            "state.json": json.dumps(state, indent=1).encode(),
-        },
-    )
-    for old in _newest_first(folder)[config.train.keep_checkpoints :]:
-        shutil.rmtree(old, ignore_errors=True)
-    return path
+    versions = {name: version(name) for name in _PACKAGES}
+    return {
+        "model.safetensors": pack_tensors(module.state_dict()),
+        "optimizer.safetensors": pack_tensors(moments),
+        "state.json": json.dumps({**state, "versions": versions}, indent=1).encode(),
+    }
 
 
-def newest_checkpoint(folder: Path) -> Checkpoint | None:
-    """Read the newest checkpoint that verifies, or None if there has never been one.
+def write_checkpoint(place: Place, done: int, files: Mapping[str, bytes], *, keep: int) -> None:
+    """Write what `checkpoint_files` made after `done` steps, then drop all but the newest `keep`."""
+    place.write_folder(f"{_PREFIX}{done:010d}", files)
+    for old in _newest_first(place)[keep:]:
+        place.remove(old)
 
-    A damaged one is set aside under a name that begins with ``damaged-``.
+
+def newest_checkpoint(place: Place, *, mend: bool = True) -> Checkpoint | None:
+    """Read the newest checkpoint that verifies, or None if there is none and never was a damaged one.
+
+    Parameters
+    ----------
+    mend
+        Set others aside, under a name that begins with ``damaged-`` or ``incomplete-``; only the writer of a run may.
 
     Raises
     ------
     ValueError
         If there are checkpoints and none verifies: starting afresh would silently lose a run.
     """
-    damaged = list(folder.glob("damaged-*"))
-    for path in _newest_first(folder):
+    damaged = [name for name in place.names() if name.startswith(_DAMAGED)]
+    for name in _newest_first(place):
         try:
-            files = read_folder(path)
+            files = place.read_folder(name)
             return Checkpoint(
-                path,
+                name,
                 safetensors.torch.load(files["model.safetensors"]),
                 safetensors.torch.load(files["optimizer.safetensors"]),
                 _state(files["state.json"]),
             )
+        except IncompleteFolderError as error:  # a save to object storage that was killed; nothing is lost
+            _set_aside(place, name, _INCOMPLETE, error, mend=mend)
         except (ValueError, KeyError, RecursionError, safetensors.SafetensorError) as error:
-            aside = path.with_name(f"damaged-{path.name}")
-            shutil.rmtree(aside, ignore_errors=True)
-            path.rename(aside)
-            damaged.append(aside)
-            log.warning("set aside %s: %s", aside, error)
+            damaged.append(name)
+            _set_aside(place, name, _DAMAGED, error, mend=mend)
     if damaged:
         raise ValueError(
-            f"no checkpoint in {folder} verifies ({len(damaged)} damaged): restore one from a copy, or train into a "
-            f"new "
-            "folder with run=PATH"
+            f"no checkpoint in {place.uri} verifies ({len(damaged)} damaged): restore one from a copy, train into a "
+            "new folder with run=PATH, or give up what was done with --allow-fresh"
         )
     return None
+
+
+def damaged_checkpoints(place: Place) -> int:
+    """Count those that were set aside."""
+    return sum(name.startswith(_DAMAGED) for name in place.names())
+
+
+def _set_aside(place: Place, name: str, mark: str, error: Exception, *, mend: bool) -> None:
+    if mend:
+        place.rename(name, f"{mark}{name}")
+        log.warning("set aside %s/%s%s: %s", place.uri, mark, name, error)
 
 
 def _state(content: bytes) -> dict[str, Any]:
@@ -143,19 +170,19 @@ def restore(checkpoint: Checkpoint, module: nn.Module, optimizer: torch.optim.Op
     """
     names = differing_names(module, checkpoint.weights)
     if names:
-        raise ValueError(f"{checkpoint.path} holds another model: {', '.join(names[:5])} differ in name or shape")
+        raise ValueError(f"{checkpoint.name} holds another model: {', '.join(names[:5])} differ in name or shape")
     parameters = dict(module.named_parameters())
     for name, value in checkpoint.optimizer.items():
         owner, _, key = name.rpartition("/")
         if owner not in parameters or (key != "step" and value.shape != parameters[owner].shape):
             raise ValueError(
-                f"{checkpoint.path} holds optimizer state {name} of shape {tuple(value.shape)}: no such weight"
+                f"{checkpoint.name} holds optimizer state {name} of shape {tuple(value.shape)}: no such weight"
             )
     optimized = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     needed = {name for name, parameter in parameters.items() if id(parameter) in optimized}
     lacking = sorted(needed - {name.rpartition("/")[0] for name in checkpoint.optimizer})
     if lacking and checkpoint.optimizer:
-        raise ValueError(f"{checkpoint.path} lacks the optimizer state of {', '.join(lacking[:5])}")
+        raise ValueError(f"{checkpoint.name} lacks the optimizer state of {', '.join(lacking[:5])}")
     module.load_state_dict(checkpoint.weights)
     for name, value in checkpoint.optimizer.items():
         owner, _, key = name.rpartition("/")
@@ -179,33 +206,56 @@ def fingerprint(data: CellData, plan: Plan | None = None, labelled: Plan | None 
     }
 
 
-def check_same_run(checkpoint: Checkpoint, config: RunConfig, data: dict[str, Any]) -> None:
-    """Refuse to resume with a configuration or data that would give another result.
+def check_same_run(
+    checkpoint: Checkpoint, config: RunConfig, data: dict[str, Any], *, allowed: Sequence[str] = ()
+) -> None:
+    """Refuse to resume with a configuration, data or packages that would give another result.
+
+    Parameters
+    ----------
+    allowed
+        Differences that are meant, by the names under which they are told.
 
     Raises
     ------
     ValueError
-        With every difference, key by key.
+        With every difference, key by key, and which of them may be allowed.
     """
-    before = _flat({"config": checkpoint.state["config"], "data": checkpoint.state["data"]})
-    now = _flat({"config": config.model_dump(mode="json"), "data": data})
+    versions = {name: version(name) for name in checkpoint.state.get("versions", {})}
+    before = _flat({key: checkpoint.state.get(key, {}) for key in ("config", "data", "versions")})
+    now = _flat({"config": config.model_dump(mode="json"), "data": data, "versions": versions})
     free = {f"config.{key}" for key in _FREE_KEYS}
     if config.train.reduce_lr_on_plateau:
         free.remove("config.train.check_val_every_n_epoch")
-    differences = [
-        f"{key.removeprefix('config.')} was {before.get(key)!r}, is {now.get(key)!r}"
-        for key in sorted(before.keys() | now.keys())
-        if key not in free and before.get(key) != now.get(key)
-    ]
-    if differences:
-        raise ValueError(
-            f"{checkpoint.path} belongs to another run: {'; '.join(differences[:8])}; undo the change, go on "
-            "with 'dist-scvi resume', which keeps what is recorded, or train into a new folder with run=PATH"
-        )
+    _check_allowed(allowed)
+    free |= {key for key in _MAY_BE_ALLOWED if key.removeprefix("config.") in allowed}
+    differing = sorted(
+        key
+        for key in before.keys() | now.keys()
+        if before.get(key) != now.get(key) and not any(f"{key}.".startswith(f"{name}.") for name in free)
+    )
+    if not differing:
+        return
+    told = "; ".join(
+        f"{key.removeprefix('config.')} was {before.get(key)!r}, is {now.get(key)!r}" for key in differing[:8]
+    )
+    named = [key.removeprefix("config.") for key in differing if key in _MAY_BE_ALLOWED]
+    allow = f", allow it with --allow {','.join(named)}" if len(named) == len(differing) else ""
+    raise ValueError(
+        f"{checkpoint.name} belongs to another run: {told}; undo the change, go on with 'dist-scvi resume', which "
+        f"keeps what is recorded{allow}, or train into a new folder with run=PATH"
+    )
 
 
-def _newest_first(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*"), reverse=True)
+def _check_allowed(allowed: Sequence[str]) -> None:
+    known = [key.removeprefix("config.") for key in _MAY_BE_ALLOWED]
+    strange = [key for key in allowed if key not in known]
+    if strange:
+        raise ValueError(f"{', '.join(strange)} cannot be allowed to change in a run: {', '.join(known)} can")
+
+
+def _newest_first(place: Place) -> list[str]:
+    return sorted((name for name in place.names() if name.startswith(_PREFIX)), reverse=True)
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

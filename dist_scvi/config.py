@@ -253,7 +253,8 @@ class TrainConfig(_Section):
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     """bf16-mixed multiplies matrices in bfloat16; weights, normalisation and likelihood stay float32."""
     batch_norm: Literal["micro", "global"] = "micro"
-    """Statistics of batch normalisation in training: of each micro-minibatch, or of the whole global minibatch."""
+    """Statistics of batch normalisation in training: of each micro-minibatch, or of the whole global minibatch,
+    as synchronised batch normalisation; SCANVI then holds all cells x labels at once."""
     gradient_accumulation_steps: int = Field(1, ge=1)
     """Parts in which a worker computes its cells of a minibatch, one after the other: less memory, the same result."""
     gradient_compression: Literal["bf16"] | None = None
@@ -275,6 +276,15 @@ class TrainConfig(_Section):
             raise ValueError(f"min_kl_weight={self.min_kl_weight} is above max_kl_weight={self.max_kl_weight}")
         if self.n_steps_kl_warmup is not None and self.n_epochs_kl_warmup is not None:
             raise ValueError("n_steps_kl_warmup and n_epochs_kl_warmup are both set: choose one")
+        return self
+
+    @model_validator(mode="after")
+    def _normalises(self) -> "TrainConfig":
+        if self.batch_norm == "global" and self.gradient_accumulation_steps > 1:
+            raise ValueError(
+                "batch_norm='global' needs all cells of a minibatch at once, and "
+                f"gradient_accumulation_steps={self.gradient_accumulation_steps} computes them in parts: set one back"
+            )
         return self
 
 

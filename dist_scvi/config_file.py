@@ -26,25 +26,29 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
     ValueError
         If a key is not known (the nearest known ones are named) or a value does not fit.
     """
-    tree: dict[str, Any] = {}
-    if path is not None:
-        try:
-            tree = yaml.safe_load(path.read_text()) or {}
-        except FileNotFoundError:
-            raise FileNotFoundError(f"there is no configuration file {path}") from None
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path} is not valid YAML: {error}") from error
-        if not isinstance(tree, dict):
-            raise ValueError(f"{path} holds a {type(tree).__name__}: keys such as 'data' and 'train' are needed")
+    try:
+        text = "" if path is None else path.read_text()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no configuration file {path}") from None
+    return read_config(text, str(path), overrides)
+
+
+def read_config(text: str, source: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read the YAML `text`, which is from `source`; see `load_config`."""
+    try:
+        tree = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{source} is not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ValueError(f"{source} holds a {type(tree).__name__}: keys such as 'data' and 'train' are needed")  # noqa: TRY004
     for override in overrides:
-        key, found, text = override.partition("=")
+        key, found, value = override.partition("=")
         if not found:
             raise ValueError(f"'{override}' is no override: write key=value, for example train.max_epochs=10")
         try:
-            value = yaml.safe_load(text)
+            _set(tree, key.split("."), yaml.safe_load(value))
         except yaml.YAMLError as error:
-            raise ValueError(f"'{override}' is no override: {text!r} is not valid YAML ({error})") from error
-        _set(tree, key.split("."), value)
+            raise ValueError(f"'{override}' is no override: {value!r} is not valid YAML ({error})") from error
     tree.setdefault("data", {})
     config = parse_config(tree)
     uri, genes = config.data.uri, config.data.genes

@@ -7,7 +7,7 @@ Shape letters in this file
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -133,7 +133,8 @@ class ExpressionModel(LatentModel):
             return {"X": compute(self.module, latent_cells(self.module, minibatch), query)}
 
         answers = self._told(expression, selection, batch_size, silent=silent or out is not None)
-        found = self._answer(selection, answers, batch_size, out, var_names=genes)
+        question = ("get_normalized_expression", asdict(query))
+        found = self._answer(selection, answers, batch_size, out, question=question, var_names=genes)
         if isinstance(found, zarr.Group):
             return found
         if apart:
@@ -257,7 +258,8 @@ class ExpressionModel(LatentModel):
         answers = self._told(drawn, selection, batch_size, silent=silent or out is not None)
         if out is not None:
             names = [self.spec.var_names[index] for index in genes]
-            found = self._answer(selection, answers, batch_size, out, var_names=names)
+            question = ("posterior_predictive_sample", asdict(query))
+            found = self._answer(selection, answers, batch_size, out, question=question, var_names=names)
             assert isinstance(found, zarr.Group)
             return found
         chunk_cells = chunk_cells_of(batch_size)

@@ -4,6 +4,7 @@ Shape letters in this file
     n   cells
 """
 
+import hashlib
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -61,6 +62,9 @@ def import_minified(path: str | Path, out: str | Path, *, prefix: str = "", over
     found = read_scvi_tools(folder, prefix=prefix)
     data, cells = _open(found, folder, prefix)
     columns = [key for key in data.store.obs_columns() if key != LIBRARY and not key.startswith(_OWN)]
+    assert found.cells is not None  # `_open` has read it
+    with found.cells.open("rb") as file:
+        question = {"of": hashlib.file_digest(file, "sha256").hexdigest()}
     lineage = {"scvi_tools_model": str(folder), **found.spec.lineage}
     write_atlas(
         target,
@@ -68,6 +72,7 @@ def import_minified(path: str | Path, out: str | Path, *, prefix: str = "", over
         found.spec,
         data,
         partial(_rows, data, cells),
+        question=question,
         obs_columns=columns,
         world=World(),
         lineage=lineage,

@@ -7,7 +7,7 @@ Shape letters in this file
     e   dimensions of the embedding of a batch
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from .estimators import elbo, marginal_log_likelihood, mean_over_cells, reconstr
 from .noise import RowNoise
 from .opened_model import OpenedModel
 from .posterior import AggregatedPosterior, logistic_normal_mean, posterior_moments, posterior_of, rows_by_category
+from .question import describe_model, digest
 from .rows_out import Answers, Rows, answer_rows, check_count, chunk_cells_of
 from .selection import Cells, Selection, select
 
@@ -87,7 +88,8 @@ class LatentModel(OpenedModel):
                 return {"obsm/X_latent": _numpy(logistic_normal_mean(qzm_nk, qzv_nk, mc_samples, seed=seed))}
             return {"obsm/X_latent": _numpy(qzm_nk)}
 
-        found = self._answer(self.select(adata, indices), answers, batch_size, out)
+        question = ("get_latent_representation", give_mean, mc_samples, return_dist, seed)
+        found = self._answer(self.select(adata, indices), answers, batch_size, out, question=question)
         if isinstance(found, zarr.Group):
             return found
         return (found[0], found[1]) if return_dist else found[0]
@@ -232,7 +234,8 @@ class LatentModel(OpenedModel):
         def answers(minibatch: MiniBatch) -> Rows:
             return {"obs/latent_library_size": library(minibatch)}
 
-        found = self._answer(self.select(adata, indices), answers, batch_size, out)
+        question = ("get_latent_library_size", give_mean, seed)
+        found = self._answer(self.select(adata, indices), answers, batch_size, out, question=question)
         return found if isinstance(found, zarr.Group) else found[0][:, None]
 
     def get_batch_representation(
@@ -262,7 +265,8 @@ class LatentModel(OpenedModel):
         def answers(minibatch: MiniBatch) -> Rows:
             return {"obsm/X_batch": weight_be[minibatch.batch_n]}
 
-        found = self._answer(self.select(adata, indices), answers, batch_size, out)
+        question, selection = ("get_batch_representation",), self.select(adata, indices)
+        found = self._answer(selection, answers, batch_size, out, question=question)
         return found if isinstance(found, zarr.Group) else found[0]
 
     def get_aggregated_posterior(
@@ -340,7 +344,8 @@ class LatentModel(OpenedModel):
             qzm_nk, _ = posterior_of(self.module, minibatch)
             return {"X": _numpy(torch.stack([mixture.log_prob(qzm_nk) for mixture in mixtures], dim=1))}
 
-        found = self._answer(selection, answers, batch_size, out, var_names=list(rows))
+        question = ("differential_abundance", digest(*rows.values()), dof, variance_as_scale)
+        found = self._answer(selection, answers, batch_size, out, question=question, var_names=list(rows))
         if isinstance(found, zarr.Group):
             return found
         frame = pd.DataFrame(found[0], index=selection.obs_names(), columns=list(rows))
@@ -357,18 +362,19 @@ class LatentModel(OpenedModel):
         self,
         selection: Selection,
         name: str,
-        compute: Callable[[MiniBatch], NDArray[np.float32]],
+        compute: partial[NDArray[np.float32]],
         batch_size: int | None,
         out: str | Path | None,
         *,
         return_mean: bool,
     ) -> float | NDArray[np.float32] | zarr.Group:
-        """Give one number for each cell, or their mean over the cells asked for."""
+        """Give one number for each cell, or their mean over those asked for; the keywords of `compute` decide it."""
         if return_mean and out is not None:
             raise ValueError(f"out={str(out)!r} is for the values of cells: give return_mean=False with it")
         if return_mean:
             return mean_over_cells(selection, compute, self.world, chunk_cells=chunk_cells_of(batch_size))
-        found = self._answer(selection, lambda minibatch: {f"obs/{name}": compute(minibatch)}, batch_size, out)
+        asked = (name, compute.keywords)
+        found = self._answer(selection, lambda cells: {f"obs/{name}": compute(cells)}, batch_size, out, question=asked)
         return found if isinstance(found, zarr.Group) else found[0]
 
     def _answer(
@@ -378,9 +384,14 @@ class LatentModel(OpenedModel):
         batch_size: int | None,
         out: str | Path | None,
         *,
+        question: Sequence[Any],
         var_names: Sequence[str] = (),
     ) -> list[NDArray[Any]] | zarr.Group:
-        return answer_rows(selection, answers, out, var_names=var_names, world=self.world, batch_size=batch_size)
+        """Compute or write `answers`; `question` are the method and those of its arguments that decide them."""
+        asked = {"asked": question, "model": out and describe_model(self.module, self.spec)}
+        return answer_rows(
+            selection, answers, out, question=asked, var_names=var_names, world=self.world, batch_size=batch_size
+        )
 
 
 def _numpy(values: Tensor) -> NDArray[Any]:

@@ -14,14 +14,18 @@ import psutil
 import torch
 from numpy.typing import NDArray
 
+from .ends import WeightsDifferError
 from .losses import loss_means
+from .places import LocalPlace, Place, open_place
 from .step import Step
+from .vae import VAE
 from .world import World
 
 T = TypeVar("T")
 Row = dict[str, Any]
 """A line of metrics. Its ``kind`` is train (some steps), epoch (all steps of one) or validation."""
 
+METRICS = "metrics.jsonl"
 _ROWS_NAMED = 10
 _HISTORY = {
     "loss": "{}_loss",
@@ -37,21 +41,24 @@ _HISTORY = {
 
 
 class MetricsLog:
-    """The metrics of a run, in memory and, given a path, as JSON lines.
+    """The metrics of a run, in memory and, given its folder, as JSON lines.
 
-    Opened for a run that resumes at `step`, it drops the lines of steps that will be done again.
+    Opened for a run that resumes at `step`, it drops the lines of steps that will be done again; ``known_step`` is the
+    last one there was a line of. Object storage, to which nothing can be added, gets all lines with each `sync`.
     """
 
-    def __init__(self, path: Path | None, *, step: int) -> None:
+    def __init__(self, place: Place | None, *, step: int) -> None:
         self.rows: list[Row] = []
-        self._path = path
-        if path is None:
+        self.known_step = 0
+        self._place, self._path = place, None
+        if place is None:
             return
-        if path.exists():
-            self.rows = [row for row in read_metrics(path) if row["step"] <= step]
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
-        partial.replace(path)
+        found = read_metrics(place)
+        self.known_step = max((row["step"] for row in found), default=0)
+        self.rows = [row for row in found if row["step"] <= step]
+        place.write(METRICS, self._packed())
+        if isinstance(place, LocalPlace):
+            self._path = Path(place.uri) / METRICS
 
     def write(self, row: Row) -> None:
         """Add a line."""
@@ -59,6 +66,17 @@ class MetricsLog:
         if self._path is not None:
             with self._path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
+
+    def sync(self) -> None:
+        """Make sure that all lines are in storage."""
+        if self._path is not None:
+            with self._path.open("rb") as file:
+                os.fsync(file.fileno())
+        elif self._place is not None:
+            self._place.write(METRICS, self._packed())
+
+    def _packed(self) -> bytes:
+        return "".join(json.dumps(row) + "\n" for row in list(self.rows)).encode()
 
 
 class Meter:
@@ -68,17 +86,28 @@ class Meter:
     ----------
     world
         The workers.
+    module
+        What they train.
     classification_ratio
         Weight of the classification in the loss.
     """
 
-    def __init__(self, world: World, classification_ratio: float) -> None:
-        self._world, self._ratio = world, classification_ratio
+    def __init__(self, world: World, module: VAE, classification_ratio: float) -> None:
+        self._world, self._module, self._ratio = world, module, classification_ratio
         self._process = psutil.Process(os.getpid())
         self._steps: list[Step] = []
-        self._waited_s, self._began = 0.0, time.perf_counter()
-        self.epoch_sums: list[float] = []
-        """Sums of the steps of this epoch up to the last line, also of those before a restart."""
+        self._n_timed, self._cells_timed, self._waited_s, self._began = 0, 0.0, 0.0, time.perf_counter()
+        self._line_sums: list[float] = []
+        self._epoch_sums: list[float] = []
+
+    @property
+    def state(self) -> dict[str, list[float]]:
+        """Sums since the last line, and those of the epoch before that line: what a checkpoint keeps."""
+        return {"line": self._line_sums, "epoch": self._epoch_sums}
+
+    @state.setter
+    def state(self, state: dict[str, list[float]]) -> None:
+        self._line_sums, self._epoch_sums = state["line"], state["epoch"]
 
     def timed(self, stream: Iterator[T]) -> Iterator[T]:
         """Pass `stream` on and time how long it is waited for."""
@@ -94,19 +123,44 @@ class Meter:
         """Count one step."""
         self._steps.append(step)
 
-    def read(self) -> Row:
-        """Average over the steps counted, over all workers, and begin anew.
+    def gather(self, done: int) -> None:
+        """Look at the steps counted since the last time: all workers decide alike whether training may go on.
+
+        Parameters
+        ----------
+        done
+            Steps that are done, to be named.
 
         Raises
         ------
         FloatingPointError
-            If the loss is not finite: on all workers alike, since all hold the same sums.
+            If the loss is not finite.
+        WeightsDifferError
+            If workers hold different weights.
         """
+        if not self._steps:
+            return
         sums_of_steps = torch.stack([step.sums for step in self._steps]).cpu().numpy()
         for step, sums in zip(self._steps, sums_of_steps, strict=True):
             if not np.isfinite(sums).all():
                 self._refuse(step, sums)
-        sums, elapsed_s = sums_of_steps.sum(axis=0), time.perf_counter() - self._began
+        check_equal_weights(self._module, self._world, done)
+        sums = sums_of_steps.sum(axis=0)
+        self._n_timed += len(self._steps)
+        self._cells_timed += float(sums[3])
+        self._line_sums = _added(sums, self._line_sums)
+        self._steps = []
+
+    def read(self, done: int) -> Row:
+        """Average over the steps since the last line, over all workers, and begin anew.
+
+        Raises
+        ------
+        FloatingPointError, WeightsDifferError
+            As `gather`.
+        """
+        self.gather(done)
+        elapsed_s = time.perf_counter() - self._began
         worst = self._world.maximum(
             torch.tensor(
                 [self._waited_s / elapsed_s, self._process.memory_info().rss / 2**20],
@@ -115,20 +169,19 @@ class Meter:
             )
         ).tolist()
         row = {
-            **loss_means(sums, self._ratio),
-            "cells_per_s": float(sums[3]) / elapsed_s,
-            "steps_per_s": len(self._steps) / elapsed_s,
+            **loss_means(np.array(self._line_sums), self._ratio),
+            "cells_per_s": self._cells_timed / elapsed_s,
+            "steps_per_s": self._n_timed / elapsed_s,
             "wait_share": worst[0],
             "memory_mib": worst[1],
         }
-        self.epoch_sums = (sums + (np.array(self.epoch_sums) if self.epoch_sums else 0)).tolist()
-        self._steps = []
-        self._waited_s, self._began = 0.0, time.perf_counter()
+        self._epoch_sums, self._line_sums = _added(np.array(self._line_sums), self._epoch_sums), []
+        self._n_timed, self._cells_timed, self._waited_s, self._began = 0, 0.0, 0.0, time.perf_counter()
         return row
 
     def read_epoch(self) -> Row:
         """Average over the epoch up to the last `read`, and begin a new one."""
-        sums, self.epoch_sums = np.array(self.epoch_sums), []
+        sums, self._epoch_sums = np.array(self._epoch_sums), []
         return loss_means(sums, self._ratio)
 
     def _refuse(self, step: Step, sums: NDArray[np.float64]) -> None:
@@ -144,6 +197,36 @@ class Meter:
             f"{', since the weights were extreme before' * (n_bad == n_cells)}: lower train.lr, or look for extreme "
             "counts with 'dist-scvi inspect'; the checkpoints before this step are kept"
         )
+
+
+@torch.no_grad()
+def check_equal_weights(module: VAE, world: World, done: int) -> None:
+    """Compare a hash of the weights of all workers, after `done` steps.
+
+    Raises
+    ------
+    WeightsDifferError
+        On all workers alike, with the hash of each.
+    """
+    if world.size == 1:
+        return
+    total = torch.zeros((), dtype=torch.int64, device=world.device)
+    for place, value in enumerate(module.state_dict().values(), 1):
+        if value.is_floating_point():
+            total += (2 * place + 1) * value.detach().float().contiguous().view(torch.int32).long().sum()
+    mine = int(total) & (1 << 52) - 1  # exact as float64
+    ends = world.maximum(torch.tensor([mine, -mine], dtype=torch.float64, device=world.device)).tolist()
+    if ends[0] != -ends[1]:
+        found = ", ".join(f"{rank}: {value:x}" for rank, value in enumerate(world.from_all(mine)))
+        raise WeightsDifferError(
+            f"after {done} steps the workers do not hold the same weights (hash by rank: {found}): memory or a device "
+            "of one computes wrongly; training goes on from the last checkpoint, which all agreed on"
+        )
+
+
+def _added(sums: NDArray[np.float64], to: list[float]) -> list[float]:
+    added: list[float] = (sums + (np.array(to) if to else 0)).tolist()
+    return added
 
 
 def named(row: Row) -> dict[str, float]:
@@ -177,10 +260,18 @@ def history_of(rows: Sequence[Row]) -> dict[str, pd.DataFrame]:
     }
 
 
-def read_metrics(path: Path) -> list[Row]:
+def read_metrics(place: Place | Path) -> list[Row]:
+    """Read the metrics of the run in the folder `place`; none if there are none."""
+    try:
+        return metrics_in((open_place(place) if isinstance(place, Path) else place).read(METRICS))
+    except FileNotFoundError:
+        return []
+
+
+def metrics_in(content: bytes) -> list[Row]:
     """Read JSON lines up to the first that is none of ours, such as a last one cut off by a kill."""
     rows = []
-    for line in path.read_text(errors="replace").splitlines():
+    for line in content.decode(errors="replace").splitlines():
         try:
             row = json.loads(line)
         except (json.JSONDecodeError, RecursionError):

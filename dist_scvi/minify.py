@@ -6,15 +6,14 @@ Shape letters in this file
 """
 
 import json
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
 from dist_scvi.loaders import CellData
@@ -23,8 +22,9 @@ from dist_scvi.loaders.layout import finish_table, new_array, new_categorical, n
 from dist_scvi.loaders.stream import row_stream
 
 from .atlas import ATLAS_FORMAT, CELLS, FACTOR, LIBRARY, MANIFEST, MODEL, QZM, QZV, SOURCE_ROW, describing_files
-from .folder import put_in_place
 from .infer import latent_cells
+from .question import describe_cells, describe_model, digest, probes
+from .shards import Shards, sync_tree, written_in_shards
 from .spec import ModelSpec, fit_to_spec, save_model
 from .vae import VAE
 from .world import World
@@ -58,6 +58,11 @@ class _Column:
             return self.source.codes(start, stop)
         return self.source.stored[start:stop]
 
+    def describe(self, n_cells: int) -> dict[str, Any]:
+        """Tell the column from others: its categories or type, and a few of its values."""
+        kind = self.source.vocabulary if isinstance(self.source, Categorical) else str(self.values(0, 1).dtype)
+        return {"kind": kind, "probed": digest(*(self.values(*span) for span in probes(n_cells)))}
+
 
 def minify(
     module: VAE,
@@ -74,7 +79,8 @@ def minify(
     """Encode every cell of `data` once and write the minified atlas `path`.
 
     Every worker calls it with the same arguments, but for its place in `world`; each encodes a part. Memory does not
-    grow with the number of cells. The atlas appears when it is complete, or not at all.
+    grow with the number of cells. The atlas appears when it is complete, or not at all. After a kill or an error the
+    same call, by any number of workers, goes on where it was; what is unfinished lies beside it in ``.partial-NAME``.
 
     Parameters
     ----------
@@ -85,12 +91,14 @@ def minify(
     overwrite
         Replace an atlas that is already there.
     on_progress
-        Called on rank 0 with the cells this worker has done and its share of them.
+        Called on rank 0 with the cells done before and by this worker, and these with its share of those left.
 
     Raises
     ------
     ValueError
-        If `data` does not fit the model, a column is missing, or `path` exists.
+        If `data` does not fit the model, a column is missing, `path` exists, or another process is writing it.
+    OSError
+        If the disk is full, fails or may not be written.
 
     Notes
     -----
@@ -111,6 +119,7 @@ def minify(
         spec,
         data,
         encoded,
+        question={"of": "counts"},
         obs_columns=obs_columns,
         world=world or World(),
         lineage=lineage,
@@ -126,13 +135,14 @@ def write_atlas(
     data: CellData,
     minified: Callable[[Ranges], Iterable[Minified]],
     *,
+    question: Mapping[str, Any],
     obs_columns: Sequence[str] = (),
     world: World,
     lineage: dict[str, Any] | None = None,
     overwrite: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Write the atlas `path`, whole or not at all.
+    """Write the atlas `path`, whole or not at all, going on where it was killed.
 
     Parameters
     ----------
@@ -140,28 +150,20 @@ def write_atlas(
         The cells, with the codes of the model; of its store only obs is read here.
     minified
         Is given rising ranges of rows, and gives what is kept of each.
+    question
+        Plain values that decide, beside model, cells and columns, what `minified` gives.
     obs_columns, world, lineage, overwrite, on_progress
         As of `minify`.
 
     Raises
     ------
-    ValueError
-        If a column is missing, or `path` exists.
+    ValueError, OSError
+        As `minify`.
     """
     columns = _columns(data, obs_columns)
-    if path.exists() and not overwrite:
-        raise ValueError(f"{path} exists: give another path, or allow it to be replaced (overwrite=True, --overwrite)")
-    if path.exists() and not (path / MANIFEST).is_file():
-        raise ValueError(f"{path} is no minified atlas and is not replaced: give another path")
-    unfinished = path.with_name(f".partial-{path.name}")
     shard = min(_SHARD_CELLS, -(-data.n_cells // (16 * _CHUNK_CELLS)) * _CHUNK_CELLS)
-    if world.rank == 0:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        _create(unfinished / CELLS, spec, data, columns, shard)
-    world.wait()
-    _fill(zarr.open_group(unfinished / CELLS, mode="r+"), spec, data, columns, minified, shard, world, on_progress)
-    world.wait()
-    if world.rank == 0:
+
+    def finish(unfinished: Path) -> None:
         save_model(unfinished / MODEL, module, spec)
         manifest = {
             "format": ATLAS_FORMAT,
@@ -172,8 +174,35 @@ def write_atlas(
             "described": describing_files(unfinished),
         }
         (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        put_in_place(unfinished, path)
-    world.wait()
+        sync_tree(unfinished / MANIFEST)
+
+    asked = {
+        "format": ATLAS_FORMAT,
+        "model": describe_model(module, spec),
+        "cells": describe_cells(data),
+        "columns": {key: column.describe(data.n_cells) for key, column in columns.items()},
+        "chunk_cells": _CHUNK_CELLS,
+        **question,
+    }
+    with written_in_shards(
+        path,
+        asked,
+        lambda unfinished: _create(unfinished / CELLS, spec, data, columns, shard),
+        n_cells=data.n_cells,
+        shard_cells=shard,
+        world=world,
+        check_free=partial(_check_free, path, overwrite=overwrite),
+        finish=finish,
+        group=CELLS,
+    ) as shards:
+        _fill(shards, spec, data, columns, minified, on_progress)
+
+
+def _check_free(path: Path, *, overwrite: bool) -> None:
+    if path.exists() and not overwrite:
+        raise ValueError(f"{path} exists: give another path, or allow it to be replaced (overwrite=True, --overwrite)")
+    if path.exists() and not (path / MANIFEST).is_file():
+        raise ValueError(f"{path} is no minified atlas and is not replaced: give another path")
 
 
 def _columns(data: CellData, obs_columns: Sequence[str]) -> dict[str, _Column]:
@@ -216,44 +245,32 @@ def _create(path: Path, spec: ModelSpec, data: CellData, columns: dict[str, _Col
 
 
 def _fill(
-    root: zarr.Group,
+    shards: Shards,
     spec: ModelSpec,
     data: CellData,
     columns: dict[str, _Column],
     minified: Callable[[Ranges], Iterable[Minified]],
-    shard: int,
-    world: World,
     on_progress: Callable[[int, int], None] | None,
 ) -> None:
     """Fill this worker's shards, each in one write: a shard written in parts would be read back and packed again."""
-    mine = [
-        (start, min(start + shard, data.n_cells))
-        for start in range(world.rank * shard, data.n_cells, world.size * shard)
+    tell = on_progress if on_progress is not None and shards.world.rank == 0 else lambda *_: None
+    chunks = [
+        [(at, min(at + _CHUNK_CELLS, stop)) for at in range(start, stop, _CHUNK_CELLS)] for start, stop in shards.spans
     ]
-    rows = [(at, min(at + _CHUNK_CELLS, stop)) for start, stop in mine for at in range(start, stop, _CHUNK_CELLS)]
-    share, done = sum(stop - start for start, stop in mine), 0
-    held: list[Minified] = []  # of a shard
-    for (start, stop), cells in zip(rows, minified(rows), strict=True):
-        held.append(cells)
+    cells = iter(minified([rows for shard in chunks for rows in shard]))
+    done = shards.cells_before
+    tell(done, shards.share)
+    for (start, stop), shard in zip(shards.spans, chunks, strict=True):
+        held = list(islice(cells, len(shard)))
+        shards.write(start, stop, _arrays(spec, data, columns, held, start, stop))
         done += stop - start
-        if stop % shard and stop < data.n_cells:
-            continue
-        first = (stop - 1) // shard * shard
-        _write(root, spec, data, columns, held, first, stop)
-        held = []
-        if on_progress is not None and world.rank == 0:
-            on_progress(done, share)
+        tell(done, shards.share)
 
 
-def _write(
-    root: zarr.Group,
-    spec: ModelSpec,
-    data: CellData,
-    columns: dict[str, _Column],
-    held: list[Minified],
-    start: int,
-    stop: int,
-) -> None:
+def _arrays(
+    spec: ModelSpec, data: CellData, columns: dict[str, _Column], held: list[Minified], start: int, stop: int
+) -> dict[str, Any]:
+    """Give all that is written of the cells of a shard, by its place."""
     written: dict[str, Any] = {
         f"obsm/{QZM}": np.concatenate([cells.qzm_nk for cells in held]),
         f"obsm/{QZV}": np.concatenate([cells.qzv_nk for cells in held]),
@@ -266,9 +283,4 @@ def _write(
     for key, column in columns.items():
         name = f"obs/{key}/codes" if isinstance(column.source, Categorical) else f"obs/{key}"
         written[name] = column.values(start, stop)
-    # Without this a chunk in which all is the fill value, such as 4,096 cells without a label, would be left out,
-    # and an absent chunk counts as lost.
-    with zarr.config.set({"array.write_empty_chunks": True}):
-        for name, values in written.items():
-            array: Any = root[name]
-            array[start:stop] = values
+    return written

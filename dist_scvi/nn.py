@@ -15,69 +15,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .batch_norm import MicroBatchNorm
 from .noise import Noise
 
 _VAR_EPS = 1e-4
 
 
-class MicroBatchNorm(nn.BatchNorm1d):
-    """Batch normalisation within each micro-minibatch, so that the result does not depend on how many a process holds.
+class Linear(nn.Linear):
+    """A linear layer of which a training step may ask to multiply in bfloat16; its result is float32 all the same."""
 
-    In training `normalise` leaves the running statistics alone and keeps this process's weighted sums in `sums`; the
-    training step adds them up over all processes and passes the totals to `update`.
-    """
+    operands: torch.dtype = torch.float32
+    """Type that the factors of the product are rounded to."""
 
-    sums: list[Tensor]
-    """For each pass of the step the sums over micro-minibatches of cells times mean and cells times unbiased variance,
-    shape (2, h)."""
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer to `x`."""
+        return self.product(x, self.weight)
 
-    def __init__(self, n_hidden: int) -> None:
-        super().__init__(n_hidden, momentum=0.01, eps=0.001)
-        self.sums = []
-        self.recording = True
-
-    def normalise(self, hidden_nh: Tensor, micro_n: tuple[int, ...]) -> Tensor:
-        """Normalise each micro-minibatch by its own statistics in training, by the running ones otherwise.
-
-        Dimensions before that of the cells are further rows of the same micro-minibatch.
-        """
-        if not self.training or self.momentum == 0:  # held: the statistics are those of a reference
-            return self._normalised(hidden_nh, self.running_mean, self.running_var)
-        parts = torch.split(hidden_nh, list(micro_n), -2) if micro_n else ()
-        if self.recording:
-            self.sums.append(self._weighted(parts, micro_n))
-        return torch.cat([self._normalised(part, None, None) for part in parts] or [hidden_nh], dim=-2)
-
-    def _normalised(self, hidden_nh: Tensor, mean_h: Tensor | None, var_h: Tensor | None) -> Tensor:
-        flat = hidden_nh.reshape(-1, self.num_features)
-        training = mean_h is None
-        flat = F.batch_norm(flat, mean_h, var_h, self.weight, self.bias, training=training, eps=self.eps)
-        return flat.view(hidden_nh.shape)
-
-    @torch.no_grad()
-    def _weighted(self, parts: Sequence[Tensor], micro_n: tuple[int, ...]) -> Tensor:
-        sums = self.weight.new_zeros(2, self.num_features)
-        for n, part in zip(micro_n, parts, strict=True):
-            var_h, mean_h = torch.var_mean(part.reshape(-1, self.num_features), dim=0)
-            sums += n * torch.stack([mean_h, var_h])
-        return sums
-
-    @torch.no_grad()
-    def update(self, sums: Tensor, global_cells: float) -> None:
-        """Move the running statistics towards the mean over all micro-minibatches of the step."""
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
-        assert self.momentum is not None
-        mean_h, var_h = (sums / global_cells).to(self.running_mean.dtype)
-        self.running_mean.lerp_(mean_h, self.momentum)
-        self.running_var.lerp_(var_h, self.momentum)
-        self.num_batches_tracked += 1
-
-
-def norms_of(part: nn.Module) -> list[MicroBatchNorm]:
-    """List the batch normalisations of a network, in a fixed order."""
-    return [module for module in part.modules() if isinstance(module, MicroBatchNorm)]
+    def product(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Multiply `x` by some columns of the weight and add the bias."""
+        if self.operands == torch.float32:
+            return F.linear(x, weight, self.bias)
+        product = F.linear(x.to(self.operands), weight.to(self.operands))
+        return product.float() if self.bias is None else product + self.bias  # the bias is not rounded
 
 
 class FCLayers(nn.Module):
@@ -121,7 +80,7 @@ class FCLayers(nn.Module):
         widths = [n_in] + (n_layers - 1) * [n_hidden] + [n_out]
         layers = OrderedDict[str, nn.Module]()
         for i, (wide, out) in enumerate(pairwise(widths)):
-            linear = nn.Linear(wide + self.n_covariate_columns(i), out, bias=bias)
+            linear = Linear(wide + self.n_covariate_columns(i), out, bias=bias)
             layers[f"Layer {i}"] = nn.Sequential(linear, *([MicroBatchNorm(out)] if use_batch_norm else []))
         self.fc_layers = nn.Sequential(layers)
 
@@ -165,11 +124,11 @@ class FCLayers(nn.Module):
 
 def _affine(linear: nn.Module, x: Tensor, columns: Sequence[Tensor]) -> Tensor:
     """Apply `linear` to `x` joined with one-hot covariates, of which only the columns that are 1 are touched."""
-    assert isinstance(linear, nn.Linear)
+    assert isinstance(linear, Linear)
     if not columns:
         return linear(x)  # type: ignore[no-any-return]
     n_x = x.shape[-1]
-    x = F.linear(x, linear.weight[:, :n_x], linear.bias)
+    x = linear.product(x, linear.weight[:, :n_x])
     for column in columns:
         x = x + F.embedding(column, linear.weight[:, n_x:].t())
     return x
@@ -203,8 +162,8 @@ class Encoder(nn.Module):
             use_layer_norm=use_layer_norm,
             inject_covariates=inject_covariates,
         )
-        self.mean_encoder = nn.Linear(n_hidden, n_out)
-        self.var_encoder = nn.Linear(n_hidden, n_out)
+        self.mean_encoder = Linear(n_hidden, n_out)
+        self.var_encoder = Linear(n_hidden, n_out)
 
     def forward(
         self, x: Tensor, codes: Sequence[Tensor], micro_n: tuple[int, ...], noise: Noise | None
@@ -250,9 +209,9 @@ class Decoder(nn.Module):
             use_layer_norm=use_layer_norm,
             inject_covariates=inject_covariates,
         )
-        self.px_scale_decoder = nn.Sequential(nn.Linear(n_hidden, n_genes))
-        self.px_r_decoder = nn.Linear(n_hidden, n_genes)
-        self.px_dropout_decoder = nn.Linear(n_hidden, n_genes)
+        self.px_scale_decoder = nn.Sequential(Linear(n_hidden, n_genes))
+        self.px_r_decoder = Linear(n_hidden, n_genes)
+        self.px_dropout_decoder = Linear(n_hidden, n_genes)
 
     def forward(
         self,
@@ -340,8 +299,8 @@ class LatentDecoder(nn.Module):
             use_batch_norm=use_batch_norm,
             use_layer_norm=use_layer_norm,
         )
-        self.mean_decoder = nn.Linear(n_hidden, n_out)
-        self.var_decoder = nn.Linear(n_hidden, n_out)
+        self.mean_decoder = Linear(n_hidden, n_out)
+        self.var_decoder = Linear(n_hidden, n_out)
 
     def forward(self, z: Tensor, codes: Sequence[Tensor], micro_n: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """Give mean and variance."""
@@ -377,7 +336,7 @@ class Classifier(nn.Module):
                     use_layer_norm=use_layer_norm,
                 )
             ]
-        self.classifier = nn.Sequential(*layers, nn.Linear(n_hidden if layers else n_in, n_labels))
+        self.classifier = nn.Sequential(*layers, Linear(n_hidden if layers else n_in, n_labels))
 
     def forward(self, z_nk: Tensor, micro_n: tuple[int, ...] = (), noise: Noise | None = None) -> Tensor:
         """Give logits, shape (n, l)."""

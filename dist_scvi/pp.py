@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pandas as pd
 import torch
 import zarr
 from numpy.typing import NDArray
@@ -26,6 +25,7 @@ from .loaders.minibatch import MiniBatch
 from .loaders.store import open_store
 from .opened_model import held_anndata
 from .posterior import logistic_normal_mean
+from .question import describe_model
 from .rows_out import write_rows
 from .scvi_model import SCVI
 
@@ -206,13 +206,20 @@ def _write_into(model: "SCVI | LinearSCVI", target: "AnnData") -> None:
 
 
 def _write_beside(model: "SCVI | LinearSCVI", out: Path) -> None:
-    write_rows(model.select(), partial(_answers, model), out, var_names=model.spec.var_names, world=model.world)
-    if isinstance(model, LinearSCVI) and model.world.rank == 0:
-        _write_table(zarr.open_group(out / "uns", mode="r+").create_group(_LOADINGS), model.get_loadings())
-    model.world.wait()
+    write_rows(
+        model.select(),
+        partial(_answers, model),
+        out,
+        question={"model": describe_model(model.module, model.spec), "asked": "pp.scvi"},
+        var_names=model.spec.var_names,
+        world=model.world,
+        finish=partial(_write_loadings, model) if isinstance(model, LinearSCVI) else None,
+    )
 
 
-def _write_table(table: zarr.Group, frame: pd.DataFrame) -> None:
+def _write_loadings(model: LinearSCVI, root: zarr.Group) -> None:
+    frame = model.get_loadings()
+    table = root.create_group(f"uns/{_LOADINGS}", overwrite=True)
     new_strings(table, "_index", len(frame))[:] = frame.index.to_numpy(dtype=object)
     for name in frame.columns:
         values = frame[name].to_numpy(dtype=np.float32)

@@ -4,7 +4,6 @@ Shape letters in this file
     n   cells
 """
 
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,8 +20,9 @@ from dist_scvi.loaders.minibatch import MiniBatch
 from dist_scvi.loaders.stream import ahead, rows_minibatch
 
 from .atlas import SOURCE_ROW
-from .folder import put_in_place
+from .question import describe_cells, digest
 from .selection import Selection
+from .shards import Shards, sync_tree, written_in_shards
 from .world import World
 
 _CHUNK_CELLS = 1024
@@ -42,6 +42,7 @@ def answer_rows(
     answers: Answers,
     out: str | Path | None = None,
     *,
+    question: Mapping[str, Any],
     var_names: Sequence[str] = (),
     world: World | None = None,
     batch_size: int | None = None,
@@ -60,6 +61,7 @@ def answer_rows(
         selection,
         answers,
         out,
+        question=question,
         var_names=var_names,
         world=world,
         chunk_cells=chunk_cells,
@@ -72,16 +74,20 @@ def write_rows(
     answers: Answers,
     out: str | Path,
     *,
+    question: Mapping[str, Any],
     var_names: Sequence[str] = (),
     world: World | None = None,
     chunk_cells: int = _CHUNK_CELLS,
     attributes: Mapping[str, Any] | None = None,
+    finish: Callable[[zarr.Group], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> zarr.Group:
     """Compute `answers` for the cells of `selection` and write them to the new folder `out`.
 
     Every worker calls it with the same arguments, but for its place in `world`; each computes and writes a part. Memory
-    does not grow with the number of cells. The folder appears when it is complete, or not at all.
+    does not grow with the number of cells. The folder appears when it is complete, or not at all. After a kill or an
+    error the same call, by any number of workers, goes on where it was; what is unfinished lies beside it in
+    ``.partial-NAME``.
 
     Parameters
     ----------
@@ -89,14 +95,19 @@ def write_rows(
         Is asked about the first cell alone at first, to learn what there is to write.
     out
         Folder on a disk that all workers share.
+    question
+        Plain values that decide, beside the cells, what `answers` gives: the model, the method and its arguments. What
+        was done of another question is dropped.
     var_names
         Names of the columns of X.
     chunk_cells
-        Cells computed at a time.
+        Cells computed at a time; a later call may go on with another number.
     attributes
         Plain values to keep in the attributes of the group.
+    finish
+        Adds to the group before the folder appears, on rank 0; it may be called again after a kill.
     on_progress
-        Called on rank 0 with the cells this worker has done and its share of them.
+        Called on rank 0 with the cells done before and by this worker, and these with its share of those left.
 
     Returns
     -------
@@ -107,37 +118,60 @@ def write_rows(
     Raises
     ------
     ValueError
-        If `out` is taken or no folder, or the cells were asked for in another order than that of their store.
+        If `out` is taken or no folder, another process is writing it, or the cells were asked for in another order than
+        that of their store.
+    OSError
+        If the disk is full, fails or may not be written.
     """
     world = world or World()
-    path = _free_path(out)
+    path = _path_of(out)
+    _check_free(path)
     _check_rising(selection)
     one = answers(rows_minibatch(selection.data, selection.rows(0, 1)))
     chunk, shard = _rows_together(one, selection.n_cells)
-    unfinished = path.with_name(f".partial-{path.name}")
-    if world.rank == 0:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    kept = dict(attributes or {})
+
+    def create(unfinished: Path) -> None:
         _create(unfinished, selection.n_cells, one, var_names, chunk, shard)
-    world.wait()
-    root = zarr.open_group(unfinished, mode="r+")
-    if world.rank == 0:
-        root.attrs.update(dict(attributes or {}))
-    minibatches = ahead(_read(selection, world, shard, chunk_cells), 1, timeout_s=240.0)
-    _fill(root, selection, minibatches, answers, one, shard, world, on_progress)
-    world.wait()
-    if world.rank == 0:
-        put_in_place(unfinished, path)
-    world.wait()
+        zarr.open_group(unfinished, mode="r+").attrs.update(kept)
+
+    def complete(unfinished: Path) -> None:
+        if finish is not None:
+            finish(zarr.open_group(unfinished, mode="r+"))
+            sync_tree(unfinished)
+
+    asked = {
+        "cells": describe_cells(selection.data),
+        "rows": None if selection.row_n is None else digest(selection.row_n),
+        "arrays": {name: [str(values.dtype), *values.shape[1:]] for name, values in one.items()},
+        "var_names": digest(*map(str, var_names)),
+        "attributes": kept,
+        "chunk_cells": chunk,
+        "question": question,
+    }
+    with written_in_shards(
+        path,
+        asked,
+        create,
+        n_cells=selection.n_cells,
+        shard_cells=shard,
+        world=world,
+        check_free=partial(_check_free, path),
+        finish=complete,
+    ) as shards:
+        _fill(shards, selection, answers, one, chunk_cells, on_progress)
     return zarr.open_group(path, mode="r")
 
 
-def _free_path(out: str | Path) -> Path:
+def _path_of(out: str | Path) -> Path:
     if "://" in str(out):
         raise ValueError(f"out={str(out)!r}: a folder on a disk is needed, not a URL; write it there and copy it")
-    path = Path(out).expanduser().resolve()
+    return Path(out).expanduser().resolve()
+
+
+def _check_free(path: Path) -> None:
     if path.exists():
-        raise ValueError(f"out={str(out)!r} exists: give another path, or remove it")
-    return path
+        raise ValueError(f"out={str(path)!r} exists: give another path, or remove it")
 
 
 def _check_rising(selection: Selection) -> None:
@@ -172,47 +206,40 @@ def _create(path: Path, n: int, one: Rows, var_names: Sequence[str], chunk: int,
     finish_table(obs, [*(name.removeprefix("obs/") for name in one if name.startswith("obs/")), SOURCE_ROW])
 
 
-def _read(selection: Selection, world: World, shard: int, chunk_cells: int) -> Iterator[MiniBatch]:
-    """Read this worker's shards, dealt out in turn; ``step`` is the place of the first cell of a minibatch."""
-    for start in range(world.rank * shard, selection.n_cells, world.size * shard):
-        stop = min(start + shard, selection.n_cells)
+def _read(selection: Selection, shards: Shards, chunk_cells: int) -> Iterator[MiniBatch]:
+    """Read this worker's shards; ``step`` is the place of the first cell of a minibatch."""
+    for start, stop in shards.spans:
         for at in range(start, stop, chunk_cells):
             yield rows_minibatch(selection.data, selection.rows(at, min(at + chunk_cells, stop)), step=at)
 
 
 def _fill(
-    root: zarr.Group,
+    shards: Shards,
     selection: Selection,
-    minibatches: Iterator[MiniBatch],
     answers: Answers,
     one: Rows,
-    shard: int,
-    world: World,
+    chunk_cells: int,
     on_progress: Callable[[int, int], None] | None,
 ) -> None:
     """Write this worker's shards, each in one go: a shard written in parts would be read back and packed again."""
-    n, done = selection.n_cells, 0
-    share = sum(min(shard, n - start) for start in range(world.rank * shard, n, world.size * shard))
-    held = {name: np.empty((min(shard, n), *values.shape[1:]), values.dtype) for name, values in one.items()}
-    for minibatch in minibatches:
-        start, stop = minibatch.step // shard * shard, minibatch.step + minibatch.n_cells
-        for name, values in answers(minibatch).items():
-            held[name][minibatch.step - start : stop - start] = values
-        done += minibatch.n_cells
-        if stop % shard == 0 or stop == n:
-            own = Selection(selection.data, selection.rows(start, stop), slice(None))
-            named = {f"obs/{SOURCE_ROW}": own.row_n, "obs/_index": own.obs_names()}
-            _write(root, start, stop, named | {name: values[: stop - start] for name, values in held.items()})
-        if on_progress is not None and world.rank == 0:
-            on_progress(done, share)
-
-
-def _write(root: zarr.Group, start: int, stop: int, written: dict[str, Any]) -> None:
-    # Without this a chunk of fill values alone would be left out, and an absent chunk counts as lost.
-    with zarr.config.set({"array.write_empty_chunks": True}):
-        for name, values in written.items():
-            array: Any = root[name]
-            array[start:stop] = values
+    tell = on_progress if on_progress is not None and shards.world.rank == 0 else lambda *_: None
+    most = min(shards.shard_cells, selection.n_cells)
+    held = {name: np.empty((most, *values.shape[1:]), values.dtype) for name, values in one.items()}
+    minibatches = ahead(_read(selection, shards, chunk_cells), 1, timeout_s=240.0)
+    done = shards.cells_before
+    tell(done, shards.share)
+    for start, stop in shards.spans:
+        at = start
+        while at < stop:
+            minibatch = next(minibatches)
+            for name, values in answers(minibatch).items():
+                held[name][at - start : at - start + minibatch.n_cells] = values
+            at += minibatch.n_cells
+            done += minibatch.n_cells
+            tell(done, shards.share)
+        own = Selection(selection.data, selection.rows(start, stop), slice(None))
+        named: dict[str, Any] = {f"obs/{SOURCE_ROW}": own.row_n, "obs/_index": own.obs_names()}
+        shards.write(start, stop, named | {name: values[: stop - start] for name, values in held.items()})
 
 
 def chunk_cells_of(batch_size: int | None) -> int:
@@ -246,12 +273,15 @@ class RowsProgress:
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
-        self._began = time.perf_counter()
+        self._first: tuple[int, float] | None = None
 
     def __call__(self, done: int, share: int) -> None:
         """Show that `done` of `share` cells are done."""
-        if self._stream.isatty():
-            speed = done / max(time.perf_counter() - self._began, 1e-9)
-            left = f"{speed:.0f} cells/s  {(share - done) / speed / 60:.1f} min left"
-            self._stream.write(f"\r\x1b[K{done}/{share} cells  {left}" + ("\n" if done == share else ""))
-            self._stream.flush()
+        if not self._stream.isatty():
+            return
+        now = time.perf_counter()
+        before, began = self._first = self._first or (done, now)  # what was done before says nothing of the speed
+        speed = (done - before) / max(now - began, 1e-9)
+        left = f"  {speed:.0f} cells/s  {(share - done) / speed / 60:.1f} min left" if speed else ""
+        self._stream.write(f"\r\x1b[K{done}/{share} cells{left}" + ("\n" if done == share else ""))
+        self._stream.flush()

@@ -1,7 +1,7 @@
 """What every worker of a run does, however it was started: train to the end, or minify. And what a run would cost.
 
-A run is a folder: ``config.yaml`` (resolved), ``metrics.jsonl``, ``checkpoints/``, ``workers/`` and, when it has ended,
-``model/``.
+A run is a folder, on a disk or in object storage: ``config.yaml`` (resolved), ``metrics.jsonl``, ``checkpoints/``,
+``lease/``, ``workers/`` and, when it has ended, ``model/`` and ``RESULT.json``.
 """
 
 import json
@@ -19,72 +19,107 @@ from dist_scvi.loaders.sampling import ColumnSplit
 from dist_scvi.loaders.soma_store import is_soma
 from dist_scvi.loaders.strata import TEST, VALIDATION
 
-from .checkpoint import newest_checkpoint
+from .asks import Asks
+from .checkpoint import check_same_run, fingerprint, newest_checkpoint
 from .config import RunConfig, SomaConfig
-from .config_file import load_config
-from .folder import DamagedFolderError, read_folder
-from .metrics import Row, history_of
+from .config_file import read_config
+from .ends import StoppedError
+from .lease import Driver, refuse_if_held
+from .metrics import Row
 from .minify import minify
-from .spec import fit_to_spec, load_model, save_model, spec_of
+from .places import Place, open_place
+from .run_folder import CHECKPOINTS, CONFIG, MODEL, is_finished
+from .spec import fit_to_spec, load_model, spec_of
 from .start import begin
 from .train import labelled_plan_of, open_from, resolve, train
 from .world import World
 
-CONFIG, METRICS, MODEL, ATLAS = "config.yaml", "metrics.jsonl", "model", "atlas"
+ATLAS = "atlas"
 
 
-def train_worker(config: RunConfig, world: World, *, on_metrics: Callable[[Row], None] | None = None) -> None:
-    """Train in the folder ``config.run`` and leave the model there. Started again, it goes on where it was."""
-    folder = Path(config.run)
-    config = world.from_first(_at_one_moment(config) if world.rank == 0 else config)
+def train_worker(
+    config: RunConfig,
+    world: World,
+    asks: Asks | None = None,
+    *,
+    driver: Driver | None = None,
+    allow: Sequence[str] = (),
+    fresh: bool = False,
+    on_metrics: Callable[[Row], None] | None = None,
+) -> None:
+    """Train in the folder ``config.run`` and leave the model there. Started again, it goes on where it was.
+
+    The arguments are those of `train`.
+    """
+    place = run_place(config)
+    config = world.from_first(_at_one_moment(config, place) if world.rank == 0 else config)
     data = open_from(config.data)
     record = {"rank": world.rank, "world_size": world.size, "pid": os.getpid(), "host": socket.gethostname()}
-    (folder / "workers").mkdir(parents=True, exist_ok=True)
-    (folder / "workers" / f"{world.rank}.json").write_text(json.dumps(record))
-    trained = train(config, data=data, world=world, folder=folder, on_metrics=on_metrics)
-    if world.rank == 0:
-        history = history_of(trained.history)
-        plain = {name: json.loads(table.to_json(orient="split")) for name, table in history.items()}
-        save_model(folder / MODEL, trained.module, trained.spec, history=plain)
+    place.write(f"workers/{world.rank}.json", json.dumps(record).encode())
+    train(
+        config,
+        data=data,
+        world=world,
+        folder=place,
+        on_metrics=on_metrics,
+        driver=driver,
+        asks=asks,
+        allow=allow,
+        fresh=fresh,
+    )
     world.wait()
 
 
-def _at_one_moment(config: RunConfig) -> RunConfig:
+def run_place(config: RunConfig) -> Place:
+    """Open the folder of a run, which need not exist."""
+    return open_place(config.run, storage_options=config.storage_options)
+
+
+def _at_one_moment(config: RunConfig, place: Place) -> RunConfig:
     """Fix the moment as of which SOMA is read, for all workers and for every later start of the run."""
     uris = [config.data.uri] if isinstance(config.data.uri, str) else config.data.uri
     soma = config.data.soma or (SomaConfig() if any(is_soma(Path(uri).expanduser()) for uri in uris) else None)
     if soma is None or soma.timestamp_ms is not None:
         return config
-    folder = Path(config.run)
-    recorded = run_config(folder).data.soma if (folder / CONFIG).exists() else None
+    recorded = run_config(place).data.soma if CONFIG in place.names() else None
     moment = (recorded and recorded.timestamp_ms) or time.time_ns() // 1_000_000
     soma = soma.model_copy(update={"timestamp_ms": moment})
     return config.model_copy(update={"data": config.data.model_copy(update={"soma": soma})})
 
 
 def minify_worker(
-    run: Path,
+    run: Place,
     out: Path,
     world: World,
+    asks: Asks | None = None,
     *,
     obs_columns: Sequence[str] = (),
     overwrite: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Write the minified atlas `out` of a finished run.
+    """Write the minified atlas `out` of a finished run. Started again, it goes on where it was.
 
     Raises
     ------
     ValueError
-        If the run has no model yet.
+        If the run has not ended yet.
+    StoppedError
+        If `asks` says so.
     """
+
+    def heeding(done: int, share: int) -> None:
+        if asks is not None and asks.read()[1]:
+            raise StoppedError(f"stopped as asked after {done} of {share} cells; all of it is kept")
+        if on_progress is not None:
+            on_progress(done, share)
+
     config = run_config(run)
     if not is_finished(run):
-        raise ValueError(f"{run} has no finished model: continue it with 'dist-scvi resume {run}'")
-    module, spec = load_model(run / MODEL)
+        raise ValueError(f"{run.uri} has no finished model: continue it with 'dist-scvi resume {run.uri}'")
+    module, spec = load_model(run.within(MODEL))
     module.to(world.device)
     lineage = {
-        "run": str(run),
+        "run": run.uri,
         "seed": config.seed,
         "model": config.model.model_dump(),
         "train": config.train.model_dump(),
@@ -98,49 +133,58 @@ def minify_worker(
         world=world,
         lineage=lineage,
         overwrite=overwrite,
-        on_progress=on_progress,
+        on_progress=heeding,
     )
 
 
-def run_config(run: Path, overrides: Sequence[str] = ()) -> RunConfig:
+def run_config(run: Place, overrides: Sequence[str] = ()) -> RunConfig:
     """Read the resolved configuration of the run in the folder `run`.
 
     Raises
     ------
     FileNotFoundError
         If there is none.
+    ValueError
+        If `overrides` name another run.
     """
-    if not (run / CONFIG).exists():
-        raise FileNotFoundError(f"{run} is no run: it has no {CONFIG}; start one with 'dist-scvi train'")
-    return load_config(run / CONFIG, [*overrides, f"run={run}"])
-
-
-def is_finished(run: Path) -> bool:
-    """Say whether the run has left its model, whole."""
+    if any(override.partition("=")[0] == "run" for override in overrides):
+        raise ValueError("a run is resumed where it lies: leave out run=, or train into a new folder with its config")
     try:
-        read_folder(run / MODEL)
-    except DamagedFolderError:
-        return False
-    return True
+        text = run.read(CONFIG).decode()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{run.uri} is no run: it has no {CONFIG}; start one with 'dist-scvi train'") from None
+    return read_config(text, f"{run.uri}/{CONFIG}", [*overrides, f"run={run.uri}"])
 
 
-def preview(config: RunConfig, data: CellData, *, workers: int) -> dict[str, Any]:
+def preview(
+    config: RunConfig, data: CellData, *, workers: int, allow: Sequence[str] = (), fresh: bool = False
+) -> dict[str, Any]:
     """Say what a run would read, hold and do, without doing it.
 
     Raises
     ------
     ValueError
-        As training would: sizes or a model to start from that do not fit, or a number of workers that does not divide
-        the lanes.
+        As training would: sizes or a model to start from that do not fit, a number of workers that does not divide
+        the lanes, another process that writes the run, or a checkpoint of another run.
     """
+    place = run_place(config)
+    refuse_if_held(place)
+    try:
+        checkpoint = newest_checkpoint(place.within(CHECKPOINTS), mend=False)
+    except ValueError:
+        if not fresh:
+            raise
+        checkpoint = None
     if config.start_from is None:
         spec = spec_of(config.model, config.seed, data)
     else:
-        _, spec = begin(config, data, newest_checkpoint(Path(config.run) / "checkpoints"))
+        _, spec = begin(config, data, checkpoint)
     data = fit_to_spec(data, spec)
     resolved, plan = resolve(config, data, spec)
     check_world_size(plan.lanes, workers)
     beside = labelled_plan_of(resolved, spec, data, plan)
+    if checkpoint is not None:
+        check_same_run(checkpoint, resolved, fingerprint(data, plan, beside), allowed=allow)
     density = data.store.n_entries / data.n_cells
     entry_bytes = 2 + (2 if data.n_genes <= 1 << 16 else 4)
     window = plan.window_steps * plan.batch_size
@@ -172,6 +216,7 @@ def preview(config: RunConfig, data: CellData, *, workers: int) -> dict[str, Any
         "memory for cells": f"{3 * window * density * entry_bytes / workers / 2**20:.0f} MiB in each worker",
         "memory for a step": f"{12 * plan.batch_size / workers * data.n_genes * 4 / 2**20:.0f} MiB in each worker",
         "run folder": resolved.run,
+        **({"goes on": f"after {checkpoint.name}"} if checkpoint else {}),
     }
 
 

@@ -19,8 +19,9 @@ from torch.utils.checkpoint import checkpoint
 
 from dist_scvi.loaders.minibatch import Covariates, Tensors
 
+from .batch_norm import MicroBatchNorm, norms_of
 from .config import ModelConfig
-from .nn import Classifier, Encoder, LatentDecoder, MicroBatchNorm, norms_of
+from .nn import Classifier, Encoder, LatentDecoder
 from .noise import Noise
 from .vae import VAE, Expression, Labelled, LossTerms, kl_normal
 
@@ -174,25 +175,26 @@ class SCANVAE(VAE):
         """Give log p(z1 | z2, y) and KL(q(z2 | z1, y) | p(z2)) of each cell and label, each of shape (n, l).
 
         One micro-minibatch at a time: memory follows its cells times labels. Where these are many, what the backward
-        pass needs is computed again rather than kept.
+        pass needs is computed again rather than kept. Cells that are normalised together are taken together.
         """
-        sizes = micro_n if self.training else _even_sizes(len(z1_nk), max(1, _ROWS_AT_ONCE // self.n_labels))
         norms = [norm for part in (self.encoder_z2_z1, self.decoder_z1_z2) for norm in norms_of(part)]
+        if self.training and (not micro_n or any(norm.world is not None for norm in norms)):
+            return self._given_labels(z1_nk, micro_n, noise)
+        sizes = micro_n if self.training else _even_sizes(len(z1_nk), max(1, _ROWS_AT_ONCE // self.n_labels))
         found = []
         for part_nk, own in zip(torch.split(z1_nk, list(sizes)), noise.parts(sizes), strict=True):
             if torch.is_grad_enabled() and own.keyed and len(part_nk) * self.n_labels > _ROWS_AT_ONCE // 8:
                 found.append(self._computed_again(part_nk, own, norms))
             else:
-                found.append(self._given_labels(part_nk, own))
+                found.append(self._given_labels(part_nk, (len(part_nk),), own))
         if self.training:
             for norm in (norm for norm in norms if norm.sums):
                 norm.sums = [torch.stack(norm.sums).sum(0)]
         log_p, kl = zip(*found, strict=True)
         return torch.cat(log_p), torch.cat(kl)
 
-    def _given_labels(self, z1_nk: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
-        """Do so for the cells of one micro-minibatch."""
-        micro_n = (len(z1_nk),)
+    def _given_labels(self, z1_nk: Tensor, micro_n: tuple[int, ...], noise: Noise) -> tuple[Tensor, Tensor]:
+        """Do so for all cells at once."""
         label_l1 = torch.arange(self.n_labels, device=z1_nk.device)[:, None]
         qz2m_lnk, qz2v_lnk = self.encoder_z2_z1(z1_nk, [label_l1], micro_n, noise)
         z2_lnk = qz2m_lnk + qz2v_lnk.sqrt() * noise.normal(qz2m_lnk)
@@ -203,7 +205,7 @@ class SCANVAE(VAE):
         """Do so, and once more in the backward pass, from the same noise and without counting statistics twice."""
 
         def given_labels(part_nk: Tensor) -> tuple[Tensor, Tensor]:
-            return self._given_labels(part_nk, noise.anew())
+            return self._given_labels(part_nk, (len(part_nk),), noise.anew())
 
         def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
             return nullcontext(), _not_recording(norms)

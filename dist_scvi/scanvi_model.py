@@ -21,6 +21,7 @@ from .config_file import parse_section
 from .loaders.minibatch import MiniBatch
 from .noise import RowNoise
 from .opened_model import held_anndata
+from .question import describe_model
 from .rows_out import Rows, RowsProgress, chunk_cells_of, write_rows
 from .scanvae import SCANVAE
 from .scvi_model import SCVI, Where
@@ -303,6 +304,10 @@ class SCANVI(TrainableModel):
                 selection,
                 written,
                 out,
+                question={
+                    "model": describe_model(module, self.spec),
+                    "asked": ("predict", use_posterior_mean, seed),
+                },
                 world=self.world,
                 chunk_cells=chunk_cells,
                 attributes={"labels": list(categories)},

@@ -67,8 +67,7 @@ class Schedule:
         as in scvi-tools 1.4.2, train/_trainingplans.py and _callbacks.py; both count validations.
         """
         after = self._lowered(settings, metrics) if settings.reduce_lr_on_plateau else self
-        watches = settings.early_stopping or settings.load_best
-        if not watches or epoch < settings.early_stopping_warmup_epochs:
+        if epoch < settings.early_stopping_warmup_epochs:
             return after
         name = settings.early_stopping_monitor
         if name not in metrics:

@@ -19,7 +19,7 @@ from dist_scvi.loaders.data import open_data, without_category
 from dist_scvi.loaders.store import CellStore, open_store
 
 from .config import ModelConfig
-from .folder import read_folder, write_folder
+from .places import Place, open_place
 from .scanvae import SCANVAE
 from .vae import LDVAE, VAE
 
@@ -136,12 +136,17 @@ def _check_labels(spec: ModelSpec) -> None:
 
 
 def save_model(
-    path: Path, module: VAE, spec: ModelSpec, *, history: Mapping[str, Any] | None = None, is_trained: bool = True
+    folder: Path | Place,
+    module: VAE,
+    spec: ModelSpec,
+    *,
+    history: Mapping[str, Any] | None = None,
+    is_trained: bool = True,
 ) -> None:
-    """Write weights, specification and history, as plain values, to the folder `path`, whole or not at all."""
+    """Write weights, specification and history, as plain values, to a folder, whole or not at all."""
     files = model_files(module, spec)
     files[_HISTORY] = json.dumps({"is_trained": is_trained, "history": history or {}}).encode()
-    write_folder(path, files)
+    open_place(folder).write_folder("", files)
 
 
 def model_files(module: VAE, spec: ModelSpec) -> dict[str, bytes]:
@@ -161,40 +166,45 @@ def differing_names(module: nn.Module, weights: Mapping[str, Tensor]) -> list[st
     return sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
 
 
-def load_model(path: Path) -> tuple[VAE, ModelSpec]:
+def load_model(folder: Path | Place) -> tuple[VAE, ModelSpec]:
     """Read a model folder. Its files hold numbers and text; nothing in them is executed.
 
     Raises
     ------
+    FileNotFoundError
+        If there is no such folder.
     ValueError
         If the folder is damaged, or weights and specification do not belong together.
     """
-    files = read_folder(path)
+    place = open_place(folder)
+    files, where = place.read_folder(""), place.uri
     if not {_WEIGHTS, _SPEC} <= files.keys():
-        raise ValueError(f"{path} is no model folder: {_WEIGHTS} and {_SPEC} are needed, it holds {', '.join(files)}")
+        raise ValueError(f"{where} is no model folder: {_WEIGHTS} and {_SPEC} are needed, it holds {', '.join(files)}")
     try:
         spec = ModelSpec.model_validate_json(files[_SPEC])
         weights = safetensors.torch.load(files[_WEIGHTS])
     except (ValidationError, json.JSONDecodeError, safetensors.SafetensorError) as error:
-        raise ValueError(f"the model in {path} cannot be read: {error}") from error
+        raise ValueError(f"the model in {where} cannot be read: {error}") from error
     module = spec.build()
     differ = differing_names(module, weights)
     if differ:
-        raise ValueError(f"weights and specification in {path} do not fit each other: {', '.join(differ[:5])}")
+        raise ValueError(f"weights and specification in {where} do not fit each other: {', '.join(differ[:5])}")
     module.load_state_dict(weights)
     module.eval()
     return module, spec
 
 
-def load_history(path: Path) -> tuple[dict[str, Any], bool]:
+def load_history(folder: Path | Place) -> tuple[dict[str, Any], bool]:
     """Read the history in a model folder, as plain values, and whether the model is trained.
 
     Raises
     ------
+    FileNotFoundError
+        If there is no such folder.
     ValueError
         If the folder is damaged.
     """
-    found = json.loads(read_folder(path).get(_HISTORY, b"{}"))
+    found = json.loads(open_place(folder).read_folder("").get(_HISTORY, b"{}"))
     return found.get("history", {}), found.get("is_trained", True)
 
 

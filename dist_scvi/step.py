@@ -5,23 +5,31 @@ Shape letters in this file
     m   labelled cells beside it
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from dist_scvi.loaders.minibatch import Covariates, MiniBatch, Tensors
 
 from .config import TrainConfig
 from .losses import cell_losses, loss_sums
+from .nn import Linear
 from .noise import StepNoise, step_noise
 from .scanvae import SCANVAE
 from .vae import VAE, Labelled
 from .world import World
+
+_BY_CELL = ("batch_n", "label_n", "categorical_nc", "continuous_nc", "library_n", "row_n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +44,8 @@ class Step:
     """Rows of this worker's cells."""
     loss_n: Tensor
     """Loss of each of them."""
+    asked: Tensor
+    """How much all workers asked for a save, and for a save and the end, float64, shape (2,)."""
 
 
 def take_step(
@@ -49,6 +59,7 @@ def take_step(
     seed: int,
     kl_weight: float,
     world: World,
+    asked: tuple[float, float] = (0.0, 0.0),
 ) -> Step:
     """Take one optimizer step with this worker's part of a global minibatch.
 
@@ -62,9 +73,47 @@ def take_step(
         Of the noise.
     kl_weight
         Weight of the KL term.
+    asked
+        What this worker asks of all: a save; a save and the end of the run. It travels with the losses.
     """
-    for norm in module.norms():
-        norm.sums.clear()  # of a step that was interrupted
+    optimizer.zero_grad(set_to_none=True)
+    parts = _parts(minibatch, labelled, settings.gradient_accumulation_steps)
+    found = []
+    with _arithmetic(module, settings, world):
+        for at, part in enumerate(parts, 1):
+            with model.no_sync() if isinstance(model, DistributedDataParallel) and at < len(parts) else nullcontext():
+                found.append(_learn(model, module, *part, settings, seed, kl_weight, world))
+    _move(module, optimizer, settings.gradient_clip_val)
+
+    loss_n, messages = torch.cat([loss_n for loss_n, _ in found]), torch.stack([message for _, message in found])
+    asks = [torch.full((1,), value, dtype=torch.float64, device=world.device) for value in asked]  # never waits
+    n_norm = sum(sums.numel() for norm in module.norms() for sums in norm.sums)
+    total = world.total(torch.cat([*asks, messages.sum(0)]))
+    asked_of_all, sums, of_norms = torch.split(total, [2, len(total) - 2 - n_norm, n_norm])
+    _update(module, of_norms, [every.global_cells for every in (minibatch, labelled) if every is not None])
+    return Step(minibatch.epoch, minibatch.step, sums, minibatch.row_n, loss_n, asked_of_all)
+
+
+def _learn(
+    model: nn.Module,
+    module: VAE,
+    minibatch: MiniBatch,
+    labelled: MiniBatch | None,
+    settings: TrainConfig,
+    seed: int,
+    kl_weight: float,
+    world: World,
+) -> tuple[Tensor, Tensor]:
+    """Go forward and backward with some cells, and add to the gradients.
+
+    Returns
+    -------
+    loss_n, message
+        The loss of each cell; sums of losses and then those of the normalisations, to be added up over all cells.
+    """
+    norms = module.norms()
+    for norm in norms:
+        norm.sums = []  # of the cells before, or of a step that was interrupted
     beside = None
     if labelled is not None:
         beside = Labelled(labelled.to(world.device), labelled.micro_n, _noise(seed, labelled, world))
@@ -75,20 +124,58 @@ def take_step(
         label_m = beside.cells.covariates.label_n
         cross = F.cross_entropy(terms.logits_ml, label_m, reduction="sum")
         loss = loss + settings.classification_ratio * cross / labelled.global_cells
-    optimizer.zero_grad(set_to_none=True)
     # Workers hold different numbers of cells and their gradients are averaged: weighed like this, the average is the
     # gradient of the mean over all cells of the global minibatch.
     torch.autograd.backward(loss * world.size)
-    _move(module, optimizer, settings.gradient_clip_val)
+    of_norms = [sums.double().ravel() for norm in norms for sums in norm.sums]
+    return loss_n.detach(), torch.cat([loss_sums(terms, loss_n, minibatch.row_n, label_m), *of_norms])
 
-    sums = loss_sums(terms, loss_n, minibatch.row_n, label_m)
-    return Step(
-        minibatch.epoch,
-        minibatch.step,
-        _add_up(module, sums, [part.global_cells for part in (minibatch, labelled) if part is not None], world),
-        minibatch.row_n,
-        loss_n.detach(),
-    )
+
+def _parts(minibatch: MiniBatch, labelled: MiniBatch | None, n_parts: int) -> list[tuple[MiniBatch, MiniBatch | None]]:
+    """Cut what a worker computes in a step into at most `n_parts` that have a micro-minibatch each."""
+    n_parts = max(1, min(n_parts, len(minibatch.micro_n)))
+    beside = [None] * n_parts if labelled is None else _cut(labelled, n_parts)
+    return list(zip(_cut(minibatch, n_parts), beside, strict=True))
+
+
+def _cut(minibatch: MiniBatch, n_parts: int) -> list[MiniBatch]:
+    """Cut between micro-minibatches, without copying counts; of fewer micro-minibatches than parts some are empty."""
+    if n_parts == 1:
+        return [minibatch]
+    edges = [part * len(minibatch.micro_n) // n_parts for part in range(n_parts + 1)]
+    parts = []
+    for first, stop in pairwise(edges):
+        low, high = sum(minibatch.micro_n[:first]), sum(minibatch.micro_n[:stop])
+        size_factor_n = minibatch.size_factor_n
+        part = replace(
+            minibatch,
+            counts=minibatch.counts.part(low, high),
+            size_factor_n=None if size_factor_n is None else size_factor_n[low:high],
+            micro_n=minibatch.micro_n[first:stop],
+            micro_keys=minibatch.micro_keys[first:stop],
+            **{name: getattr(minibatch, name)[low:high] for name in _BY_CELL},
+        )
+        parts.append(part)
+    return parts
+
+
+@contextmanager
+def _arithmetic(module: VAE, settings: TrainConfig, world: World) -> Iterator[None]:
+    """Let `module` multiply and normalise as the settings say for as long as a step lasts; inference never does."""
+    linears, norms = [layer for layer in module.modules() if isinstance(layer, Linear)], module.norms()
+
+    def set_all(operands: torch.dtype, together: World | None) -> None:
+        for linear in linears:
+            linear.operands = operands
+        for norm in norms:
+            norm.world = together
+
+    mixed, together = settings.precision == "bf16-mixed", settings.batch_norm == "global"
+    try:
+        set_all(torch.bfloat16 if mixed else torch.float32, world if together else None)
+        yield
+    finally:
+        set_all(torch.float32, None)
 
 
 def make_optimizer(module: VAE, settings: TrainConfig) -> torch.optim.Optimizer:
@@ -144,29 +231,28 @@ def _move(module: VAE, optimizer: torch.optim.Optimizer, longest: float | None) 
         parameter.copy_(torch.where(mask, old, parameter))
 
 
-def _add_up(module: VAE, sums: Tensor, global_cells: list[int], world: World) -> Tensor:
-    """Add up `sums` over all workers, and with the same message the statistics of batch normalisation.
+def _update(module: VAE, sums: Tensor, global_cells: list[int]) -> None:
+    """Move the statistics of the normalisations, from their `sums` over all workers, one after the other.
 
     `global_cells` are the cells of the first pass through a normalisation, and of the second.
     """
-    norms = module.norms()
-    passes = [(norm, place) for norm in norms for place in range(len(norm.sums))]
-    parts = [norm.sums[place].double().ravel() for norm, place in passes]
-    total = world.total(torch.cat([sums, *parts]))
-    at = len(sums)
-    for norm, place in passes:
-        norm.update(total[at : at + 2 * norm.num_features].view(2, -1), global_cells[place])
-        at += 2 * norm.num_features
-    for norm in norms:
+    at = 0
+    for norm in module.norms():
+        for cells in global_cells[: len(norm.sums)]:
+            norm.update(sums[at : at + 2 * norm.num_features].view(2, -1), cells)
+            at += 2 * norm.num_features
         norm.sums = []
-    return total[: len(sums)]
 
 
-def average_gradients(module: VAE, world: World) -> nn.Module:
-    """Wrap `module` so that backward passes average its gradients over the workers."""
+def average_gradients(module: VAE, world: World, settings: TrainConfig) -> nn.Module:
+    """Wrap `module` so that backward passes average its gradients over the workers, who may send them in bfloat16."""
     if world.size == 1:
         return module
-    model = DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
+    model = DistributedDataParallel(
+        module, process_group=world.group, broadcast_buffers=False, gradient_as_bucket_view=True
+    )
+    if settings.gradient_compression == "bf16":
+        model.register_comm_hook(world.group or dist.group.WORLD, _in_bfloat16)
     # DDP lays out its buckets anew after the first backward pass, and with them the order of additions. Let that happen
     # before the first real step, so that a resumed run adds up in the same order as one that was never interrupted.
     count = torch.zeros(0, device=world.device)
@@ -191,3 +277,8 @@ def average_gradients(module: VAE, world: World) -> nn.Module:
     for norm in module.norms():
         norm.sums = []
     return model
+
+
+def _in_bfloat16(group: dist.ProcessGroup, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
+    """Average some gradients; torch refuses its own function by name where there is no NCCL, but gloo can do it."""
+    return bf16_compress_hook(group, bucket)

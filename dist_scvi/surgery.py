@@ -21,7 +21,8 @@ from dist_scvi.loaders import CellData
 from dist_scvi.loaders.columns import Categorical
 from dist_scvi.loaders.library import library_prior
 
-from .nn import FCLayers, MicroBatchNorm
+from .batch_norm import MicroBatchNorm
+from .nn import FCLayers
 from .spec import Covariate, ModelSpec, fit_to_spec
 from .vae import VAE
 

@@ -4,12 +4,12 @@ Shape letters in this file
     n   cells of this worker's part of a minibatch
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import repeat
 from pathlib import Path
 
-import yaml
+import torch
 from torch import Tensor
 
 from dist_scvi.loaders import CellData, Plan, make_plan, open_data, open_store
@@ -22,19 +22,22 @@ from dist_scvi.loaders.store import read_names
 from dist_scvi.loaders.strata import shares_of
 from dist_scvi.loaders.stream import train_stream
 
-from .checkpoint import Checkpoint, check_same_run, fingerprint, newest_checkpoint, restore, save_checkpoint
+from .asks import Asks
+from .checkpoint import check_same_run, checkpoint_files, fingerprint, restore
 from .config import DataConfig, RunConfig
+from .ends import StoppedError
 from .evaluate import evaluate
+from .lease import Driver
 from .metrics import Meter, MetricsLog, Row, named
+from .places import Place, open_place
+from .run_folder import held
 from .schedule import Schedule, kl_weight
 from .semi_supervised import FROM_SCVI
-from .spec import ModelSpec, fit_to_spec, load_model, save_model
+from .spec import ModelSpec, fit_to_spec
 from .start import begin, set_library_prior
 from .step import average_gradients, check_weights, make_optimizer, take_step
 from .vae import VAE
 from .world import World
-
-_BEST = "checkpoints/best"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +59,13 @@ def train(  # noqa: C901, PLR0912, PLR0915 - the whole story, in order
     *,
     data: CellData | None = None,
     world: World | None = None,
-    folder: Path | None = None,
+    folder: Place | Path | None = None,
     on_metrics: Callable[[Row], None] | None = None,
     start: tuple[VAE, ModelSpec] | None = None,
+    driver: Driver | None = None,
+    asks: Asks | None = None,
+    allow: Sequence[str] = (),
+    fresh: bool = False,
 ) -> Trained:
     """Train a model to the end of ``train.max_epochs``, from the newest checkpoint if there is one.
 
@@ -74,121 +81,155 @@ def train(  # noqa: C901, PLR0912, PLR0915 - the whole story, in order
     world
         This worker's place; alone by default.
     folder
-        Receives checkpoints and metrics; without it nothing is written.
+        Receives checkpoints, metrics and the model; without it nothing is written.
     on_metrics
         Called on rank 0 with each line of metrics.
     start
         What to begin with, and to train in place, rather than the weights of the seed or of ``config.start_from``.
+    driver
+        The process that started the workers, this one by default; see `claim`.
+    asks
+        Through which others ask this worker for a save, or a save and the end.
+    allow
+        Keys that may differ from those of the checkpoint; see `check_same_run`.
+    fresh
+        Begin anew if checkpoints were lost or none verifies.
 
     Raises
     ------
     ValueError
-        If the cells are no raw counts, sizes or the model do not fit, or the folder belongs to another run.
+        If the cells are no raw counts, sizes or the model do not fit, or the folder belongs to another run or is being
+        written by another process.
     FloatingPointError
         If the loss is not finite; nothing is saved after it.
+    StoppedError
+        If it was asked to stop; what was done is saved.
+    OSError
+        If storage fails for good.
     """
     # --- open and plan
-    world = world or World()
-    checkpoint = world.from_first(_latest(folder, world))
-    if isinstance(checkpoint, ValueError):
-        raise checkpoint
-    data = data or open_from(config.data)
-    module, spec = start or begin(config, data, checkpoint)
-    data = fit_to_spec(data, spec)
-    config, plan = resolve(config, data, spec)
-    check_world_size(plan.lanes, world.size)
-    beside = labelled_plan_of(config, spec, data, plan)
-    settings, steps, known = config.train, plan.steps_per_epoch, fingerprint(data, plan, beside)
+    world, asks, data = world or World(), asks or Asks(), data or open_from(config.data)
+    place = open_place(folder) if isinstance(folder, Path) else folder
+    with held(place, world, driver=driver, fresh=fresh, asks=asks) as (writer, checkpoint):
+        module, spec = start or begin(config, data, checkpoint)
+        data = fit_to_spec(data, spec)
+        config, plan = resolve(config, data, spec)
+        check_world_size(plan.lanes, world.size)
+        beside = labelled_plan_of(config, spec, data, plan)
+        settings, steps, known = config.train, plan.steps_per_epoch, fingerprint(data, plan, beside)
 
-    # --- the model, and where it was
-    module = module.to(world.device).train()
-    module.frozen = {name: mask.to(world.device) for name, mask in module.frozen.items()}
-    optimizer = make_optimizer(module, settings)
-    model = average_gradients(module, world)
-    max_epochs, epoch, step = settings.max_epochs or 1, 0, 0
-    schedule, meter = Schedule(settings.lr), Meter(world, settings.classification_ratio)
-    best: dict[str, Tensor] | None = None
-    if checkpoint is not None:
-        check_same_run(checkpoint, config, known)
-        restore(checkpoint, module, optimizer)
-        epoch, step, kept = checkpoint.state["epoch"], checkpoint.state["step"], checkpoint.state
-        if epoch + (step > 0) > max_epochs:
-            raise ValueError(
-                f"{checkpoint.path} is already in epoch {epoch + (step > 0)}, beyond max_epochs={max_epochs}: raise "
-                "train.max_epochs, or train into a new folder with run=PATH"
+        # --- the model, and where it was
+        module = module.to(world.device).train()
+        module.frozen = {name: mask.to(world.device) for name, mask in module.frozen.items()}
+        optimizer = make_optimizer(module, settings)
+        model = average_gradients(module, world, settings)
+        max_epochs, epoch, step = settings.max_epochs or 1, 0, 0
+        schedule, meter = Schedule(settings.lr), Meter(world, module, settings.classification_ratio)
+        best: dict[str, Tensor] | None = None
+        best_step: int | None = None
+        if checkpoint is not None:
+            check_same_run(checkpoint, config, known, allowed=allow)
+            restore(checkpoint, module, optimizer)
+            kept = checkpoint.state
+            epoch, step, best_step, meter.state = kept["epoch"], kept["step"], kept["best_step"], kept["meter"]
+            if epoch + (step > 0) > max_epochs:
+                raise ValueError(
+                    f"{checkpoint.name} is already in epoch {epoch + (step > 0)}, beyond max_epochs={max_epochs}: "
+                    "raise train.max_epochs, or train into a new folder with run=PATH"
+                )
+            schedule = Schedule.from_plain(kept["schedule"])
+            if kept["config"]["train"]["lr"] != settings.lr:  # allowed to change
+                schedule = replace(schedule, lr=settings.lr)
+            if settings.load_best and best_step is not None:
+                best = world.from_first(writer.best(best_step) if writer else None)
+        elif start is None and config.start_from is None and module.latent_library:
+            set_library_prior(module, data, world, timeout_s=config.data.timeout_s)
+        ended = epoch >= max_epochs or schedule.ends(settings)
+        log = writer.begin(config, epoch * steps + step, ended=ended) if writer else MetricsLog(None, step=0)
+        if writer:
+            asks.every(settings.save_every_n_minutes)
+
+        def tell(row: Row) -> None:
+            if world.rank == 0:
+                writer.tell(row) if writer else log.write(row)
+                if on_metrics is not None:
+                    on_metrics(row)
+
+        # --- step
+        done, asked = epoch * steps + step, torch.zeros(2)
+        parts = _minibatches(config, data, plan, beside, world, epoch, step)
+        for minibatch, labelled in meter.timed(iter(()) if ended else parts):
+            done, last = minibatch.epoch * steps + minibatch.step + 1, minibatch.step == steps - 1
+            weight = kl_weight(settings, minibatch.epoch, done - 1)
+            for group in optimizer.param_groups:
+                group["lr"] = schedule.lr
+            taken = take_step(
+                model,
+                module,
+                optimizer,
+                minibatch,
+                labelled,
+                settings,
+                seed=config.seed,
+                kl_weight=weight,
+                world=world,
+                asked=asks.read(),
             )
-        schedule = Schedule.from_plain(kept["schedule"])
-        meter.epoch_sums = kept["epoch_sums"]
-        best = world.from_first(_best(folder) if settings.load_best and world.rank == 0 else None)
-    elif start is None and config.start_from is None and module.latent_library:
-        set_library_prior(module, data, world, timeout_s=config.data.timeout_s)
-    log = _open_log(folder, config, world, epoch * steps + step)
+            meter.add(taken)
+            # What was asked in the step before is read now, when it has come in and nothing waits for it.
+            to_save, to_stop = (number > 0 for number in asked.tolist())
+            asked = taken.asked
 
-    def save(at: int) -> None:
-        if folder is not None and world.rank == 0:
-            save_checkpoint(
-                folder / "checkpoints",
-                module=module,
-                optimizer=optimizer,
-                epoch=at // steps,
-                step=at % steps,
-                steps_per_epoch=steps,
-                config=config,
-                data=known,
-                kept={
+            # --- tell, validate, save
+            where = {"epoch": minibatch.epoch, "step": done, "steps_per_epoch": steps, "max_epochs": max_epochs}
+            rates = {"kl_weight": weight, "lr": schedule.lr}
+            validating = last and _validates(config, minibatch.epoch, max_epochs)
+            saving = validating or to_save or to_stop or done % settings.save_every_n_steps == 0
+            if done % settings.log_every_n_steps == 0 or last:
+                tell({"kind": "train", **where, **rates, **meter.read(done)})
+            if last:
+                tell({"kind": "epoch", **where, **rates, **meter.read_epoch()})
+            if saving:
+                meter.gather(done)
+                check_weights(module, done)
+            if validating and plan.split_cells("validation"):
+                found = evaluate(module, data, plan, "validation", world, config, weight)
+                row = {"kind": "validation", **where, **found}
+                before, schedule = schedule, schedule.after(settings, minibatch.epoch, named(row))
+                tell(row | {"ends": schedule.ends(settings)})
+                if schedule.monitor.best != before.monitor.best:
+                    best_step = done
+                    if settings.load_best:
+                        best = {name: value.cpu().clone() for name, value in module.state_dict().items()}
+                    if writer:
+                        writer.save_best(done, module, spec)
+            if saving and writer:
+                state = {
+                    "epoch": done // steps,
+                    "step": done % steps,
+                    "config": config.model_dump(mode="json"),
+                    "data": known,
                     "spec": spec.model_dump(mode="json"),
                     "schedule": asdict(schedule),
-                    "epoch_sums": meter.epoch_sums,
-                },
-            )
+                    "meter": meter.state,
+                    "best_step": best_step,
+                }
+                writer.save(done, checkpoint_files(module, optimizer, state), keep=settings.keep_checkpoints)
+                asks.saved()
+            if schedule.ends(settings):
+                break
+            if to_stop and done < max_epochs * steps:
+                if writer:
+                    writer.wait()
+                raise StoppedError(f"stopped as asked after step {done} of {max_epochs * steps}; all of it is saved")
 
-    def tell(row: Row) -> None:
-        if world.rank == 0:
-            log.write(row)
-            if on_metrics is not None:
-                on_metrics(row)
-
-    # --- step
-    parts = _minibatches(config, data, plan, beside, world, epoch, step)
-    for minibatch, labelled in meter.timed(iter(()) if schedule.ends(settings) else parts):
-        done, last = minibatch.epoch * steps + minibatch.step + 1, minibatch.step == steps - 1
-        weight = kl_weight(settings, minibatch.epoch, done - 1)
-        for group in optimizer.param_groups:
-            group["lr"] = schedule.lr
-        meter.add(
-            take_step(
-                model, module, optimizer, minibatch, labelled, settings, seed=config.seed, kl_weight=weight, world=world
-            )
-        )
-
-        # --- tell, validate, save
-        where = {"epoch": minibatch.epoch, "step": done, "steps_per_epoch": steps, "max_epochs": max_epochs}
-        rates = {"kl_weight": weight, "lr": schedule.lr}
-        saving = done % settings.save_every_n_steps == 0
-        validating = last and _validates(config, minibatch.epoch, max_epochs)
-        if done % settings.log_every_n_steps == 0 or saving or last:
-            tell({"kind": "train", **where, **rates, **meter.read()})
-        if last:
-            tell({"kind": "epoch", **where, **rates, **meter.read_epoch()})
-        if saving or validating:
-            check_weights(module, done)
-        if validating and plan.split_cells("validation"):
-            row = {"kind": "validation", **where, **evaluate(module, data, plan, "validation", world, config, weight)}
-            before, schedule = schedule, schedule.after(settings, minibatch.epoch, named(row))
-            tell(row | {"ends": schedule.ends(settings)})
-            if settings.load_best and schedule.monitor.best != before.monitor.best:
-                best = {name: value.cpu().clone() for name, value in module.state_dict().items()}
-                if folder is not None and world.rank == 0:
-                    save_model(folder / _BEST, module, spec)
-        if saving or validating:
-            save(done)
-        if schedule.ends(settings):
-            break
-
-    if best is not None:
-        module.load_state_dict(best)
-    module.eval()
-    return Trained(module, spec, config, data, plan, log.rows)
+        if best is not None:
+            module.load_state_dict(best)
+        module.eval()
+        if writer:
+            ends = "early_stopping" if schedule.ends(settings) else "max_epochs"
+            writer.finish(module, spec, epoch=done // steps, step=done, ends=ends)
+        return Trained(module, spec, config, data, plan, log.rows)
 
 
 def resolve(config: RunConfig, data: CellData, spec: ModelSpec | None = None) -> tuple[RunConfig, Plan]:
@@ -330,32 +371,6 @@ def _minibatches(
         labelled = labelled_stream(data, beside, **where, first_step=done, n_steps=n_steps, timeout_s=timeout_s)
     stream = train_stream(data, plan, **where, epoch=epoch, step=step, n_epochs=n_epochs, timeout_s=timeout_s)
     yield from zip(stream, labelled, strict=False)
-
-
-def _best(folder: Path | None) -> dict[str, Tensor] | None:
-    """Read the best weights so far, if there are any."""
-    if folder is None or not (folder / _BEST).exists():
-        return None
-    return dict(load_model(folder / _BEST)[0].state_dict())
-
-
-def _latest(folder: Path | None, world: World) -> Checkpoint | ValueError | None:
-    """Find where to begin, on rank 0; a refusal is handed to all workers rather than left for them to wait on."""
-    if folder is None or world.rank != 0:
-        return None
-    try:
-        return newest_checkpoint(folder / "checkpoints")
-    except ValueError as error:
-        return error
-
-
-def _open_log(folder: Path | None, config: RunConfig, world: World, step: int) -> MetricsLog:
-    """Begin the record of a run, on rank 0: its resolved configuration, its workers, its metrics."""
-    if folder is None or world.rank != 0:
-        return MetricsLog(None, step=step)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-    return MetricsLog(folder / "metrics.jsonl", step=step)
 
 
 def _validates(config: RunConfig, epoch: int, max_epochs: int) -> bool:

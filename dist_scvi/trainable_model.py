@@ -13,9 +13,10 @@ from .expression_model import ExpressionModel
 from .loaders.data import CellData, open_data
 from .metrics import Progress, Row, history_of
 from .opened_model import held_anndata, read_model
+from .places import open_place
 from .query_data import prepare_query_anndata, prepare_query_data
 from .session import settings
-from .spec import ModelSpec, fit_to_spec, save_model, spec_of
+from .spec import ModelSpec, fit_to_spec, spec_of
 from .start import set_library_prior
 from .surgery import load_query
 from .train import train
@@ -141,7 +142,7 @@ class TrainableModel(ExpressionModel):
         self.to_device(choose_device(accelerator, rank=self.world.rank))
         config = self.run_config(section, run=str(run or ""), data_kwargs=data_kwargs)
         shown = Progress() if progress else None
-        folder = Path(run).expanduser().resolve() if run else None
+        folder = open_place(Path(run).expanduser().resolve() if "://" not in str(run) else str(run)) if run else None
         rows: list[Row] = []
 
         def tell(row: Row) -> None:
@@ -173,8 +174,6 @@ class TrainableModel(ExpressionModel):
         history = history_of(self.world.from_first(trained.history))
         self.history = history if folder else _joined(self.history, history)  # a folder has its own from the start
         self._plan = trained.plan
-        if folder is not None and self.world.rank == 0:
-            save_model(folder / "model", trained.module, trained.spec)
         self.world.wait()
 
     def run_config(

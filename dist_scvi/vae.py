@@ -22,9 +22,10 @@ from torch import Tensor, nn
 
 from dist_scvi.loaders.minibatch import Covariates, Tensors
 
+from .batch_norm import MicroBatchNorm, norms_of
 from .config import ModelConfig
 from .likelihood import dense_log_likelihood, sparse_log_likelihood
-from .nn import Decoder, Encoder, LinearDecoder, MicroBatchNorm, norms_of
+from .nn import Decoder, Encoder, LinearDecoder
 from .noise import Noise
 
 

@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from dist_scvi.loaders.plan import usable_workers
+
 T = TypeVar("T")
 
 _CPU = torch.device("cpu")
@@ -22,17 +24,19 @@ class World:
     rank: int = 0
     size: int = 1
     device: torch.device = _CPU
+    group: dist.ProcessGroup | None = None
+    """The workers among all processes; None for all."""
 
     def total(self, tensor: Tensor) -> Tensor:
         """Add up `tensor` over all workers, in place."""
         if self.size > 1:
-            dist.all_reduce(tensor)
+            dist.all_reduce(tensor, group=self.group)
         return tensor
 
     def maximum(self, tensor: Tensor) -> Tensor:
         """Take the element-wise maximum of `tensor` over all workers, in place."""
         if self.size > 1:
-            dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+            dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self.group)
         return tensor
 
     def from_first(self, value: T) -> T:
@@ -40,7 +44,7 @@ class World:
         if self.size == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0)
+        dist.broadcast_object_list(box, src=0, group=self.group)
         return box[0]
 
     def from_all(self, value: T) -> list[T]:
@@ -48,13 +52,13 @@ class World:
         if self.size == 1:
             return [value]
         values: list[T] = [value] * self.size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.group)
         return values
 
     def wait(self) -> None:
         """Wait until all workers are here."""
         if self.size > 1:
-            dist.barrier()
+            dist.barrier(group=self.group)
 
 
 def worker_device(local_rank: int) -> torch.device:
@@ -106,3 +110,19 @@ def process_group(device: torch.device, *, timeout_s: float) -> Iterator[World]:
 def joined_world(device: torch.device) -> World:
     """Describe the process group that a launcher has already joined."""
     return World(dist.get_rank(), dist.get_world_size(), device)
+
+
+def first_workers(device: torch.device, *, lanes: int, timeout_s: float) -> World | None:
+    """Choose, of the process group that a launcher has joined, as many workers as can share the lanes equally.
+
+    Returns
+    -------
+    World or None
+        None for a process that is one too many.
+    """
+    rank, there = dist.get_rank(), dist.get_world_size()
+    size = usable_workers(lanes, 1, there)
+    if size == there:
+        return World(rank, there, device)
+    group = dist.new_group(list(range(size)), timeout=timedelta(seconds=timeout_s))
+    return World(rank, size, device, group) if rank < size else None

@@ -7,14 +7,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .argument_types import at_least, pair, size_bytes, span
+from .render import add_launch
+
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
     _Commands = _SubParsersAction[argparse.ArgumentParser]
 
+_PAIR = pair("KEY=VALUE, for example cell_type=B")
 _EPILOG = (
-    "exit codes: 0 done; 2 a mistake in the input, named in one line; 75 workers were lost, start the same command "
-    "again to go on; 1 anything else; 130 interrupted"
+    "exit codes: 0 done; 2 a mistake in the input, named in one line; 75 not at its end, start the same command again "
+    "to go on; 1 storage or something else failed; 130 interrupted"
 )
 
 
@@ -32,7 +36,7 @@ def parse(
     )
     parser.add_argument("--version", action="version", version=f"dist_scvi {version('dist_scvi')}")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND", dest="name")
-    for add in (_simulate, _inspect, _verify, _pack, _train, _resume, _minify, _query, _export):
+    for add in (_simulate, _inspect, _verify, _pack, _train, _resume, _status, _minify, _query, _export, add_launch):
         add(subparsers)
     options, behind = parser.parse_known_args(arguments)
     words = getattr(options, "words", None)
@@ -43,15 +47,6 @@ def parse(
         words.extend(behind)
     options.command = commands[options.name]
     return options
-
-
-def _at_least(low: int) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        if not text.isdecimal() or int(text) < low:
-            raise argparse.ArgumentTypeError(f"{text!r}: a whole number from {low} on is needed")
-        return int(text)
-
-    return number
 
 
 def _words(text: str) -> list[str]:
@@ -73,33 +68,16 @@ def _size(text: str) -> float | str:
     return size
 
 
-_UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
-
-
-def _bytes(text: str) -> int:
-    number, unit = text[:-3].strip(), text[-3:]
-    if unit not in _UNITS or not number.replace(".", "", 1).isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r}: a size such as 512MiB or 2GiB is needed")
-    return int(float(number) * _UNITS[unit])
-
-
-def _pair(text: str) -> tuple[str, str]:
-    key, found, value = text.partition("=")
-    if not found:
-        raise argparse.ArgumentTypeError(f"{text!r}: write KEY=VALUE, for example cell_type=B")
-    return key, value
-
-
 def _simulate(commands: "_Commands") -> None:
     simulate = commands.add_parser("simulate", help="write a synthetic atlas")
     simulate.add_argument("out", type=Path, help="Zarr folder to write")
-    simulate.add_argument("--cells", type=_at_least(1), default=20_000)
-    simulate.add_argument("--genes", type=_at_least(1), default=2_000)
-    simulate.add_argument("--types", type=_at_least(1), default=8, help="cell types")
-    simulate.add_argument("--batches", type=_at_least(1), default=4)
-    simulate.add_argument("--seed", type=_at_least(0), default=0)
+    simulate.add_argument("--cells", type=at_least(1), default=20_000)
+    simulate.add_argument("--genes", type=at_least(1), default=2_000)
+    simulate.add_argument("--types", type=at_least(1), default=8, help="cell types")
+    simulate.add_argument("--batches", type=at_least(1), default=4)
+    simulate.add_argument("--seed", type=at_least(0), default=0)
     simulate.add_argument(
-        "--processes", type=_at_least(1), default=1, help="processes to draw cells in; the atlas is the same"
+        "--processes", type=at_least(1), default=1, help="processes to draw cells in; the atlas is the same"
     )
     simulate.add_argument("--overwrite", action="store_true")
 
@@ -123,37 +101,50 @@ def _pack(commands: "_Commands") -> None:
     pack = commands.add_parser("pack", help="write stores again as one that is shuffled, small and fast to read")
     _add_sources(pack)
     pack.add_argument("out", type=Path, help="Zarr folder to write")
-    pack.add_argument("--seed", type=_at_least(0), default=0, help="seed of the order of the cells")
+    pack.add_argument("--seed", type=at_least(0), default=0, help="seed of the order of the cells")
     pack.add_argument("--keep-order", action="store_true", help="keep the order of the source")
     pack.add_argument("--group-by", metavar="COLUMN", help="keep the cells of a category together, shuffled in each")
-    pack.add_argument("--hvg", type=_at_least(1), metavar="N", help="keep N highly variable genes (seurat_v3)")
+    pack.add_argument("--hvg", type=at_least(1), metavar="N", help="keep N highly variable genes (seurat_v3)")
     pack.add_argument("--batch-key", metavar="COLUMN", help="find highly variable genes within these batches")
     pack.add_argument("--obs-columns", type=_words, metavar="A,B", help="obs columns to keep; all by default")
     pack.add_argument("--codec", choices=["lz4hc", "lz4", "zstd"], default="lz4hc", help="compressor of the counts")
     pack.add_argument("--annbatch", action="store_true", help="write a collection that annbatch reads")
-    pack.add_argument("--memory", type=_bytes, default=2 << 30, metavar="SIZE", help="bound for all processes, 2GiB")
-    pack.add_argument("--processes", type=_at_least(1), default=1)
+    pack.add_argument(
+        "--memory", type=size_bytes, default=2 << 30, metavar="SIZE", help="bound for all, 2GiB"
+    )
+    pack.add_argument("--processes", type=at_least(1), default=1)
     pack.add_argument("--overwrite", action="store_true", help="replace a Zarr folder that is there")
 
 
 def _train(commands: "_Commands") -> None:
     train = commands.add_parser("train", help="train a model; goes on where an earlier start of the run was stopped")
     train.add_argument("words", nargs="+", metavar="RUN.yaml | key=value", help="configuration file and overrides")
+    _add_permissions(train)
     _add_workers(train)
     train.add_argument("--dry-run", action="store_true", help="print cells, genes, steps and memory, and stop")
 
 
 def _resume(commands: "_Commands") -> None:
     resume = commands.add_parser("resume", help="continue a run from its folder")
-    resume.add_argument("run", type=Path, help="folder of the run")
+    _add_run(resume)
     resume.add_argument("words", nargs="*", metavar="key=value", help="for example train.max_epochs=40")
+    _add_permissions(resume)
     _add_workers(resume)
     resume.add_argument("--dry-run", action="store_true", help="print cells, genes, steps and memory, and stop")
 
 
+def _status(commands: "_Commands") -> None:
+    status = commands.add_parser("status", help="say how a run stands: progress, speed, last checkpoint, restarts")
+    _add_run(status)
+    status.add_argument("--json", action="store_true", help="print JSON")
+    status.add_argument(
+        "--exit-code", action="store_true", help="exit with 0 only if the run is finished, with 75 if it is not"
+    )
+
+
 def _minify(commands: "_Commands") -> None:
     minify = commands.add_parser("minify", help="encode all cells of a finished run into an atlas without counts")
-    minify.add_argument("run", type=Path, help="folder of the run")
+    _add_run(minify)
     minify.add_argument("out", type=Path, nargs="?", help="folder to write; RUN/atlas by default")
     minify.add_argument("--obs-columns", type=_words, default=[], metavar="A,B", help="obs columns to carry over")
     minify.add_argument("--overwrite", action="store_true", help="replace an atlas that is there")
@@ -176,15 +167,15 @@ def _query(commands: "_Commands") -> None:
     cells = query.add_mutually_exclusive_group()
     cells.add_argument("--cells", type=_words, metavar="A,B", help="cells by name")
     cells.add_argument(
-        "--where", action="append", type=_pair, metavar="COLUMN=VALUE", help="cells by obs column; may be repeated"
+        "--where", action="append", type=_PAIR, metavar="COLUMN=VALUE", help="cells by obs column; may be repeated"
     )
     query.add_argument("--soft", action="store_true", help="give the probability of each label")
     query.add_argument("--transform-batch", type=_words, metavar="A,B", help="decode as of these batches, and average")
     query.add_argument(
         "--library-size", type=_size, metavar="NUMBER|latent", help="factor, 1 by default, or each cell's own total"
     )
-    query.add_argument("--n-samples", type=_at_least(1), help="draws of the posterior; by default its mean is decoded")
-    query.add_argument("--seed", type=_at_least(0), help="seed of the draws, 0 by default")
+    query.add_argument("--n-samples", type=at_least(1), help="draws of the posterior; by default its mean is decoded")
+    query.add_argument("--seed", type=at_least(0), help="seed of the draws, 0 by default")
     query.add_argument("--out", type=Path, help="write CSV here")
 
 
@@ -199,13 +190,36 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layer", help="read layers/LAYER instead of X, or raw/X")
     parser.add_argument("--soma-measurement", metavar="NAME", help="of TileDB-SOMA; RNA by default")
     parser.add_argument("--soma-filter", metavar="FILTER", help="cells of TileDB-SOMA, as \"tissue == 'lung'\"")
+    _add_storage(parser)
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", help="folder of the run, or its URL")
+    _add_storage(parser)
+
+
+def _add_storage(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--storage", action="append", type=_pair, default=[], metavar="KEY=VALUE", help="option of a URL's storage"
+        "--storage", action="append", type=_PAIR, default=[], metavar="KEY=VALUE", help="option of a URL's storage"
     )
 
 
+def _add_permissions(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--allow", type=_words, default=[], metavar="KEY,KEY", help="go on although these differ from the checkpoint"
+    )
+    parser.add_argument("--allow-fresh", action="store_true", help="begin anew if all checkpoints are lost or damaged")
+
+
 def _add_workers(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--workers", type=_at_least(1), default=1, help="more than one are started with Ray Train")
-    parser.add_argument("--cpus-per-worker", type=_at_least(1), help="by default an equal share of this machine's")
-    parser.add_argument("--gpus-per-worker", type=_at_least(0), default=0)
-    parser.add_argument("--max-failures", type=_at_least(0), default=3, help="how often lost workers are replaced")
+    parser.add_argument(
+        "--workers",
+        type=span,
+        default=(1, 1),
+        metavar="N | MIN:MAX",
+        help="more than one are started with Ray Train; of a range, as many as there is room for",
+    )
+    parser.add_argument("--address", help="of a running Ray cluster, or auto; by default one is started for this")
+    parser.add_argument("--cpus-per-worker", type=at_least(1), help="by default an equal share of this machine's")
+    parser.add_argument("--gpus-per-worker", type=at_least(0), default=0)
+    parser.add_argument("--max-failures", type=at_least(0), default=3, help="how often lost workers are replaced")

@@ -1,4 +1,4 @@
-"""The command line: ``dist-scvi simulate | inspect | verify | pack | train | resume | minify | query``.
+"""The command line: ``dist-scvi simulate | inspect | verify | pack | train | resume | status | minify | query ...``.
 
 Only this file prints, and torch, zarr and ray are imported by the command that needs them.
 """
@@ -6,7 +6,6 @@ Only this file prints, and torch, zarr and ray are imported by the command that 
 import argparse
 import io
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -15,14 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .arguments import parse
+from .exits import AGAIN, MISTAKE, OK, exit_code
+from .render import launch
 
 if TYPE_CHECKING:
-    from dist_scvi.config import RunConfig
+    from dist_scvi.asks import Asks
+    from dist_scvi.config import RunConfig, TrainConfig
     from dist_scvi.loaders import CellStore
     from dist_scvi.loaders.soma_store import SomaOptions
+    from dist_scvi.places import Place
     from dist_scvi.world import World
-
-_OK, _FAILED, _MISTAKE, _AGAIN, _INTERRUPTED = 0, 1, 2, 75, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -30,25 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments, COMMANDS)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # in step with the progress on stderr, also in a file
-    try:
-        code = options.command(options)
-        sys.stdout.flush()
-    except (ValueError, FileNotFoundError, FileExistsError, FloatingPointError) as error:
-        print(f"dist-scvi: error: {' '.join(str(error).split())}", file=sys.stderr)
-        code = _MISTAKE
-    except TimeoutError as error:
-        print(f"dist-scvi: {error}", file=sys.stderr)
-        code = _AGAIN
-    except BrokenPipeError:  # as in "| head"; what is still buffered must not fail again at the end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = _OK
-    except OSError as error:
-        print(f"dist-scvi: error: {' '.join(str(error).split())}", file=sys.stderr)
-        code = _FAILED
-    except KeyboardInterrupt:
-        print("dist-scvi: interrupted; the same command goes on where it was", file=sys.stderr)
-        code = _INTERRUPTED
-    sys.exit(code)
+    sys.exit(exit_code(partial(options.command, options)))
 
 
 def _simulate(options: argparse.Namespace) -> int:
@@ -66,7 +49,7 @@ def _simulate(options: argparse.Namespace) -> int:
         progress=_progress("simulated"),
     )
     print(f"wrote {options.cells} cells x {options.genes} genes to {options.out}")
-    return _OK
+    return OK
 
 
 def _source(options: argparse.Namespace) -> "Callable[..., CellStore]":
@@ -116,7 +99,7 @@ def _inspect(options: argparse.Namespace) -> int:
         progress=_progress("read"),
     )
     print(json.dumps(inspection.to_dict(), indent=1) if options.json else format_inspection(inspection))
-    return _OK
+    return OK
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -130,7 +113,7 @@ def _verify(options: argparse.Namespace) -> int:
         progress=_progress("verified"),
     )
     print(json.dumps(found.to_dict(), indent=1) if options.json else format_verification(found))
-    return _OK if found.ok else _MISTAKE
+    return OK if found.ok else MISTAKE
 
 
 def _pack(options: argparse.Namespace) -> int:
@@ -163,7 +146,7 @@ def _pack(options: argparse.Namespace) -> int:
         progress=_progress("packed"),
     )
     print(f"packed {manifest.n_cells} cells x {manifest.n_genes} genes into {options.out}")
-    return _OK
+    return OK
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -179,96 +162,120 @@ def _train(options: argparse.Namespace) -> int:
 def _resume(options: argparse.Namespace) -> int:
     from dist_scvi.run import run_config
 
-    return _run(run_config(options.run.resolve(), options.words), options)
+    return _run(run_config(_run_of(options), options.words), options)
+
+
+def _run_of(options: argparse.Namespace) -> "Place":
+    """Open the folder of the run that a command names."""
+    from dist_scvi.places import open_place
+
+    run = options.run if "://" in options.run else Path(options.run).expanduser().resolve()
+    return open_place(run, storage_options=dict(options.storage))
 
 
 def _run(config: "RunConfig", options: argparse.Namespace) -> int:
     """Check a run at the door, then start its workers."""
-    from dist_scvi.loaders.plan import check_world_size
-    from dist_scvi.run import METRICS, MODEL, preview, train_worker
+    from dist_scvi.lease import Driver
+    from dist_scvi.loaders.plan import usable_workers
+    from dist_scvi.run import preview, run_place, train_worker
+    from dist_scvi.run_folder import MODEL
     from dist_scvi.train import open_from
 
-    check_world_size(config.train.lanes, options.workers)
-    for key, value in preview(config, open_from(config.data), workers=options.workers).items():
+    workers = usable_workers(config.train.lanes, *options.workers)
+    told = preview(config, open_from(config.data), workers=workers, allow=options.allow, fresh=options.allow_fresh)
+    for key, value in told.items():
         print(f"{key:>28}  {value}")
     if options.dry_run:
-        return _OK
-    code = _start(
-        partial(train_worker, config), Path(config.run), options, config.train.collective_timeout_s, follow=METRICS
-    )
-    if code == _OK:
-        print(f"model in {Path(config.run) / MODEL}; next: dist-scvi minify {config.run}")
-    return code
+        return OK
+    place = run_place(config)
+    task = partial(train_worker, config, driver=Driver.this(), allow=options.allow, fresh=options.allow_fresh)
+    _start(task, options, config.train, shown=place)
+    print(f"model in {place.uri}/{MODEL}; next: dist-scvi minify {config.run}")
+    return OK
+
+
+def _status(options: argparse.Namespace) -> int:
+    from dist_scvi.status import format_status, status_of
+
+    try:
+        status = status_of(_run_of(options))
+    except FileNotFoundError as error:
+        if not options.exit_code:
+            raise
+        print(error, file=sys.stderr)
+        return AGAIN
+    print(json.dumps(status.to_dict(), indent=1) if options.json else format_status(status))
+    return AGAIN if options.exit_code and status.state != "finished" else OK
 
 
 def _minify(options: argparse.Namespace) -> int:
     from dist_scvi.run import ATLAS, minify_worker, run_config
 
-    run = options.run.resolve()
-    out = options.out.resolve() if options.out else run / ATLAS
+    run = _run_of(options)
+    if options.out is None and "://" in run.uri:
+        raise ValueError(f"an atlas is written to a disk: name a folder for it, as in dist-scvi minify {run.uri} atlas")
+    out = options.out.resolve() if options.out else Path(run.uri) / ATLAS
     config = run_config(run)
-    task = partial(minify_worker, run, out, obs_columns=options.obs_columns, overwrite=options.overwrite)
     if out.exists() and not options.overwrite:
         raise ValueError(f"{out} exists: give another path, or allow it to be replaced with --overwrite")
-    code = _start(task, run, options, config.train.collective_timeout_s)
-    if code == _OK:
-        print(f"minified atlas in {out}; next: dist-scvi query {out} expression --genes GENE --by COLUMN")
-    return code
+    task = partial(minify_worker, run, out, obs_columns=options.obs_columns, overwrite=options.overwrite)
+    _start(task, options, config.train)
+    print(f"minified atlas in {out}; next: dist-scvi query {out} expression --genes GENE --by COLUMN")
+    return OK
 
 
 def _start(
-    task: "Callable[[World], None]",
-    folder: Path,
+    task: "Callable[[World, Asks], None]",
     options: argparse.Namespace,
-    timeout_s: float,
+    settings: "TrainConfig",
     *,
-    follow: str | None = None,
-) -> int:
-    """Run `task` here for one worker, on Ray Train for more."""
+    shown: "Place | None" = None,
+) -> None:
+    """Run `task` here for one worker, on Ray Train for more; show the metrics of the run in `shown`."""
+    from dist_scvi.asks import Asks
     from dist_scvi.metrics import Progress
     from dist_scvi.world import World, worker_device
 
     from .follow import shown_progress
+    from .signals import heeded
 
-    path = folder / follow if follow else folder / ".none"
-    with shown_progress(path, Progress()):
-        if options.workers == 1:
-            task(World(device=worker_device(0)))
-            return _OK
-        from .ray_train import WorkersFailedError, run_on_ray
+    with shown_progress(shown, Progress()):
+        least, most = options.workers
+        if most == 1 and options.address is None:
+            asks = Asks()
+            with heeded(asks.stop):
+                task(World(device=worker_device(0)), asks)
+            return
+        from .ray_train import run_on_ray
 
-        try:
-            run_on_ray(
-                task,
-                workers=options.workers,
-                folder=folder,
-                cpus_per_worker=options.cpus_per_worker,
-                gpus_per_worker=options.gpus_per_worker,
-                timeout_s=timeout_s,
-                max_failures=options.max_failures,
-            )
-        except WorkersFailedError as error:
-            print(f"dist-scvi: {error}", file=sys.stderr)
-            return _AGAIN
-    return _OK
+        run_on_ray(
+            task,
+            workers=most if least == most else (least, most),
+            lanes=settings.lanes,
+            address=options.address,
+            cpus_per_worker=options.cpus_per_worker,
+            gpus_per_worker=options.gpus_per_worker,
+            timeout_s=settings.collective_timeout_s,
+            max_failures=options.max_failures,
+        )
 
 
 def _query(options: argparse.Namespace) -> int:
     from .query import query
 
     query(options).to_csv(options.out or sys.stdout, float_format="%.6g")
-    return _OK
+    return OK
 
 
 def _export(options: argparse.Namespace) -> int:
-    from dist_scvi.run import MODEL
+    from dist_scvi.run_folder import MODEL
     from dist_scvi.scvi_files import write_scvi_tools
     from dist_scvi.spec import load_model
 
     folder = options.run / MODEL if (options.run / MODEL).is_dir() else options.run
     write_scvi_tools(options.out.resolve(), *load_model(folder), overwrite=options.overwrite)
     print(f"wrote {options.out}: scvi-tools 1.4.2 loads it with its cells")
-    return _OK
+    return OK
 
 
 def _progress(verb: str) -> "Callable[[int, int], None] | None":
@@ -295,9 +302,11 @@ COMMANDS = {
     "pack": _pack,
     "train": _train,
     "resume": _resume,
+    "status": _status,
     "minify": _minify,
     "query": _query,
     "export": _export,
+    "launch": launch,
 }
 
 

@@ -69,7 +69,7 @@ else
 fi
 
 say "Report"
-python - "$out/run/metrics.jsonl" <<'PY'
+python - "$out/run" <<'PY'
 import statistics, sys
 from pathlib import Path
 from dist_scvi.metrics import read_metrics

@@ -1,22 +1,24 @@
 """Watching a run from another process, through the metrics it writes."""
 
-import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dist_scvi.metrics import Progress, Row, read_metrics
+from dist_scvi.metrics import METRICS, Progress, Row, metrics_in, read_metrics
+from dist_scvi.places import LocalPlace, Place
 
-_POLL_S = 0.5
+_POLL_S, _REMOTE_POLL_S = 0.5, 10.0
 
 
 @contextmanager
-def shown_progress(path: Path, progress: Progress) -> Iterator[None]:
-    """Show the lines that are added to the metrics file `path` while the block runs."""
-    rows = read_metrics(path) if path.exists() else []
-    stop = threading.Event()
-    thread = threading.Thread(target=_watch, args=(path, progress, stop, max(map(_place, rows), default=(0, 0))))
+def shown_progress(place: Place | None, progress: Progress) -> Iterator[None]:
+    """Show the metrics that are added to the run in `place` while the block runs."""
+    if place is None:
+        yield
+        return
+    stop, last = threading.Event(), max(map(_place, read_metrics(place)), default=(0, 0))
+    thread = threading.Thread(target=_watch, args=(place, progress, stop, last))
     thread.start()
     try:
         yield
@@ -26,24 +28,34 @@ def shown_progress(path: Path, progress: Progress) -> Iterator[None]:
         progress.close()
 
 
-def _watch(path: Path, progress: Progress, stop: threading.Event, last: tuple[int, int]) -> None:
-    offset, file_number = 0, 0
+def _watch(place: Place, progress: Progress, stop: threading.Event, last: tuple[int, int]) -> None:
+    tail = _Tail(place) if isinstance(place, LocalPlace) else None
     while True:
-        ended = stop.wait(_POLL_S)
-        if path.exists():
-            if path.stat().st_ino != file_number:  # a resumed run writes the file anew
-                offset, file_number = 0, path.stat().st_ino
-            with path.open("rb") as file:
-                file.seek(offset)
-                whole, found, _ = file.read().rpartition(b"\n")
-            offset += len(whole) + len(found)
-            for line in whole.splitlines():
-                row = json.loads(line)
-                if _place(row) > last:
-                    last = _place(row)
-                    progress(row)
+        ended = stop.wait(_POLL_S if tail else _REMOTE_POLL_S)
+        for row in tail.read() if tail else read_metrics(place):
+            if _place(row) > last:
+                last = _place(row)
+                progress(row)
         if ended:
             return
+
+
+class _Tail:
+    """Reads what was added to the metrics of a run on a disk."""
+
+    def __init__(self, place: LocalPlace) -> None:
+        self._path, self._offset, self._file_number = Path(place.uri) / METRICS, 0, 0
+
+    def read(self) -> list[Row]:
+        if not self._path.exists():
+            return []
+        if self._path.stat().st_ino != self._file_number:  # a resumed run writes the file anew
+            self._offset, self._file_number = 0, self._path.stat().st_ino
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            whole, found, _ = file.read().rpartition(b"\n")
+        self._offset += len(whole) + len(found)
+        return metrics_in(whole)
 
 
 def _place(row: Row) -> tuple[int, int]:

@@ -1,161 +1,320 @@
-"""Workers on Ray Train: Ray starts, restarts and equips them; order, checkpoints and metrics are ours."""
+"""Workers on Ray Train: Ray starts, restarts, resizes and equips them; order, checkpoints and metrics are ours."""
 
-import json
+import errno
 import logging
 import os
 import shutil
+import tempfile
+import threading
+import time
 import uuid
-from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
+from dist_scvi.asks import Asks
+from dist_scvi.ends import LostLeaseError, StoppedError, WorkersFailedError
 from dist_scvi.world import World
+
+from .signals import heeded
 
 _ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
     "RAY_USAGE_STATS_ENABLED": "0",
     # how long the living wait for a dead worker before all are restarted
     "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "10",
 }
-_FAILURE = "failure.json"
+_POLL_S = 0.5
+_NOTICED_S = 15.0
+"""Within this time Ray knows of a node that is gone; what its loss breaks in others is felt at once."""
+
+_ENDS = {"stopped": StoppedError, "mistake": ValueError, "refused": OSError, "followed": LostLeaseError}
+"""Why a run ends though workers could be started anew."""
+
+_REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+"""Storage that is full, or may not be written, will be so after a restart; of all else it may have recovered."""
 
 
-class WorkersFailedError(RuntimeError):
-    """Workers were lost more often than allowed. The run is intact and goes on when it is started again."""
+Task = Callable[[World, Asks], None]
+"""What every worker does, given its place in the world and that through which it is asked to save or stop."""
 
 
 def run_on_ray(
-    task: Callable[[World], None],
+    task: Task,
     *,
-    workers: int,
-    folder: Path,
+    workers: int | tuple[int, int],
+    lanes: int = 1,
+    address: str | None = None,
     cpus_per_worker: int | None = None,
     gpus_per_worker: int = 0,
     timeout_s: float = 300.0,
     max_failures: int = 3,
+    resize_s: float = 60.0,
 ) -> None:
     """Run `task` on every worker of a Ray Train group.
 
     Parameters
     ----------
     task
-        Called with the worker's place in the world. It must be picklable, and must go on where it was when called
-        again.
+        Must be picklable, and must go on where it was when called again.
     workers
-        Number of workers.
-    folder
-        A folder that every worker sees, for Ray's records, word of failures, and the warnings of each worker.
+        Number of workers; or the least and the most, and as many as there is room for take part. Of more than the
+        greatest number that divides `lanes`, the others stand by.
+    lanes
+        The number of workers that take part divides it.
+    address
+        Of a running Ray cluster, ``auto`` for that of this machine; by default one is started, and ended afterwards.
     cpus_per_worker
-        By default an equal share of this machine's.
+        By default an equal share of this machine's, or 1 on a running cluster.
     gpus_per_worker
         GPUs of each.
     timeout_s
-        Longest wait of one worker for the others in a collective.
+        Longest wait of one worker for the others in a collective, and for a worker that does not answer.
     max_failures
-        How often lost workers are replaced.
+        How often lost workers are replaced; nodes that are taken away with notice do not count.
+    resize_s
+        Time between looks for room for more workers.
 
     Raises
     ------
     ValueError
         If a worker found a mistake that no restart can mend.
+    StoppedError
+        If the workers were asked to stop, and did.
     WorkersFailedError
-        If workers were lost more often than `max_failures`.
+        If workers were lost more often than `max_failures`, or what supervises them was lost.
+    OSError
+        If storage is full or must not be written.
+    LostLeaseError
+        If another start of the run has taken over.
 
     Notes
     -----
     Ray 2.60: a run name is never used twice, because a torn snapshot of Ray's own would make it unusable.
     """
-    for key, value in _ENVIRONMENT.items():
-        os.environ.setdefault(key, value)
     import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    cpus = cpus_per_worker or max(1, (os.cpu_count() or 1) // workers)
-    attempt = folder / ".ray" / uuid.uuid4().hex[:12]
-    attempt.mkdir(parents=True)
-    started = not ray.is_initialized()
-    if started:
-        ray.init(
-            num_cpus=max(os.cpu_count() or 1, workers),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
+    ray_train: Any = ray.train  # its types are those of an older version
+    most = workers if isinstance(workers, int) else workers[1]
+    least = workers if isinstance(workers, int) else workers[0]
+    cpus = cpus_per_worker or (1 if address else max(1, (os.cpu_count() or 1) // most))
+    told = threading.Event()
+    each = {"CPU": cpus} | ({"GPU": gpus_per_worker} if gpus_per_worker else {})
+    with heeded(told.set), _environment(timeout_s), _cluster(address, most), _scratch() as scratch:
+        _check_room(ray.nodes(), least, each)  # type: ignore[no-untyped-call]
+        board = _board()
+        trainer = TorchTrainer(
+            _worker,
+            train_loop_config={"task": task, "board": board, "cpus": cpus, "lanes": lanes, "timeout_s": timeout_s},
+            scaling_config=ray_train.ScalingConfig(
+                num_workers=workers,
+                use_gpu=gpus_per_worker > 0,
+                resources_per_worker=each,
+                elastic_resize_monitor_interval_s=resize_s,
+            ),
+            run_config=ray_train.RunConfig(
+                name=uuid.uuid4().hex[:12],
+                storage_path=scratch,
+                failure_config=ray_train.FailureConfig(max_failures=max_failures),
+            ),
+            torch_config=TorchConfig(timeout_s=int(timeout_s)),
         )
-    trainer = TorchTrainer(
-        _worker,
-        train_loop_config={"task": task, "folder": str(folder), "attempt": str(attempt), "cpus": cpus},
-        scaling_config=ScalingConfig(
-            num_workers=workers,
-            use_gpu=gpus_per_worker > 0,
-            resources_per_worker={"CPU": cpus} | ({"GPU": gpus_per_worker} if gpus_per_worker else {}),
-        ),
-        run_config=RunConfig(
-            name=attempt.name, storage_path=str(attempt), failure_config=FailureConfig(max_failures=max_failures)
-        ),
-        torch_config=TorchConfig(timeout_s=int(timeout_s)),
-    )
+        _fit(trainer, board, told)
+
+
+def _fit(trainer: Any, board: Any, told: threading.Event) -> None:
+    """Start the workers and see them to the end of their task."""
+    import ray
+    from ray.train import TrainingFailedError
+
     try:
-        _check_resources(ray.cluster_resources(), workers, cpus, gpus_per_worker)  # type: ignore[no-untyped-call]
-        trainer.fit()
-        _raise_failure(attempt)
+        with heeded(board.stop.remote):  # again: ray.init has put a handler of its own in place
+            if told.is_set():
+                raise StoppedError("stopped as asked before the workers were started")
+            trainer.fit()
     except SystemExit:  # Ray's own answer to Ctrl-C, after it has ended the workers
         raise KeyboardInterrupt from None
     except TrainingFailedError as error:
-        _raise_failure(attempt)
+        _raise_said(board)
+        times = trainer.run_config.failure_config.max_failures
         raise WorkersFailedError(
-            f"workers were lost more than {max_failures} times ({_last_line(error)}); nothing that was saved is "
-            "lost, start the same command again to go on"
+            f"workers were lost more than {times} times ({_last_line(error)}); nothing that was saved is lost"
         ) from error
+    except ray.exceptions.RayError as error:  # Ray does not start its controller anew
+        raise WorkersFailedError(
+            f"what supervises the workers was lost ({_last_line(error)}); nothing that was saved is lost"
+        ) from error
+    _raise_said(board)
+
+
+@contextmanager
+def _environment(timeout_s: float) -> Iterator[None]:
+    """Set what Ray reads from the environment of its driver, and is not set."""
+    ours = {**_ENVIRONMENT, "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(int(timeout_s))}
+    ours = {key: value for key, value in ours.items() if key not in os.environ}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for key in ours:
+            del os.environ[key]
+
+
+@contextmanager
+def _cluster(address: str | None, workers: int) -> Iterator[None]:
+    """Join a running cluster, or one that is there for this call alone."""
+    import ray
+
+    started = not ray.is_initialized()
+    if started:
+        # without "local", Ray would join a cluster that happens to run on this machine
+        own = {"address": "local", "num_cpus": max(os.cpu_count() or 1, workers), "include_dashboard": False}
+        found: dict[str, Any] = {"address": address} if address else own
+        ray.init(**found, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        yield
     finally:
         if started:
             ray.shutdown()
-        shutil.rmtree(attempt, ignore_errors=True)
-        with suppress(OSError):  # another start of the same run may use it
-            attempt.parent.rmdir()
+
+
+@contextmanager
+def _scratch() -> Iterator[str]:
+    """Give a folder for Ray's records, which nobody reads: checkpoints and results are ours."""
+    folder = tempfile.mkdtemp(prefix="dist-scvi-ray-")
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class _Board:
+    """What workers and their driver have to say to each other: why the run ends early, and that it shall."""
+
+    def __init__(self) -> None:
+        self.said: tuple[str, str] | None = None
+        self.stopping = False
+
+    def say(self, kind: str, message: str) -> None:
+        self.said = self.said or (kind, message)
+
+    def read(self) -> tuple[str, str] | None:
+        return self.said
+
+    def stop(self) -> None:
+        self.stopping = True
+
+    def is_stopping(self) -> bool:
+        return self.stopping
+
+
+def _board() -> Any:
+    """Put up a board on the node of the driver, which lives as long as it does."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(_Board).options(num_cpus=0, scheduling_strategy=here).remote()
+
+
+def _raise_said(board: Any) -> None:
+    import ray
+
+    said = None
+    with suppress(ray.exceptions.RayError):
+        said = ray.get(board.read.remote(), timeout=30)
+    if said:
+        raise _ENDS[said[0]](said[1])
 
 
 def _worker(settings: dict[str, Any]) -> None:
     """Run the task on one worker, in the process group that Ray has joined."""
+    import ray
     import torch
     from ray.train.torch import get_device
 
-    from dist_scvi.world import joined_world
+    from dist_scvi.world import first_workers
 
-    failure = Path(settings["attempt"]) / _FAILURE
-    if failure.exists():
-        return  # the group was restarted, but what stopped it would stop it again: the driver reads the failure
+    board = settings["board"]
+    if ray.get(board.read.remote()):
+        return  # the group was restarted, but what stopped it would stop it again: the driver reads the board
     torch.set_num_threads(settings["cpus"])
     device = get_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    world = joined_world(device)
-    warnings_of_this_worker = Path(settings["folder"]) / "workers" / f"{world.rank}.log"
-    warnings_of_this_worker.parent.mkdir(parents=True, exist_ok=True)
-    logging.getLogger("dist_scvi").addHandler(logging.FileHandler(warnings_of_this_worker, delay=True))
+    world = first_workers(device, lanes=settings["lanes"], timeout_s=settings["timeout_s"])
+    if world is None:
+        return  # one more than the lanes can be shared by: it stands by for the next change of size
+    asks = Asks()
+    ended = threading.Event()
+    watch = threading.Thread(target=_listen, args=(asks, board, ended), daemon=True)
+    watch.start()
     try:
-        settings["task"](world)
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
-        failure.write_text(json.dumps({"message": str(error)}))
+        settings["task"](world, asks)
+    except StoppedError as error:
+        ray.get(board.say.remote("stopped", str(error)))
+    except Exception as error:
+        end = _end(error)
+        if end is not None:
+            ray.get(board.say.remote(end, str(error)))
+        elif _is_preempted():  # a node that was announced to go is not to be taken for a failure of this worker
+            time.sleep(_NOTICED_S)
         raise
+    finally:
+        ended.set()
 
 
-def _check_resources(found: dict[str, float], workers: int, cpus: int, gpus: int) -> None:
-    """Refuse what Ray would wait for without end."""
-    for name, each in (("CPU", cpus), ("GPU", gpus)):
-        if workers * each > found.get(name, 0):
-            raise ValueError(
-                f"{workers} workers with {each} {name}s each need {workers * each}, Ray has {found.get(name, 0):.0f}: "
-                f"lower --workers or --{name.lower()}s-per-worker"
-            )
+def _end(error: Exception) -> str | None:
+    """Say which end of the run an error means; None if workers that are started anew may go on."""
+    if isinstance(error, LostLeaseError):
+        return "followed"
+    if isinstance(error, OSError) and error.errno in _REFUSED:
+        return "refused"
+    return "mistake" if isinstance(error, ValueError | FileNotFoundError | FloatingPointError) else None
 
 
-def _raise_failure(attempt: Path) -> None:
-    if (attempt / _FAILURE).exists():
-        raise ValueError(json.loads((attempt / _FAILURE).read_text())["message"])
+def _listen(asks: Asks, board: Any, ended: threading.Event) -> None:
+    """Ask for one checkpoint when a node of the group will be taken away, and for the end when the driver does."""
+    import ray
+
+    saved = False
+    with suppress(ray.exceptions.RayError):  # the driver is gone, and all its workers will be
+        while not ended.wait(_POLL_S):
+            if not saved and _is_preempted():
+                asks.save()
+                saved = True
+            if ray.get(board.is_stopping.remote()):
+                asks.stop()
+                return
+
+
+def _is_preempted() -> bool:
+    """Say whether Ray has told this worker of a node that will be taken away.
+
+    The public ``ray.train.get_preemption_info`` waits for all workers each time; this looks at what this one was told.
+    """
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    return get_train_context().preemption_context.preemption_info is not None
+
+
+def _check_room(nodes: list[dict[str, Any]], workers: int, each: dict[str, int]) -> None:
+    """Refuse what Ray would wait for without end; a worker needs all that it needs on one node."""
+    there = [node["Resources"] for node in nodes if node["Alive"]]
+    room = sum(min(int(found.get(name, 0) // number) for name, number in each.items()) for found in there)
+    if room < workers:
+        needed = " and ".join(f"{number} {name}" for name, number in each.items())
+        keys = " or ".join(f"--{name.lower()}s-per-worker" for name in each)
+        raise ValueError(
+            f"{workers} workers with {needed} each are needed, Ray has room for {room} on {len(there)} nodes: lower "
+            f"--workers or {keys}"
+        )
 
 
 def _last_line(error: BaseException) -> str:

@@ -2,21 +2,60 @@
 
 import os
 import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
+from dist_scvi.asks import Asks
 from dist_scvi.config_file import load_config
 from dist_scvi.metrics import Progress
 from dist_scvi.run import train_worker
 from dist_scvi.world import process_group, worker_device
 
+from .exits import exit_code
+from .signals import heeded
 
-def main(arguments: list[str]) -> None:
-    """Train as one of the workers that torchrun has started."""
+_LOOK_S = 1.0
+
+
+def main(arguments: list[str]) -> int:
+    """Train as one of the workers that torchrun has started, and give the exit code."""
+    return exit_code(partial(_train, arguments))
+
+
+def _train(arguments: list[str]) -> int:
+    if not arguments:
+        raise ValueError("a configuration file is needed: -m dist_scvi.launch.torchrun run.yaml [key=value ...]")
     config = load_config(Path(arguments[0]), arguments[1:])
-    device = worker_device(int(os.environ["LOCAL_RANK"]))
-    with process_group(device, timeout_s=config.train.collective_timeout_s) as world:
-        train_worker(config, world, on_metrics=Progress())
+    device, asks = worker_device(int(os.environ["LOCAL_RANK"])), Asks()
+    with (
+        process_group(device, timeout_s=config.train.collective_timeout_s) as world,
+        heeded(asks.stop),
+        _orphaned(asks.stop),
+    ):
+        train_worker(config, world, asks, on_metrics=Progress())
+    return 0
+
+
+@contextmanager
+def _orphaned(stop: Callable[[], None]) -> Iterator[None]:
+    """While the block runs, have `stop` called, in a thread, once the agent that started this process is gone."""
+    agent, over = os.getppid(), threading.Event()
+
+    def watch() -> None:
+        while not over.wait(_LOOK_S):
+            if os.getppid() != agent:
+                stop()
+                return
+
+    threading.Thread(target=watch, name="orphaned", daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

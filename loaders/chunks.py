@@ -22,7 +22,7 @@ from zarr.codecs.sharding import ShardingCodecIndexLocation
 
 from .codecs import Decoder, checked_crc32c, decoder, decoder_v2
 from .columns import DamagedError
-from .remote import Objects
+from .objects import Objects
 
 _TASK_CHUNKS = 8
 """Chunks that one thread fetches and decodes in one go."""

@@ -7,7 +7,7 @@ from typing import Any
 import h5py
 
 from .anndata_store import AnnDataStore
-from .remote import LocalObjects
+from .objects import LocalObjects
 
 
 def open_h5ad(path: Path, *, layer: str | None = None) -> AnnDataStore:

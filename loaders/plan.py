@@ -259,6 +259,21 @@ def check_world_size(lanes: int, world_size: int) -> None:
         )
 
 
+def usable_workers(lanes: int, least: int, most: int) -> int:
+    """Give the greatest number of workers from `least` to `most` that can share the lanes evenly.
+
+    Raises
+    ------
+    ValueError
+        If there is none, with the list of those that can.
+    """
+    for size in range(most, least - 1, -1):
+        if lanes % size == 0:
+            return size
+    check_world_size(lanes, most)
+    return most
+
+
 def lane_span(plan: Plan, lane: int, step: int) -> tuple[int, int]:
     """Where the cells of `step` lie among the cells of `lane` in one epoch."""
     low = step * plan.lane_cells

@@ -1,30 +1,38 @@
-"""Objects read by byte range from a local folder or object storage, with bounded waits and errors that name them."""
+"""Objects read and written in object storage, with bounded waits and errors that name them."""
 
 import itertools
-import os
 import random
 import re
-import stat
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import obstore
-from obstore.exceptions import BaseError, NotSupportedError, PermissionDeniedError, UnauthenticatedError
+from obstore.exceptions import (
+    AlreadyExistsError,
+    BaseError,
+    NotSupportedError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+)
 from obstore.store import from_url
 from zarr.abc.store import Store
 from zarr.storage import LocalStore, ObjectStore
+
+from .objects import LocalObjects, Objects, StorageError, check_length
 
 T = TypeVar("T")
 
 _SCHEMES = ("s3", "gs", "http", "https")
 _FIRST_PAUSE_S = 0.5
 """Before the second try; it doubles with each."""
+_SLOWEST_UPLOAD = 1 << 20
+"""Bytes per second that an upload may take for longer than other requests."""
+_MOST_BYTES = 5 << 30
+"""What S3 takes in one request."""
 _CLIENT_OPTIONS = {
     *("allow_http", "allow_invalid_certificates", "connect_timeout", "default_headers", "http1_only", "http2_only"),
     *("pool_idle_timeout", "pool_max_idle_per_host", "proxy_ca_certificate", "proxy_excludes", "proxy_url"),
@@ -33,116 +41,28 @@ _CLIENT_OPTIONS = {
 """Options that obstore takes for the connection and not for the storage; given as the latter they make it panic."""
 
 
-class StorageError(OSError):
-    """Storage that did not deliver an object, after all tries."""
-
-
-class Objects(Protocol):
-    """The objects below one URI, named by keys such as ``X/data/c/0``. All methods may be called from many threads.
-
-    All raise `FileNotFoundError` for an object that is absent, where nothing else is said, and `StorageError` where
-    storage fails.
-    """
-
-    uri: str
-    remote: bool
-
-    def size(self, key: str) -> int | None:
-        """Give the bytes of an object, None if it is absent."""
-        ...
-
-    def read(self, key: str, start: int, length: int) -> memoryview:
-        """Read `length` bytes of an object from `start` on, into memory that this thread's next read may use again.
-
-        Raises
-        ------
-        ValueError
-            If the object ends before.
-        """
-        ...
-
-    def read_whole(self, key: str) -> bytes | memoryview:
-        """Read an object."""
-        ...
-
-    def version(self, key: str) -> str:
-        """Give a text that changes when the object is written again."""
-        ...
-
-
 def open_objects(uri: str | Path, *, storage_options: Mapping[str, str] | None = None) -> Objects:
     """Open the objects below a local folder or a URL; see `RemoteObjects`."""
     return RemoteObjects(str(uri), storage_options=storage_options) if "://" in str(uri) else LocalObjects(Path(uri))
 
 
-class LocalObjects:
-    """The files below the folder `root`.
-
-    Files are read and not mapped, for a mapped file that is cut short ends the process. At most `max_open` stay open.
-    """
-
-    remote = False
-
-    def __init__(self, root: Path, *, max_open: int = 256) -> None:
-        self.uri = str(root)
-        self._opened = lru_cache(max_open)(_OpenFile)
-        self._held = threading.local()
-
-    def size(self, key: str) -> int | None:
-        """Give the bytes of a file; see `Objects`."""
-        try:
-            found = Path(self.uri, key).stat()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        return found.st_size if stat.S_ISREG(found.st_mode) else None
-
-    def read(self, key: str, start: int, length: int) -> memoryview:
-        """Read a range of a file; see `Objects`."""
-        path = f"{self.uri}/{key}"
-        room = self._room(length)
-        got = 0
-        with _failing_disk(path):
-            file = self._opened(path)
-            while got < length and (more := _read_into(file.number, room[got:], start + got)):
-                got += more  # one read gives at most 2 GiB
-        _check_length(path, start, length, got)
-        return room
-
-    def _room(self, length: int) -> memoryview:
-        """Give this thread's memory: fresh one costs more than reading into it."""
-        if not hasattr(self._held, "room") or len(self._held.room) < length:
-            self._held.room = memoryview(bytearray(length + length // 4))
-        room: memoryview = self._held.room[:length]
-        return room
-
-    def read_whole(self, key: str) -> bytes:
-        """Read a file; see `Objects`."""
-        with _failing_disk(f"{self.uri}/{key}"):
-            return Path(self.uri, key).read_bytes()
-
-    def version(self, key: str) -> str:
-        """Tell by inode, size and time of change; see `Objects`."""
-        with _failing_disk(f"{self.uri}/{key}"):
-            found = Path(self.uri, key).stat()
-        return f"{found.st_ino}-{found.st_size}-{found.st_mtime_ns}"
-
-
 class RemoteObjects:
-    """The objects below a URL.
+    """The objects below a URL. All methods may be called from many threads.
 
     Parameters
     ----------
     uri
         ``s3://bucket/folder``, ``gs://bucket/folder``, ``http://...`` or ``https://...``.
     storage_options
-        What obstore takes beside the environment: credentials, ``endpoint``, ``region``, ``proxy_url``. Public buckets
-        are read with ``skip_signature="true"``.
+        What obstore takes beside the environment (``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_REGION``,
+        ``AWS_ENDPOINT_URL``, ``GOOGLE_SERVICE_ACCOUNT`` and so on): credentials, ``endpoint``, ``region``,
+        ``proxy_url``. Public buckets are read with ``skip_signature="true"``.
     retries
         Tries after the first.
     timeout_s
         Longest time in which no byte comes before a try is given up.
     deadline_s
-        Longest time that a read takes with all its tries.
+        Longest time that a request takes with all its tries; of an upload, 2 s more for each MiB.
 
     Raises
     ------
@@ -162,7 +82,7 @@ class RemoteObjects:
         deadline_s: float = 120.0,
     ) -> None:
         self.uri = uri.rstrip("/")
-        self._retries, self._deadline_s = retries, deadline_s
+        self._options, self._retries, self._deadline_s = storage_options, retries, deadline_s
         self._store = _store_of(uri, storage_options, retries=0, timeout_s=timeout_s, deadline_s=deadline_s)
 
     def size(self, key: str) -> int | None:
@@ -184,7 +104,7 @@ class RemoteObjects:
                 raise
 
         got = self._tried(key, ranged) if length else memoryview(b"")
-        _check_length(f"{self.uri}/{key}", start, length, len(got))
+        check_length(f"{self.uri}/{key}", start, length, len(got))
         return got
 
     def read_whole(self, key: str) -> memoryview:
@@ -196,26 +116,136 @@ class RemoteObjects:
         found = self._meta(key)
         return f"{found['e_tag']}-{found['last_modified'].timestamp():.0f}-{found['size']}"
 
+    def write(self, key: str, content: bytes) -> None:
+        """Write or replace an object, whole or not at all.
+
+        Raises
+        ------
+        StorageError
+            If the storage fails.
+        ValueError
+            If it is larger than storage takes at once.
+        """
+        store, deadline_s = self._uploading(key, len(content))
+
+        def put() -> None:
+            obstore.put(store, key, content, use_multipart=False)
+
+        self._tried(key, put, "written", deadline_s)
+
+    def create(self, key: str, content: bytes) -> bool:
+        """Write an object if there is none; False if there is one.
+
+        A try whose answer is lost may have made it: one that is there at the next try counts as made if it has this
+        content.
+
+        Raises
+        ------
+        StorageError, ValueError
+            As `write`.
+        """
+        store, deadline_s = self._uploading(key, len(content))
+        tries = itertools.count(1)
+
+        def put() -> bool:
+            again = next(tries) > 1
+            try:
+                obstore.put(store, key, content, mode="create", use_multipart=False)
+            except AlreadyExistsError as error:
+                there = self._content(key)
+                if there is None and _status(error) == 409:
+                    raise  # S3 asks to try again what met another request for the object
+                return again and there == content
+            return True
+
+        return self._tried(key, put, "written", deadline_s)
+
+    def copy(self, key: str, to: str) -> None:
+        """Copy an object, in place of one that is there.
+
+        Raises
+        ------
+        FileNotFoundError
+            If it is absent.
+        StorageError
+            If the storage fails.
+        """
+        self._tried(key, lambda: obstore.copy(self._store, key, to), "copied")
+
+    def delete(self, key: str) -> None:
+        """Delete an object, if it is there.
+
+        Raises
+        ------
+        StorageError
+            If the storage fails.
+        """
+        with suppress(FileNotFoundError):
+            self._tried(key, lambda: obstore.delete(self._store, key), "deleted")
+
+    def keys(self, folder: str) -> list[str]:
+        """Give the keys of all objects below a folder, which may be empty, in order.
+
+        Raises
+        ------
+        StorageError
+            If the storage fails.
+        """
+        found = self._tried(folder, lambda: obstore.list(self._store, folder or None).collect(), "listed")
+        return sorted(about["path"] for about in found)
+
+    def names(self, folder: str) -> list[str]:
+        """Name the objects and folders right below a folder, in order; none if there is no such folder.
+
+        Raises
+        ------
+        StorageError
+            If the storage fails.
+        """
+        found = self._tried(folder, lambda: obstore.list_with_delimiter(self._store, folder or None), "listed")
+        keys = [*found["common_prefixes"], *(about["path"] for about in found["objects"])]
+        return sorted({key.rstrip("/").rpartition("/")[2] for key in keys})
+
+    def _uploading(self, key: str, size: int) -> tuple[Any, float]:
+        """Give a client that waits while `size` bytes are sent, and how long.
+
+        To obstore the whole upload is a time in which no byte comes.
+        """
+        if size > _MOST_BYTES:
+            raise ValueError(f"{self.uri}/{key} would have {size} bytes: object storage takes {_MOST_BYTES} at once")
+        if size < _SLOWEST_UPLOAD:
+            return self._store, self._deadline_s
+        deadline_s = self._deadline_s + 2 * size / _SLOWEST_UPLOAD
+        patient = _store_of(self.uri, self._options, retries=0, timeout_s=deadline_s / 2, deadline_s=deadline_s)
+        return patient, deadline_s
+
+    def _content(self, key: str) -> bytes | None:
+        with suppress(FileNotFoundError):
+            return bytes(obstore.get(self._store, key).bytes())
+        return None
+
     def _meta(self, key: str) -> Any:
         return self._tried(key, lambda: obstore.head(self._store, key))
 
-    def _tried(self, key: str, request: Callable[[], T]) -> T:
+    def _tried(self, key: str, request: Callable[[], T], what: str = "delivered", deadline_s: float | None = None) -> T:
         """Answer `request`, in one of the tries allowed.
 
         A try lasts at most half of the deadline, and none begins in its second half.
         """
         began = time.monotonic()
+        until_s = (deadline_s or self._deadline_s) / 2
         for tries in itertools.count(1):
             try:
                 return request()
             except FileNotFoundError:
-                raise FileNotFoundError(f"{self.uri}/{key} does not exist") from None
+                absent = f"the bucket of {self.uri}" if what == "written" else f"{self.uri}/{key}"
+                raise FileNotFoundError(f"{absent} does not exist") from None
             except BaseError as error:
                 pause_s = random.uniform(0.5, 1.0) * _FIRST_PAUSE_S * 2 ** (tries - 1)
                 waited_s = time.monotonic() - began
-                if _is_final(error) or tries > self._retries or waited_s + pause_s > self._deadline_s / 2:
+                if _is_final(error) or tries > self._retries or waited_s + pause_s > until_s:
                     raise StorageError(
-                        f"{self.uri}/{key} was not delivered in {tries} {'tries' if tries > 1 else 'try'} over "
+                        f"{self.uri}/{key} was not {what} in {tries} {'tries' if tries > 1 else 'try'} over "
                         f"{waited_s:.1f} s ({_reason(error)}): {_ADVICE}"
                     ) from error
             time.sleep(pause_s)
@@ -255,43 +285,6 @@ _ADVICE = (
 )
 
 
-def _read_into(number: int, room: memoryview, start: int) -> int:
-    if hasattr(os, "preadv"):
-        return os.preadv(number, [room], start)
-    got = os.pread(number, len(room), start)  # macOS
-    room[: len(got)] = got
-    return len(got)
-
-
-class _OpenFile:
-    """A descriptor that is closed when its last user, the cache or a read, lets go of it."""
-
-    def __init__(self, path: str) -> None:
-        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-    def __del__(self) -> None:
-        if hasattr(self, "number"):
-            os.close(self.number)
-
-
-@contextmanager
-def _failing_disk(path: str) -> Iterator[None]:
-    try:
-        yield
-    except (FileNotFoundError, NotADirectoryError):
-        raise FileNotFoundError(f"{path} does not exist") from None
-    except OSError as error:
-        raise StorageError(f"{path} cannot be read ({error.strerror}): see that its disk is sound") from error
-
-
-def _check_length(where: str, start: int, length: int, got: int) -> None:
-    if got != length:
-        raise ValueError(
-            f"{where} is truncated: bytes {start} to {start + length - 1} are needed, {got} of these {length} are "
-            "there; restore it from a copy or write the store again"
-        )
-
-
 def _store_of(uri: str, options: Mapping[str, str] | None, *, retries: int, timeout_s: float, deadline_s: float) -> Any:
     scheme = uri.partition("://")[0]
     if scheme not in _SCHEMES:
@@ -319,7 +312,7 @@ def _store_of(uri: str, options: Mapping[str, str] | None, *, retries: int, time
 def _is_final(error: BaseError) -> bool:
     """Tell whether another try would end alike."""
     status = _status(error)
-    refused = status is not None and 400 <= status < 500 and status not in (408, 429)
+    refused = status is not None and 400 <= status < 500 and status not in (408, 409, 429)
     return refused or isinstance(error, (PermissionDeniedError, UnauthenticatedError, NotSupportedError))
 
 

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from .chunks import ChunkedArray, decoder_of
 from .columns import read_range
 from .lost_rows import Losses, budget, narrow, steps, without
+from .objects import LocalObjects
 from .obs import attribute, index_of
 from .packed import MEMBER, Manifest, PackSums, packed_root, read_manifest, read_sums
-from .remote import LocalObjects
 from .rows import CsrRows
 
 _READ_ENTRIES = 1 << 22

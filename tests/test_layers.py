@@ -17,11 +17,21 @@ ALLOWED = {
     "zarrs": {"loaders/zarr_store.py"},
     "numcodecs": {"loaders/codecs.py"},
     "obstore": {"loaders/remote.py"},
+    "jsonschema": {"launch/schema_check.py"},
     "skmisc": {"loaders/genes.py"},
     "dask": {"loaders/pack.py"},
     "safetensors": {"dist_scvi/spec.py", "dist_scvi/checkpoint.py"},
+    "tensorboardX": {"dist_scvi/logger_services.py"},
+    "mlflow": {"dist_scvi/logger_services.py"},
+    "wandb": {"dist_scvi/logger_services.py"},
     "pydantic": {"dist_scvi/config.py", "dist_scvi/config_file.py", "dist_scvi/spec.py", "dist_scvi/scvi_registry.py"},
-    "argparse": {"launch/arguments.py", "launch/cli.py", "launch/query.py"},
+    "argparse": {
+        "launch/argument_types.py",
+        "launch/render.py",
+        "launch/arguments.py",
+        "launch/cli.py",
+        "launch/query.py",
+    },
 }
 
 

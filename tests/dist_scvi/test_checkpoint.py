@@ -1,5 +1,6 @@
 """Checkpoints: bit for bit what was saved, the newest good one, and only into the run they belong to."""
 
+import json
 import logging
 import pickle
 from pathlib import Path
@@ -11,16 +12,19 @@ import torch
 from torch import nn
 
 from dist_scvi.checkpoint import (
+    Checkpoint,
     check_same_run,
+    checkpoint_files,
     fingerprint,
     newest_checkpoint,
     restore,
-    save_checkpoint,
+    write_checkpoint,
 )
 from dist_scvi.config import RunConfig
 from dist_scvi.config_file import parse_config
 from dist_scvi.folder import read_folder, write_folder
 from dist_scvi.loaders import CellData, open_data
+from dist_scvi.places import LocalPlace
 
 DATA = {"n_cells": 9, "batch": {"key": "donor", "categories": ["d0", "d1"]}}
 
@@ -42,10 +46,14 @@ def take_steps(module: nn.Module, optimizer: torch.optim.Optimizer, n_steps: int
         optimizer.step()
 
 
-def save(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, step: int, keep: int = 2) -> Path:
-    config = config_of(train={"keep_checkpoints": keep})
-    options = {"epoch": step // 10, "step": step % 10, "steps_per_epoch": 10, "config": config, "data": DATA}
-    return save_checkpoint(folder, module=module, optimizer=optimizer, **options)
+def save(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, step: int, keep: int = 2) -> None:
+    config = config_of(train={"keep_checkpoints": keep}).model_dump(mode="json")
+    state = {"epoch": step // 10, "step": step % 10, "config": config, "data": DATA}
+    write_checkpoint(LocalPlace(folder), step, checkpoint_files(module, optimizer, state), keep=keep)
+
+
+def newest(folder: Path) -> Checkpoint | None:
+    return newest_checkpoint(LocalPlace(folder))
 
 
 def everything(module: nn.Module, optimizer: torch.optim.Optimizer) -> list[bytes]:
@@ -70,7 +78,7 @@ def test_a_restored_run_is_bit_for_bit_the_saved_one(tmp_path: Path) -> None:
     take_steps(module, optimizer)
     save(tmp_path, module, optimizer, 23)
     again, its_optimizer = network(seed=1)
-    checkpoint = newest_checkpoint(tmp_path)
+    checkpoint = newest(tmp_path)
     assert checkpoint is not None
     restore(checkpoint, again, its_optimizer)
     assert (checkpoint.state["epoch"], checkpoint.state["step"]) == (2, 3)
@@ -81,13 +89,13 @@ def test_a_restored_run_is_bit_for_bit_the_saved_one(tmp_path: Path) -> None:
 
 
 def test_there_is_none_before_the_first(tmp_path: Path) -> None:
-    assert newest_checkpoint(tmp_path / "checkpoints") is None
+    assert newest(tmp_path / "checkpoints") is None
 
 
 def test_the_newest_is_taken(saved: Path) -> None:
-    checkpoint = newest_checkpoint(saved)
+    checkpoint = newest(saved)
     assert checkpoint is not None
-    assert (checkpoint.path.name, checkpoint.state["epoch"], checkpoint.state["step"]) == ("step-0000000012", 1, 2)
+    assert (checkpoint.name, checkpoint.state["epoch"], checkpoint.state["step"]) == ("step-0000000012", 1, 2)
 
 
 def test_only_the_newest_are_kept(saved: Path) -> None:
@@ -101,9 +109,9 @@ def test_a_damaged_one_is_set_aside_and_the_one_before_is_used(
 ) -> None:
     (saved / "step-0000000012" / name).write_bytes(b"x")
     with caplog.at_level(logging.WARNING):
-        checkpoint = newest_checkpoint(saved)
+        checkpoint = newest(saved)
     assert checkpoint is not None
-    assert checkpoint.path.name == "step-0000000007"
+    assert checkpoint.name == "step-0000000007"
     assert "set aside" in caplog.text
     assert name in caplog.text
     assert sorted(path.name for path in saved.iterdir()) == [
@@ -115,9 +123,9 @@ def test_a_damaged_one_is_set_aside_and_the_one_before_is_used(
 
 def test_a_half_written_one_is_passed_over(saved: Path) -> None:
     (saved / ".partial-step-0000000014").mkdir()
-    checkpoint = newest_checkpoint(saved)
+    checkpoint = newest(saved)
     assert checkpoint is not None
-    assert checkpoint.path.name == "step-0000000012"
+    assert checkpoint.name == "step-0000000012"
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_afresh(saved: Path) -> None:
@@ -125,7 +133,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_afresh(saved: Pa
         (path / "state.json").unlink()
     for _ in range(2):  # also once they are set aside
         with pytest.raises(ValueError, match=r"^no checkpoint in .* verifies \(3 damaged\): restore one from a copy"):
-            newest_checkpoint(saved)
+            newest(saved)
 
 
 def test_a_pickle_is_refused_and_nothing_is_executed(saved: Path) -> None:
@@ -135,9 +143,9 @@ def test_a_pickle_is_refused_and_nothing_is_executed(saved: Path) -> None:
 
     path = saved / "step-0000000012"
     write_folder(path, read_folder(path) | {"model.safetensors": pickle.dumps(Bomb())})
-    checkpoint = newest_checkpoint(saved)
+    checkpoint = newest(saved)
     assert checkpoint is not None
-    assert checkpoint.path.name == "step-0000000007"
+    assert checkpoint.name == "step-0000000007"
     assert not (saved / "executed").exists()
 
 
@@ -145,15 +153,15 @@ def test_a_file_that_verifies_but_is_lacking_is_as_bad_as_damage(saved: Path) ->
     path = saved / "step-0000000012"
     files = read_folder(path)
     write_folder(path, {"state.json": files["state.json"]})
-    checkpoint = newest_checkpoint(saved)
+    checkpoint = newest(saved)
     assert checkpoint is not None
-    assert checkpoint.path.name == "step-0000000007"
+    assert checkpoint.name == "step-0000000007"
 
 
 def test_another_model_is_refused_before_anything_is_installed(saved: Path) -> None:
     module, optimizer = network(width=6)
     before = everything(module, optimizer)
-    checkpoint = newest_checkpoint(saved)
+    checkpoint = newest(saved)
     assert checkpoint is not None
     with pytest.raises(ValueError, match=r"step-0000000012 holds another model: 0\.bias, 0\.weight, .* differ"):
         restore(checkpoint, module, optimizer)
@@ -178,7 +186,7 @@ def test_another_optimizer_state_is_refused_before_anything_is_installed(
     write_folder(path, files | {"optimizer.safetensors": safetensors.torch.save(kept)})
     module, optimizer = network(seed=1)
     before = everything(module, optimizer)
-    checkpoint = newest_checkpoint(saved)
+    checkpoint = newest(saved)
     assert checkpoint is not None
     with pytest.raises(ValueError, match=message):
         restore(checkpoint, module, optimizer)
@@ -186,7 +194,7 @@ def test_another_optimizer_state_is_refused_before_anything_is_installed(
 
 
 def test_another_run_is_refused_with_every_difference(saved: Path) -> None:
-    checkpoint = newest_checkpoint(saved)
+    checkpoint = newest(saved)
     assert checkpoint is not None
     config = config_of(train={"keep_checkpoints": 3, "lr": 0.5}, model={"n_latent": 4})
     data = {"n_cells": 8, "batch": {"key": "donor", "categories": ["d0", "d2"]}}
@@ -202,7 +210,7 @@ def test_another_run_is_refused_with_every_difference(saved: Path) -> None:
 
 
 def test_keys_that_change_no_number_may_change(saved: Path) -> None:
-    checkpoint = newest_checkpoint(saved)
+    checkpoint = newest(saved)
     assert checkpoint is not None
     free = {"max_epochs": 9, "save_every_n_steps": 3, "keep_checkpoints": 7, "log_every_n_steps": 2}
     where = {"uri": "/elsewhere.zarr", "memory_mib": 64, "timeout_s": 5}
@@ -212,11 +220,10 @@ def test_keys_that_change_no_number_may_change(saved: Path) -> None:
 
 def test_when_the_learning_rate_depends_on_validations_these_may_not_change(saved: Path) -> None:
     module, optimizer = network()
-    config = config_of(train={"reduce_lr_on_plateau": True})
-    save_checkpoint(
-        saved, module=module, optimizer=optimizer, epoch=2, step=0, steps_per_epoch=10, config=config, data=DATA
-    )
-    checkpoint = newest_checkpoint(saved)
+    config = config_of(train={"reduce_lr_on_plateau": True}).model_dump(mode="json")
+    state = {"epoch": 2, "step": 0, "config": config, "data": DATA}
+    write_checkpoint(LocalPlace(saved), 20, checkpoint_files(module, optimizer, state), keep=1)
+    checkpoint = newest(saved)
     assert checkpoint is not None
     check_same_run(checkpoint, config_of(train={"reduce_lr_on_plateau": True, "early_stopping": True}), DATA)
     with pytest.raises(ValueError, match=r"train\.check_val_every_n_epoch was 1, is 2"):
@@ -226,9 +233,9 @@ def test_when_the_learning_rate_depends_on_validations_these_may_not_change(save
 def test_what_else_is_kept_comes_back_as_it_was(tmp_path: Path) -> None:
     module, optimizer = network()
     kept = {"schedule": {"lr": 0.1 * 0.6, "best": None}, "epoch_sums": [1 / 3, 2e300]}
-    where = {"epoch": 0, "step": 3, "steps_per_epoch": 10, "config": config_of(), "data": DATA}
-    save_checkpoint(tmp_path, module=module, optimizer=optimizer, **where, kept=kept)
-    checkpoint = newest_checkpoint(tmp_path)
+    state = {"epoch": 0, "step": 3, "config": config_of().model_dump(mode="json"), "data": DATA, **kept}
+    write_checkpoint(LocalPlace(tmp_path), 3, checkpoint_files(module, optimizer, state), keep=1)
+    checkpoint = newest(tmp_path)
     assert checkpoint is not None
     assert checkpoint.state["schedule"] == kept["schedule"]
     assert checkpoint.state["epoch_sums"] == kept["epoch_sums"]
@@ -251,9 +258,54 @@ def test_the_fingerprint_tells_genes_columns_and_categories_apart(adata: Any, da
     "state", [b"[]", b"{}", b'{"epoch": "1", "step": 0, "config": {}, "data": {}}', b"[" * 100_000]
 )
 def test_a_state_that_makes_no_sense_is_set_aside(saved: Path, state: bytes) -> None:
-    newest = max(saved.glob("step-*"))
-    write_folder(newest, read_folder(newest) | {"state.json": state})
-    checkpoint = newest_checkpoint(saved)
+    path = max(saved.glob("step-*"))
+    write_folder(path, read_folder(path) | {"state.json": state})
+    checkpoint = newest(saved)
     assert checkpoint is not None
-    assert checkpoint.path.name < newest.name
-    assert (saved / f"damaged-{newest.name}").exists()
+    assert checkpoint.name < path.name
+    assert (saved / f"damaged-{path.name}").exists()
+
+
+def test_differences_that_are_named_are_allowed_and_the_others_are_not(saved: Path) -> None:
+    checkpoint = newest(saved)
+    assert checkpoint is not None
+    config = config_of(train={"keep_checkpoints": 3, "lr": 0.5, "batch_size": 64})
+    with pytest.raises(ValueError, match=r"train\.batch_size was 1024, is 64; undo the change") as refused:
+        check_same_run(checkpoint, config, DATA, allowed=["train.lr"])
+    assert "--allow" not in str(refused.value)
+    config = config_of(train={"lr": 0.5, "weight_decay": 0.0})
+    with pytest.raises(ValueError, match=r"allow it with --allow train\.lr,train\.weight_decay, or train into"):
+        check_same_run(checkpoint, config, DATA)
+    check_same_run(checkpoint, config, DATA, allowed=["train.lr", "train.weight_decay"])
+    with pytest.raises(ValueError, match=r"^train\.batch_size cannot be allowed to change in a run: train\.lr, "):
+        check_same_run(checkpoint, config, DATA, allowed=["train.batch_size"])
+
+
+def test_other_versions_of_packages_are_refused_unless_named(saved: Path) -> None:
+    path = saved / "step-0000000012"
+    files = read_folder(path)
+    state = json.loads(files["state.json"])
+    assert state["versions"]["torch"] == torch.__version__
+    state["versions"]["torch"] = "2.0.0"
+    write_folder(path, files | {"state.json": json.dumps(state).encode()})
+    checkpoint = newest(saved)
+    assert checkpoint is not None
+    with pytest.raises(ValueError, match=r"versions\.torch was '2\.0\.0', is '.*--allow versions\.torch"):
+        check_same_run(checkpoint, config_of(), DATA)
+    check_same_run(checkpoint, config_of(), DATA, allowed=["versions.torch"])
+
+
+def test_who_does_not_write_the_run_sets_nothing_aside(saved: Path) -> None:
+    (saved / "step-0000000012" / "state.json").unlink()
+    checkpoint = newest_checkpoint(LocalPlace(saved), mend=False)
+    assert checkpoint is not None
+    assert checkpoint.name == "step-0000000007"
+    assert (saved / "step-0000000012").exists()
+
+
+def test_one_without_a_manifest_is_set_aside_as_incomplete_and_is_no_lost_run(saved: Path) -> None:
+    for path in saved.glob("step-*"):
+        (path / "MANIFEST.json").unlink()
+    for _ in range(2):
+        assert newest(saved) is None
+    assert len(list(saved.glob("incomplete-step-*"))) == 3

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from dist_scvi.metrics import Meter, MetricsLog, Progress, Row, describe, history_of, read_metrics
+from dist_scvi.config import ModelConfig
+from dist_scvi.metrics import METRICS, Meter, MetricsLog, Progress, Row, describe, history_of, read_metrics
+from dist_scvi.places import LocalPlace
 from dist_scvi.step import Step
+from dist_scvi.vae import VAE
 from dist_scvi.world import World
 
 
@@ -28,14 +31,14 @@ def row(step: int, kind: str = "train") -> Row:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     """The metrics of a run that came to step 6."""
-    log = MetricsLog(tmp_path / "metrics.jsonl", step=0)
+    log = MetricsLog(LocalPlace(tmp_path), step=0)
     for step in (2, 4, 6):
         log.write(row(step))
-    return tmp_path / "metrics.jsonl"
+    return tmp_path / METRICS
 
 
 def test_what_is_written_reads_back(path: Path) -> None:
-    assert read_metrics(path) == [row(2), row(4), row(6)]
+    assert read_metrics(path.parent) == [row(2), row(4), row(6)]
 
 
 def test_without_a_path_rows_are_kept_in_memory() -> None:
@@ -45,19 +48,19 @@ def test_without_a_path_rows_are_kept_in_memory() -> None:
 
 
 def test_a_resumed_run_drops_the_steps_it_does_again_and_keeps_the_others(path: Path) -> None:
-    log = MetricsLog(path, step=4)
+    log = MetricsLog(LocalPlace(path.parent), step=4)
     assert log.rows == [row(2), row(4)]
     log.write(row(5))
-    assert read_metrics(path) == log.rows == [row(2), row(4), row(5)]
+    assert read_metrics(path.parent) == log.rows == [row(2), row(4), row(5)]
     assert [entry.name for entry in path.parent.iterdir()] == ["metrics.jsonl"]
 
 
 @pytest.mark.parametrize("cut", [1, 5, 40])
 def test_a_line_cut_off_by_a_kill_is_left_out(path: Path, cut: int) -> None:
     path.write_text(path.read_text().rstrip("\n")[:-cut])
-    assert read_metrics(path) == [row(2), row(4)]
-    MetricsLog(path, step=6).write(row(6))
-    assert read_metrics(path) == [row(2), row(4), row(6)]
+    assert read_metrics(path.parent) == [row(2), row(4)]
+    MetricsLog(LocalPlace(path.parent), step=6).write(row(6))
+    assert read_metrics(path.parent) == [row(2), row(4), row(6)]
 
 
 def test_progress_on_a_terminal_is_one_live_line() -> None:
@@ -98,22 +101,26 @@ def test_a_line_says_where_the_run_is_and_how_it_goes() -> None:
 def test_lines_from_the_first_that_is_none_of_ours_are_left_out(path: Path, line: str) -> None:
     good = json.dumps({"kind": "train", "step": 1})
     path.write_text(f"{good}\n{line}\n{good}\n")
-    assert [row["step"] for row in read_metrics(path)] == [1]
+    assert [row["step"] for row in read_metrics(path.parent)] == [1]
 
 
 def step_of(number: int, loss_n: list[float]) -> Step:
     """Step `number` of epochs of 4, whose losses are half reconstruction and half kl."""
     loss = torch.tensor(loss_n, dtype=torch.float64)
     sums = torch.stack([loss.sum(), loss.sum() / 2, loss.sum() / 2, torch.tensor(float(len(loss))), torch.tensor(7.0)])
-    return Step(number // 4, number % 4, sums, np.arange(100, 100 + len(loss_n)), loss)
+    return Step(number // 4, number % 4, sums, np.arange(100, 100 + len(loss_n)), loss, torch.zeros(2))
+
+
+def meter_of() -> Meter:
+    return Meter(World(), VAE(3, config=ModelConfig()), 50.0)
 
 
 def test_a_line_is_the_mean_over_the_cells_of_its_steps_and_an_epoch_that_of_all_its_lines() -> None:
-    meter = Meter(World(), 50.0)
+    meter = meter_of()
     for number, losses in enumerate([[1, 2, 3], [4], [5, 5]]):
         meter.add(step_of(number, losses))
         if number:
-            meter.read()
+            meter.read(0)
     assert meter.read_epoch() | {"cells_hash": 0} == {
         "loss": 20 / 6,
         "elbo": 20 / 6,
@@ -123,41 +130,41 @@ def test_a_line_is_the_mean_over_the_cells_of_its_steps_and_an_epoch_that_of_all
         "cells_hash": 0,
     }
     meter.add(step_of(4, [8, 9]))
-    line = meter.read()
+    line = meter.read(0)
     assert (line["loss"], line["cells"], line["cells_hash"]) == (8.5, 2, 7)
     assert line.keys() >= {"cells_per_s", "steps_per_s", "wait_share", "memory_mib"}
     assert meter.read_epoch()["loss"] == 8.5
 
 
 def test_an_epoch_begun_before_a_restart_is_counted_whole() -> None:
-    whole, first, second = (Meter(World(), 50.0) for _ in range(3))
+    whole, first, second = (meter_of() for _ in range(3))
     for number, losses in enumerate([[1, 2, 3], [4.5], [5, 1 / 3]]):
         for meter in (whole, first if number < 2 else second):
             meter.add(step_of(number, losses))
-            meter.read()
+            meter.read(0)
             if meter is first:
-                second.epoch_sums = json.loads(json.dumps(first.epoch_sums))
+                second.state = json.loads(json.dumps(first.state))
     assert second.read_epoch() == whole.read_epoch()
 
 
 def test_a_loss_that_is_not_finite_names_epoch_step_and_cells() -> None:
-    meter = Meter(World(), 50.0)
+    meter = meter_of()
     for number, losses in enumerate([[1, 2], [3, float("nan"), 4, float("inf")], [float("nan")]]):
         meter.add(step_of(4 + number, losses))
     with pytest.raises(
         FloatingPointError, match=r"became nan in step 2 of epoch 2, at 2 of 4 cells \(rows 101, 103\): lo"
     ):
-        meter.read()
+        meter.read(0)
 
 
 def test_no_more_than_ten_cells_are_named_and_weights_blamed_if_it_is_all_of_them() -> None:
-    meter = Meter(World(), 50.0)
+    meter = meter_of()
     meter.add(step_of(0, [float("inf")] * 12))
     rows = ", ".join(map(str, range(100, 110)))
     with pytest.raises(
         FloatingPointError, match=rf"became inf .* at 12 of 12 cells \(rows {rows}, \.\.\.\), since the"
     ):
-        meter.read()
+        meter.read(0)
 
 
 def test_the_history_has_the_names_and_indices_of_scvi_tools() -> None:

@@ -1,7 +1,7 @@
 """Minifying: an AnnData that others open, equal to the model's own answers, and there only when complete."""
 
+import copy
 import json
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +16,8 @@ from dist_scvi.loaders import CellData, open_data
 from dist_scvi.minify import minify
 from dist_scvi.model import SCVI
 from dist_scvi.spec import load_model
-from dist_scvi.world import World
+
+from .workers import together
 
 KEYS = {"batch_key": "batch", "categorical_covariate_keys": ["site"], "continuous_covariate_keys": ["age"]}
 
@@ -138,7 +139,10 @@ def test_a_folder_of_something_else_is_never_replaced(data: CellData, write, tmp
 
 
 @pytest.mark.usefixtures("small_chunks")
-def test_cells_that_turn_out_to_be_no_counts_leave_no_atlas(data: CellData, write, adata: ad.AnnData) -> None:
+def test_cells_that_turn_out_to_be_no_counts_leave_no_atlas(
+    data: CellData, write, adata: ad.AnnData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dist_scvi.question._PROBES", 1)
     path = write(data)
     before = files(path)
     late = open_data(adata.copy(), **KEYS)
@@ -156,21 +160,9 @@ def test_cells_that_turn_out_to_be_no_counts_leave_no_atlas(data: CellData, writ
 
 @pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize("size", [2, 3])
-def test_several_workers_write_what_one_writes(
-    data: CellData, write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
-) -> None:
+def test_several_workers_write_what_one_writes(data: CellData, write, tmp_path: Path, size: int) -> None:
     alone = files(write(data, "alone"))
-    barrier = threading.Barrier(size)
-    monkeypatch.setattr(World, "wait", lambda _: barrier.wait(60))
-    workers = [
-        threading.Thread(target=write, args=(data, "shared"), kwargs={"world": World(rank, size)})
-        for rank in range(size)
-    ]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(60)
-    monkeypatch.undo()
+    together(size, lambda world: write(data, "shared", world=world))
     assert files(tmp_path / "shared") == alone
 
 
@@ -196,8 +188,73 @@ def test_every_shard_is_written_once_and_whole(data: CellData, write, monkeypatc
 def test_progress_reaches_the_number_of_cells(data: CellData, write) -> None:
     told: list[tuple[int, int]] = []
     write(data, on_progress=lambda *progress: told.append(progress))
-    assert told[0] == (32, 403)
+    assert told[:2] == [(0, 403), (32, 403)]
     assert told[-1] == (403, 403)
+
+
+class CutError(Exception):
+    """The power is gone."""
+
+
+def cut_off(write, data: CellData, path: Path, at: int, **options: object) -> None:
+    def check(done: int, _: int) -> None:
+        if done >= at:
+            raise CutError
+
+    with pytest.raises(CutError):
+        write(data, path.name, on_progress=check, **options)
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_what_was_encoded_is_not_encoded_again_and_counts_as_progress(
+    model: SCVI, data: CellData, write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, encoded, told = files(write(data, "whole")), [], []
+    encode = model.module.encode
+    cut_off(write, data, tmp_path / "atlas", 160, overwrite=True)
+    monkeypatch.setattr(model.module, "encode", lambda cells: encoded.append(len(cells.library_n)) or encode(cells))
+    write(data, on_progress=lambda *progress: told.append(progress))
+    assert sum(encoded) == 403 - 160
+    assert (told[0], told[-1]) == ((160, 403), (403, 403))
+    assert files(tmp_path / "atlas") == whole
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("other", ["weights", "counts", "carried", "columns"])
+def test_what_was_done_of_another_model_or_other_cells_is_not_used(
+    model: SCVI, rich: CellData, adata: ad.AnnData, tmp_path: Path, other: str
+) -> None:
+    def write(module: object, cells: CellData, columns: list[str], **options: object) -> None:
+        minify(module, model.spec, cells, tmp_path / "atlas", obs_columns=columns, **options)
+
+    def cells(**columns: object) -> CellData:
+        changed = adata.copy()
+        changed.obs["depth"] = np.arange(403, dtype=np.int16)
+        changed.obs["depth"] += np.int16(other == "carried")
+        if other == "counts":
+            changed.X[0, changed.X[0].indices[0]] += 1
+        return open_data(changed, **KEYS)
+
+    with pytest.raises(CutError):
+        write(
+            model.module, rich, ["depth"], on_progress=lambda done, _: (_ for _ in ()).throw(CutError) if done else None
+        )
+    module, told = copy.deepcopy(model.module), []
+    if other == "weights":
+        module.px_r.data[0] += 1
+    columns = ["depth", "age"] if other != "columns" else []
+    write(module, cells(), columns, on_progress=lambda *progress: told.append(progress))
+    assert told[0] == (0, 403)
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_an_atlas_stays_until_the_one_that_replaces_it_is_complete(data: CellData, write, tmp_path: Path) -> None:
+    before = files(write(data))
+    cut_off(write, data, tmp_path / "atlas", 160, overwrite=True)
+    assert files(tmp_path / "atlas") == before
+    write(data, overwrite=True, lineage={"run": "another"})
+    assert open_atlas(tmp_path / "atlas").manifest["lineage"] == {"run": "another"}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["atlas"]
 
 
 def test_data_that_does_not_fit_the_model_is_refused(write, adata: ad.AnnData, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Answers written to a folder are those given in memory, complete or absent, and open as an AnnData."""
 
 import io
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ import zarr
 
 from dist_scvi import rows_out
 from dist_scvi.loaders import CellData
-from dist_scvi.rows_out import RowsProgress, answer_rows, check_count, chunk_cells_of, write_rows
+from dist_scvi.rows_out import RowsProgress, answer_rows, check_count, chunk_cells_of
 from dist_scvi.selection import Selection, select
+from dist_scvi.shards import Shards
 
 from .workers import together
 
 GENES = [f"g{gene}" for gene in range(6)]
+write_rows = partial(rows_out.write_rows, question={"asked": "places"})
 
 
 def answers(minibatch: Any) -> dict[str, np.ndarray]:
@@ -78,12 +81,13 @@ def test_every_chunk_is_on_disk_and_written_once(
     data: CellData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spans: list[tuple[int, int]] = []
-    write = rows_out._write
-    monkeypatch.setattr(
-        rows_out,
-        "_write",
-        lambda root, start, stop, arrays: (spans.append((start, stop)), write(root, start, stop, arrays)),
-    )
+    write = Shards.write
+
+    def record(shards: Shards, start: int, stop: int, arrays: Any) -> None:
+        spans.append((start, stop))
+        write(shards, start, stop, arrays)
+
+    monkeypatch.setattr(Shards, "write", record)
     group = write_rows(select(data), lambda found: {"obs/lost": np.full(found.n_cells, np.nan)}, tmp_path / "out.zarr")
     assert spans == [(start, min(start + 30, 403)) for start in range(0, 403, 30)]
     assert group["obs/lost"].shards == (30,)
@@ -117,6 +121,45 @@ def test_a_folder_that_was_not_finished_is_absent_and_does_not_hinder_the_next(
     assert [path.name for path in tmp_path.iterdir()] == ["out.zarr"]
 
 
+@pytest.mark.usefixtures("small_shards")
+def test_what_was_computed_is_not_computed_again_but_for_another_question(
+    data: CellData, adata: ad.AnnData, tmp_path: Path
+) -> None:
+    out, computed = tmp_path / "out.zarr", []
+
+    def compute(minibatch: Any) -> dict[str, np.ndarray]:
+        if minibatch.n_cells > 1:  # else it is asked what there is to write
+            computed.append(int(minibatch.row_n[0]))
+            if computed[-1] == 120:
+                raise RuntimeError("the power is gone")
+        return answers(minibatch)
+
+    def begin(cells: Any = None, **options: Any) -> int:
+        computed.clear()
+        with pytest.raises(RuntimeError, match="the power is gone"):
+            write_rows(select(data, cells), compute, out, var_names=GENES, chunk_cells=15, **options)
+        return computed[0]
+
+    assert begin() == 0
+    for another in ({"cells": np.arange(300)}, {"question": {"seed": 2}}, {"attributes": {"labels": ["B"]}}):
+        assert begin(**another) == 0
+        assert begin(**another) == 120
+    told: list[tuple[int, int]] = []
+    options = {"chunk_cells": 30, "on_progress": lambda *at: told.append(at)}  # computed in other steps from here on
+    write_rows(select(data), answers, out, var_names=GENES, attributes={"labels": ["B"]}, **options)
+    assert told[:2] == [(120, 403), (150, 403)]
+    assert told[-1] == (403, 403)
+    check(out, select(data), adata)
+
+
+def test_what_is_added_in_the_end_is_there_when_the_folder_appears(data: CellData, tmp_path: Path) -> None:
+    def add(root: zarr.Group) -> None:
+        assert not (tmp_path / "out.zarr").exists()
+        root.attrs["added"] = True
+
+    assert write_rows(select(data), answers, tmp_path / "out.zarr", finish=add).attrs["added"]
+
+
 def test_a_place_that_is_taken_or_far_away_is_refused(data: CellData, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     with pytest.raises(ValueError, match=r"out='.*mine' exists: give another path"):
@@ -135,10 +178,12 @@ def test_cells_in_another_order_are_refused(
 
 
 def test_the_answer_in_memory_is_in_the_order_asked_and_on_disk_the_same(data: CellData, tmp_path: Path) -> None:
-    found = answer_rows(select(data, [9, 2, 9]), answers, batch_size=2)
+    found = answer_rows(select(data, [9, 2, 9]), answers, question={}, batch_size=2)
     assert isinstance(found, list)
     np.testing.assert_array_equal(found[1], [[9, -9], [2, -2], [9, -9]])
-    group = answer_rows(select(data, [2, 9]), answers, tmp_path / "out.zarr", var_names=GENES, batch_size=1)
+    group = answer_rows(
+        select(data, [2, 9]), answers, tmp_path / "out.zarr", question={}, var_names=GENES, batch_size=1
+    )
     assert isinstance(group, zarr.Group)
     np.testing.assert_array_equal(group["obsm/place"], [[2, -2], [9, -9]])
 
@@ -159,10 +204,13 @@ def test_progress_is_shown_on_a_terminal_and_nowhere_else(data: CellData, tmp_pa
     terminal, file = Terminal(), io.StringIO()
     for stream in (terminal, file):
         progress = RowsProgress(stream)
+        progress(50, 403)  # done by an earlier start
         progress(100, 403)
         progress(403, 403)
-    assert "100/403 cells" in terminal.getvalue()
-    assert terminal.getvalue().endswith("left\n")
+    first, second, last = terminal.getvalue().split("\r\x1b[K")[1:]
+    assert first == "50/403 cells"
+    assert second.startswith("100/403 cells  ")
+    assert last.endswith("/s  0.0 min left\n")
     assert file.getvalue() == ""
     seen: list[tuple[int, int]] = []
     write_rows(
@@ -173,4 +221,4 @@ def test_progress_is_shown_on_a_terminal_and_nowhere_else(data: CellData, tmp_pa
         chunk_cells=100,
         on_progress=lambda *at: seen.append(at),
     )
-    assert seen == [(100, 403), (200, 403), (300, 403), (400, 403), (403, 403)]
+    assert seen == [(0, 403), (100, 403), (200, 403), (300, 403), (400, 403), (403, 403)]

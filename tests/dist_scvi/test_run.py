@@ -13,7 +13,9 @@ import yaml
 from dist_scvi.atlas import open_atlas
 from dist_scvi.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from dist_scvi.folder import read_folder
-from dist_scvi.run import _at_one_moment, is_finished, minify_worker, preview, run_config, train_worker
+from dist_scvi.places import LocalPlace
+from dist_scvi.run import _at_one_moment, minify_worker, preview, run_config, train_worker
+from dist_scvi.run_folder import is_finished
 from dist_scvi.spec import load_history, load_model
 from dist_scvi.train import open_from
 from dist_scvi.world import World
@@ -67,10 +69,12 @@ def test_a_run_leaves_its_configuration_metrics_workers_and_model(store: Path, r
         "config.yaml",
         "metrics.jsonl",
         "checkpoints",
+        "lease",
         "workers",
         "model",
+        "RESULT.json",
     }
-    resolved = run_config(run)
+    resolved = run_config(LocalPlace(run))
     assert (resolved.run, resolved.data.uri, resolved.train.max_epochs) == (str(run), str(store), 2)
     assert resolved.train.n_steps_kl_warmup == 6
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -95,18 +99,26 @@ def test_a_finished_run_started_again_does_nothing_new(store: Path, run: Path) -
 
 def test_the_resolved_configuration_gives_the_same_run(run: Path) -> None:
     before = read_folder(run / "model")
-    train_worker(run_config(run), World())
+    train_worker(run_config(LocalPlace(run)), World())
     assert read_folder(run / "model") == before
 
 
 def test_a_run_is_finished_when_its_model_is_whole(run: Path, tmp_path: Path) -> None:
-    assert is_finished(run)
-    assert not is_finished(tmp_path)
+    assert is_finished(LocalPlace(run))
+    assert not is_finished(LocalPlace(tmp_path))
+    copy = LocalPlace(tmp_path / "copy")
+    shutil.copytree(run, copy.path)
+    assert is_finished(copy)
+    train_worker(run_config(copy, ["train.max_epochs=3"]), World())
+    shutil.copytree(run / "model", copy.path / "model", dirs_exist_ok=True)
+    assert not is_finished(copy), "the model is whole, but of a shorter run"
 
 
 def test_minifying_a_finished_run_says_where_the_atlas_comes_from(run: Path, tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
-    minify_worker(run, tmp_path / "atlas", World(), obs_columns=["site"], on_progress=lambda *at: told.append(at))
+    minify_worker(
+        LocalPlace(run), tmp_path / "atlas", World(), obs_columns=["site"], on_progress=lambda *at: told.append(at)
+    )
     atlas = open_atlas(tmp_path / "atlas")
     assert np.isfinite(atlas.get_latent_representation()).all()
     assert (atlas.manifest["lineage"]["run"], atlas.manifest["lineage"]["train"]["max_epochs"]) == (str(run), 2)
@@ -117,18 +129,20 @@ def test_minifying_a_finished_run_says_where_the_atlas_comes_from(run: Path, tmp
 def test_a_run_that_has_not_ended_is_not_minified(store: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     with pytest.raises(FileNotFoundError, match=r"run is no run: it has no config\.yaml; start one with"):
-        minify_worker(run, tmp_path / "atlas", World())
+        minify_worker(LocalPlace(run), tmp_path / "atlas", World())
     train_worker(config_of(store, run, max_epochs=1), World())
     (run / "model" / "spec.json").write_text("{}")
     with pytest.raises(ValueError, match=r"run has no finished model: continue it with 'dist-scvi resume"):
-        minify_worker(run, tmp_path / "atlas", World())
+        minify_worker(LocalPlace(run), tmp_path / "atlas", World())
     assert not (tmp_path / "atlas").exists()
 
 
 def test_overrides_apply_to_the_configuration_of_a_run(run: Path) -> None:
-    assert run_config(run, ["train.max_epochs=9"]).train.max_epochs == 9
+    assert run_config(LocalPlace(run), ["train.max_epochs=9"]).train.max_epochs == 9
     with pytest.raises(ValueError, match=r"^there is no key train\.epochs"):
-        run_config(run, ["train.epochs=9"])
+        run_config(LocalPlace(run), ["train.epochs=9"])
+    with pytest.raises(ValueError, match=r"^a run is resumed where it lies: leave out run="):
+        run_config(LocalPlace(run), ["run=elsewhere"])
 
 
 def test_a_preview_names_the_categories_that_are_held_out(store: Path, tmp_path: Path) -> None:
@@ -140,15 +154,15 @@ def test_a_preview_names_the_categories_that_are_held_out(store: Path, tmp_path:
 
 def test_soma_is_read_as_of_one_moment_in_every_start_of_a_run(tmp_path: Path) -> None:
     config = config_of(tmp_path / "experiment", tmp_path / "run")
-    assert _at_one_moment(config) == config
+    assert _at_one_moment(config, LocalPlace(tmp_path / "run")) == config
     (tmp_path / "experiment" / "__group").mkdir(parents=True)
-    first = _at_one_moment(config)
+    first = _at_one_moment(config, LocalPlace(tmp_path / "run"))
     assert first.data.soma is not None
     assert first.data.soma.timestamp_ms is not None
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(first.model_dump(mode="json")))
     time.sleep(0.01)
-    assert _at_one_moment(config) == first
+    assert _at_one_moment(config, LocalPlace(tmp_path / "run")) == first
 
 
 def test_scanvi_from_the_model_of_another_run_trains_and_is_resumed_without_it(
@@ -166,12 +180,12 @@ def test_scanvi_from_the_model_of_another_run_trains_and_is_resumed_without_it(
     told = preview(config, open_from(config.data), workers=2)
     assert (told["epochs"], told["labelled"].split()[1]) == (10, "cells,")
     train_worker(config.model_copy(update={"train": config.train.model_copy(update={"max_epochs": 1})}), World())
-    assert run_config(folder).model.n_latent == 4
+    assert run_config(LocalPlace(folder)).model.n_latent == 4
     shutil.rmtree(before)
-    train_worker(run_config(folder, ["train.max_epochs=2"]), World())
+    train_worker(run_config(LocalPlace(folder), ["train.max_epochs=2"]), World())
     _, spec = load_model(folder / "model")
     assert (spec.model.model_name, spec.label.categories) == ("SCANVI", ("B", "T"))
-    assert preview(run_config(folder), open_from(config.data), workers=1)["epochs"] == 2
+    assert preview(run_config(LocalPlace(folder)), open_from(config.data), workers=1)["epochs"] == 2
 
 
 def test_a_model_that_does_not_fit_is_refused_before_anything_is_written(

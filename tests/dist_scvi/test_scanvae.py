@@ -7,9 +7,11 @@ import torch
 from dist_scvi import scanvae
 from dist_scvi.config import ModelConfig
 from dist_scvi.loaders.minibatch import Covariates, Tensors
+from dist_scvi.losses import cell_losses
 from dist_scvi.noise import RowNoise, StepNoise, step_noise
 from dist_scvi.scanvae import SCANVAE
 from dist_scvi.vae import Labelled
+from dist_scvi.world import World
 
 N, G, L = 21, 12, 5
 SIZES = (8, 8, 5)
@@ -151,6 +153,19 @@ def test_a_worker_without_labelled_cells_takes_part_all_the_same() -> None:
     assert terms.logits_ml.shape == (0, L)
     (terms.reconstruction_n.sum() + terms.logits_ml.sum()).backward()
     assert [len(norm.sums) for norm in module.norms()].count(2) == 2  # of the encoder and the classifier
+
+
+@pytest.mark.parametrize("together", [None, World()])
+def test_a_worker_without_any_cells_has_a_gradient_of_zero_for_every_weight(together: World | None) -> None:
+    module = module_of(use_observed_lib_size=False).train()
+    for norm in module.norms():
+        norm.world = together
+    empty, none = cells_of(np.zeros(0, dtype=np.int64)), step_noise(0, 0, 0, (), (), torch.device("cpu"))
+    terms = module(empty, (), none, Labelled(empty, (), none))
+    (cell_losses(terms, 1.0).sum() + terms.logits_ml.sum()).backward()
+    found = gradients(module)
+    assert found.keys() == {name for name, value in module.named_parameters() if value.requires_grad}
+    assert all((value == 0).all() for value in found.values())
 
 
 def test_a_prior_of_labels_moves_the_divergence_from_it() -> None:

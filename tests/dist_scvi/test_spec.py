@@ -13,6 +13,7 @@ from dist_scvi.config import ModelConfig
 from dist_scvi.folder import read_folder, write_folder
 from dist_scvi.loaders import CellData, open_data
 from dist_scvi.model import SCVI
+from dist_scvi.places import open_place
 from dist_scvi.spec import (
     Covariate,
     ModelSpec,
@@ -23,6 +24,8 @@ from dist_scvi.spec import (
     save_model,
     spec_of,
 )
+
+from ..loaders.object_server import ObjectServer  # noqa: TID252 - tests are no package
 
 
 def reopen(adata: ad.AnnData, **changes: object) -> CellData:
@@ -80,6 +83,27 @@ def test_a_specification_of_another_format_is_refused(saved: Path) -> None:
     write_folder(saved, files | {"spec.json": json.dumps(changed).encode()})
     with pytest.raises(ValueError, match=r"cannot be read(.|\n)*dist_scvi\.model/1"):
         load_model(saved)
+
+
+def test_a_model_is_saved_and_read_in_object_storage_as_on_a_disk(model: SCVI, tmp_path: Path) -> None:
+    (tmp_path / "bucket").mkdir()
+    with ObjectServer(tmp_path) as server:
+        for uri in ("s3://bucket/model", str(tmp_path / "model")):
+            place = open_place(uri, storage_options=server.s3_options)
+            save_model(place, model.module, model.spec, history={"a": 1}, is_trained=False)
+            module, spec = load_model(place)
+            assert spec == model.spec
+            assert all(map(torch.equal, module.state_dict().values(), model.module.state_dict().values()))
+            assert load_history(place) == ({"a": 1}, False)
+            place.write("spec.json", b"{}")
+            with pytest.raises(ValueError, match=rf"^{uri}/spec.json has 2 bytes"):
+                load_model(place)
+
+
+def test_a_model_that_is_not_there_is_told_from_a_damaged_one(tmp_path: Path) -> None:
+    for read in (load_model, load_history):
+        with pytest.raises(FileNotFoundError, match=f"^{tmp_path}/model does not exist"):
+            read(tmp_path / "model")
 
 
 def test_a_folder_of_something_else_is_no_model(tmp_path: Path) -> None:

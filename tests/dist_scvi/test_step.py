@@ -1,5 +1,6 @@
 """One step: gradients are those of the mean over all cells of the global minibatch, however it is parted."""
 
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from dist_scvi import scanvae
 from dist_scvi.config import ModelConfig, TrainConfig
 from dist_scvi.loaders import CellData, make_plan, open_data
 from dist_scvi.loaders.labelled import labelled_plan, labelled_stream
@@ -228,4 +230,116 @@ def test_weights_that_are_not_finite_are_refused_by_name(spec: ModelSpec) -> Non
 
 def test_one_worker_needs_no_averaging(spec: ModelSpec) -> None:
     module = spec.build()
-    assert average_gradients(module, World()) is module
+    assert average_gradients(module, World(), TrainConfig.model_validate({"gradient_compression": "bf16"})) is module
+
+
+def test_what_a_worker_asks_is_told_with_the_step(data: CellData, spec: ModelSpec) -> None:
+    module, part = spec.build().train(), first_parts(data, 1)[0]
+    given = {"seed": 0, "kl_weight": 0.5, "world": World()}
+    for asked in ((0.0, 0.0), (1.0, 0.0), (0.0, 2.0)):
+        step = take_step(module, module, descent(module, 0.0), *part, TrainConfig(), **given, asked=asked)
+        assert step.asked.dtype == torch.float64
+        assert step.asked.tolist() == list(asked)
+        assert step.sums[3].item() == part[0].n_cells
+
+
+@pytest.fixture(scope="module")
+def every_column(adata: ad.AnnData) -> CellData:
+    """Cells of which all columns that a minibatch may have are known; every twentieth has a label."""
+    adata = adata.copy()
+    label = adata.obs["label"].astype(str).to_numpy()
+    adata.obs["label"] = np.where(np.arange(len(label)) % 20 == 0, label, "unknown")
+    adata.obs["size"] = np.linspace(0.5, 2, len(label), dtype=np.float32)
+    return open_data(
+        adata,
+        batch_key="batch",
+        labels_key="label",
+        unlabeled_category="unknown",
+        size_factor_key="size",
+        categorical_covariate_keys=["site"],
+        continuous_covariate_keys=["age"],
+    )
+
+
+@pytest.mark.parametrize(("name", "rows"), [("SCVI", 1 << 14), ("SCANVI", 1 << 14), ("SCANVI", 1)])
+def test_a_step_computed_in_parts_is_the_step_computed_at_once(
+    every_column: CellData, monkeypatch: pytest.MonkeyPatch, name: str, rows: int
+) -> None:
+    """Also if labelled cells are fewer than parts, and where SCANVI computes again going backward."""
+    monkeypatch.setattr(scanvae, "_ROWS_AT_ONCE", rows)
+    options = {"dispersion": "gene-label"} if name == "SCANVI" else {"encode_covariates": True}
+    spec = spec_of(ModelConfig.model_validate({"model_name": name, "n_hidden": 16, **options}), 0, every_column)
+    parts, taken = first_parts(every_column, 1, labels=name == "SCANVI"), []
+    for n_parts in (1, 2, 3, 99):
+        module, passes = spec.build(), []
+        module.register_forward_pre_hook(lambda *_, passes=passes: passes.append(1))
+        step = step_with(module, descent(module, 0.1), parts, gradient_accumulation_steps=n_parts)
+        taken.append((step, module.state_dict()))
+        assert len(passes) == min(n_parts, len(parts[0][0].micro_n))
+        assert all(not norm.sums for norm in module.norms())
+    (step, weights), *others = taken
+    for other, state in others:
+        torch.testing.assert_close(other.sums, step.sums, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(other.loss_n, step.loss_n, rtol=1e-5, atol=1e-4)
+        np.testing.assert_array_equal(other.row_n, step.row_n)
+        for key, value in weights.items():
+            torch.testing.assert_close(state[key], value, rtol=1e-4, atol=1e-4, msg=key)
+
+
+def test_parts_hold_less_for_the_backward_pass(data: CellData) -> None:
+    ((minibatch, _),), peaks = first_parts(data, 1), []
+    for n_parts in (1, 4):
+        held = Held()
+        module = spec_of(ModelConfig(n_hidden=4), 0, data).build()
+        with torch.autograd.graph.saved_tensors_hooks(held.keep, lambda kept: kept.tensor):
+            step_with(module, descent(module, 0.1), [(minibatch, None)], gradient_accumulation_steps=n_parts)
+        peaks.append(held.most)
+    assert peaks[1] < 0.4 * peaks[0]
+
+
+class Kept:
+    """A tensor that autograd keeps."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+
+
+class Held:
+    """Counts the bytes that autograd keeps at the same time."""
+
+    def __init__(self) -> None:
+        self.now = self.most = 0
+
+    def keep(self, tensor: torch.Tensor) -> Kept:
+        kept = Kept(tensor.detach())
+        self._add(tensor.nbytes)
+        weakref.finalize(kept, self._add, -tensor.nbytes)
+        return kept
+
+    def _add(self, n_bytes: int) -> None:
+        self.now += n_bytes
+        self.most = max(self.most, self.now)
+
+
+def test_all_cells_normalised_together_and_in_parts_are_refused() -> None:
+    for fine in ({"batch_norm": "global"}, {"gradient_accumulation_steps": 2}):
+        TrainConfig.model_validate(fine)
+    with pytest.raises(ValueError, match=r"batch_norm='global' .* gradient_accumulation_steps=2"):
+        TrainConfig.model_validate({"batch_norm": "global", "gradient_accumulation_steps": 2})
+
+
+@pytest.mark.parametrize("labels", [False, True])
+def test_all_cells_normalised_together_are_a_single_micro_minibatch(few_labels: CellData, labels: bool) -> None:
+    spec = scanvi(few_labels, dropout_rate=0.0) if labels else spec_of(ModelConfig(dropout_rate=0.0), 0, few_labels)
+    parts, module = first_parts(few_labels, 1, labels=labels), spec.build()
+    step_with(module, descent(module, 0.0), parts, batch_norm="global")
+    layer, norm = module.z_encoder.encoder.fc_layers[0].children()
+    last = [part for part in parts[0] if part][-1]
+    hidden = layer(torch.log1p(last.to("cpu").counts_ng)).detach()
+    before = (0.0, 1.0)
+    if labels:
+        first = layer(torch.log1p(parts[0][0].to("cpu").counts_ng)).detach()
+        before = (0.01 * first.mean(0), 0.99 + 0.01 * first.var(0))
+    torch.testing.assert_close(norm.running_mean, 0.99 * before[0] + 0.01 * hidden.mean(0), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(norm.running_var, 0.99 * before[1] + 0.01 * hidden.var(0), rtol=1e-4, atol=0)
+    assert {norm.world for norm in module.norms()} == {None}

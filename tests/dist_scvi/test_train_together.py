@@ -70,7 +70,7 @@ def assert_same(rows: list[Row], expected: list[Row], *, rtol: float) -> None:
 
 def test_two_workers_train_as_one_and_in_mid_epoch_four_go_on(run_yaml: Path, alone: list[Row], tmp_path: Path) -> None:
     torchrun(run_yaml, tmp_path, 2)
-    rows = read_metrics(tmp_path / "metrics.jsonl")
+    rows = read_metrics(tmp_path)
     assert_same(rows, alone, rtol=1e-5)
     assert {row["labelled_cells"] for row in rows if row["kind"] == "train"} == {42}
     model = load_model(tmp_path / "model")[0].state_dict()
@@ -83,10 +83,10 @@ def test_two_workers_train_as_one_and_in_mid_epoch_four_go_on(run_yaml: Path, al
     assert {name: value.numpy().tobytes() for name, value in again.items()} == {
         name: value.numpy().tobytes() for name, value in model.items()
     }
-    assert_same(read_metrics(tmp_path / "metrics.jsonl"), rows, rtol=0)
+    assert_same(read_metrics(tmp_path), rows, rtol=0)
 
     for path in (tmp_path / "checkpoints").glob("step-*"):
         if int(path.name[-10:]) > 8:
             path.rename(path.with_name(f"dropped-again-{path.name}"))
     torchrun(run_yaml, tmp_path, 4)
-    assert_same(read_metrics(tmp_path / "metrics.jsonl"), alone, rtol=1e-5)
+    assert_same(read_metrics(tmp_path), alone, rtol=1e-5)

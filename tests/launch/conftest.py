@@ -1,5 +1,7 @@
 """A run on a small simulated store, for workers started in every way."""
 
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,8 @@ import pytest
 import yaml
 from anndata import AnnData
 from scipy import sparse
+
+from .fault_runs import Crew, Toy, assert_each_cell_once, finish_here, steps_done_again, toy_cells, write_config
 
 
 @pytest.fixture(scope="session")
@@ -40,3 +44,38 @@ def run_yaml(store: Path, tmp_path: Path) -> Path:
     data = {"uri": str(store), "batch_key": "batch"}
     path.write_text(yaml.safe_dump({"run": str(tmp_path / "run"), "data": data, "train": train}))
     return path
+
+
+@pytest.fixture(scope="session")
+def crew() -> Iterator[Crew]:
+    crew = Crew()
+    yield crew
+    crew.close()
+
+
+@pytest.fixture(scope="session")
+def toy_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small run that faults are tried on; see `fault_runs.write_config`."""
+    folder = tmp_path_factory.mktemp("toy")
+    toy_cells().write_h5ad(folder / "cells.h5ad")
+    return write_config(folder / "run.yaml", folder / "cells.h5ad")
+
+
+@pytest.fixture
+def toy(toy_config: Path, tmp_path: Path) -> Toy:
+    return Toy(toy_config, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(crew: Crew, toy_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Toy]:
+    """The run as so many workers do it when nothing happens."""
+
+    @cache
+    def of(workers: int) -> Toy:
+        toy = Toy(toy_config, tmp_path_factory.mktemp("undisturbed"))
+        crew.finish(toy, workers=workers) if workers > 1 else finish_here(toy)
+        assert_each_cell_once(toy)
+        assert steps_done_again(toy) == 0
+        return toy
+
+    return of

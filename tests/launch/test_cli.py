@@ -1,6 +1,11 @@
 """The command line: the whole way in five commands, and a user's mistake told in one line with its exit code."""
 
 import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import anndata as ad
@@ -10,6 +15,9 @@ import pytest
 import yaml
 
 from dist_scvi.launch.cli import main
+from dist_scvi.lease import Driver, claim
+from dist_scvi.metrics import read_metrics
+from dist_scvi.places import LocalPlace
 
 
 def run(*arguments: object) -> int:
@@ -62,6 +70,89 @@ def test_training_again_changes_nothing_and_resuming_goes_further(short: Path) -
     steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(steps)
     assert steps[-1] == 42
+
+
+def test_a_run_that_is_told_to_end_saves_says_start_again_and_goes_on(short: Path) -> None:
+    whole = short.parent / "whole"
+    assert run("train", short, f"run={whole}", "train.max_epochs=9") == 0
+    command = [sys.executable, "-m", "dist_scvi.launch.cli", "train", str(short), "train.max_epochs=9"]
+    place = LocalPlace(short.parent / "run")
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        steps = len(read_metrics(place))
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        deadline = time.monotonic() + 60
+        while len(read_metrics(place)) < steps + 3 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 75, said
+        assert "all of it is saved; start the same command again to go on" in said
+        assert run("status", place.uri, "--exit-code") == 75
+        last = max(int(name[-10:]) for name in place.names("checkpoints") if name.startswith("step-"))
+        assert f"after step {last} of 189" in said
+    assert run("train", short, "train.max_epochs=9") == 0
+    assert run("status", place.uri, "--exit-code") == 0
+    models = [(folder / "model" / "weights.safetensors").read_bytes() for folder in (whole, place.path)]
+    assert models[0] == models[1]
+    steps = [(row["step"], row["kind"], row["elbo"]) for row in read_metrics(place)]
+    assert steps == [(row["step"], row["kind"], row["elbo"]) for row in read_metrics(LocalPlace(whole))]
+
+
+def test_a_second_driver_is_refused_while_the_first_runs(short: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lease = claim(LocalPlace(short.parent / "run"), Driver.this())
+    assert run("train", short) == 2
+    assert "one run has one writer" in capsys.readouterr().err
+    lease.release()
+    assert run("train", short) == 0
+
+
+def test_the_status_of_a_run_is_told_in_lines_or_as_json(short: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = short.parent / "run"
+    assert run("status", folder) == 2
+    assert run("train", short) == 0
+    capsys.readouterr()
+    assert run("status", folder) == 0
+    assert "step 21 of 21, epoch 1 of 1" in capsys.readouterr().out
+    assert run("status", folder, "--json", "--exit-code") == 0
+    assert json.loads(capsys.readouterr().out)["state"] == "finished"
+
+
+def test_what_may_differ_on_resume_must_be_named(short: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = short.parent / "run"
+    assert run("train", short, "train.n_steps_kl_warmup=5") == 0
+    further = ["resume", folder, "train.max_epochs=2", "train.lr=0.002"]
+    assert run(*further) == 2
+    assert "train.lr was 0.001, is 0.002; undo the change" in capsys.readouterr().err
+    assert run(*further, "--dry-run") == 2
+    assert run(*further, "--allow", "train.lr") == 0
+    rates = {row["lr"] for row in read_metrics(LocalPlace(folder)) if row["kind"] == "epoch"}
+    assert rates == {0.001, 0.002}
+
+
+def test_a_run_whose_checkpoints_are_gone_begins_anew_only_if_that_is_allowed(
+    short: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("train", short) == 0
+    shutil.rmtree(short.parent / "run" / "checkpoints")
+    assert run("train", short) == 2
+    assert "was saved at step 21 and has no checkpoint now" in capsys.readouterr().err
+    assert run("train", short, "--allow-fresh") == 0
+
+
+@pytest.mark.parametrize(("workers", "said"), [("2:1", "the least number stands first"), ("1:x", "the least and the")])
+def test_a_range_of_workers_that_makes_no_sense_is_refused(
+    short: Path, workers: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("train", short, "--dry-run", "--workers", workers) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_of_a_range_as_many_workers_as_share_the_lanes_are_used(
+    short: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("train", short, "--dry-run", "--workers", "1:3") == 0
+    assert "2 for each of 2 workers" in capsys.readouterr().out
+    assert run("train", short, "--dry-run", "--workers", "3:3") == 2
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 
 from dist_scvi.launch.follow import shown_progress
-from dist_scvi.metrics import MetricsLog, Progress, Row
+from dist_scvi.metrics import METRICS, MetricsLog, Progress, Row
+from dist_scvi.places import LocalPlace
 
 
 def row(step: int, kind: str = "train") -> Row:
@@ -20,34 +21,34 @@ def shown(stream: io.StringIO) -> list[str]:
 
 
 def test_lines_written_before_are_not_shown_and_those_after_are_once(tmp_path: Path) -> None:
-    path, stream = tmp_path / "metrics.jsonl", io.StringIO()
-    log = MetricsLog(path, step=0)
+    place, stream = LocalPlace(tmp_path), io.StringIO()
+    log = MetricsLog(place, step=0)
     log.write(row(1))
-    with shown_progress(path, Progress(stream)):
+    with shown_progress(place, Progress(stream)):
         log.write(row(2))
         log.write(row(2, "validation"))
     assert shown(stream) == ["step 2/9", "step 2/9"]
 
 
 def test_steps_done_again_after_a_restart_are_not_shown_again(tmp_path: Path) -> None:
-    path, stream = tmp_path / "metrics.jsonl", io.StringIO()
-    with shown_progress(path, Progress(stream)):
-        log = MetricsLog(path, step=0)
+    place, stream = LocalPlace(tmp_path), io.StringIO()
+    with shown_progress(place, Progress(stream)):
+        log = MetricsLog(place, step=0)
         for step in (1, 2, 3):
             log.write(row(step))
         deadline = time.monotonic() + 20
         while len(shown(stream)) < 3 and time.monotonic() < deadline:
             time.sleep(0.05)
-        restarted = MetricsLog(path, step=1)
+        restarted = MetricsLog(place, step=1)
         for step in (2, 3, 4):
             restarted.write(row(step))
     assert shown(stream) == ["step 1/9", "step 2/9", "step 3/9", "step 4/9"]
 
 
 def test_a_line_that_is_still_being_written_is_left_for_later(tmp_path: Path) -> None:
-    path, stream = tmp_path / "metrics.jsonl", io.StringIO()
+    path, place, stream = tmp_path / METRICS, LocalPlace(tmp_path), io.StringIO()
     text = json.dumps(row(1)) + "\n"
-    with shown_progress(path, Progress(stream)):
+    with shown_progress(place, Progress(stream)):
         path.write_text(text[:20])
         time.sleep(0.7)
         with path.open("a") as file:

@@ -1,79 +1,283 @@
-"""Workers on Ray Train: killed ones cost at most a save interval and change nothing; mistakes end the run at once."""
+"""Workers on Ray Train: as many as there is room for, on nodes that come and go; what cannot be mended ends the run."""
 
-import json
-import os
-import signal
+import dataclasses
+import errno
+import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import psutil
 import pytest
+import ray
+import torch
+from ray.cluster_utils import Cluster
 
+from dist_scvi.asks import Asks
 from dist_scvi.config import RunConfig
 from dist_scvi.config_file import load_config
-from dist_scvi.folder import read_folder
-from dist_scvi.launch.ray_train import run_on_ray
-from dist_scvi.metrics import read_metrics
-from dist_scvi.run import is_finished, train_worker
+from dist_scvi.ends import StoppedError
+from dist_scvi.launch.ray_train import _check_room, _end, run_on_ray
+from dist_scvi.loaders.objects import StorageError
+from dist_scvi.metrics import Row, read_metrics
+from dist_scvi.places import LocalPlace
+from dist_scvi.run import train_worker
+from dist_scvi.run_folder import CHECKPOINTS, is_finished
+from dist_scvi.train import train
+from dist_scvi.world import World
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(280)]
+from .commands import DIST_SCVI, cells_of_steps, started, until
 
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
-def train_on_ray(config: RunConfig) -> None:
-    run_on_ray(partial(train_worker, config), workers=2, folder=Path(config.run), timeout_s=30)
-
-
-def kill_a_worker_after(run: Path, step: int, killed: list[int]) -> None:
-    """Send SIGKILL to rank 1 once the metrics have reached `step`."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        path = run / "metrics.jsonl"
-        if path.exists() and any(row["step"] >= step for row in read_metrics(path)):
-            killed.append(json.loads((run / "workers" / "1.json").read_text())["pid"])
-            os.kill(killed[0], signal.SIGKILL)
-            return
-        time.sleep(0.01)
+EPOCHS = "train.max_epochs=6"
 
 
-def test_a_run_whose_worker_is_killed_ends_by_itself_with_the_weights_of_an_undisturbed_one(
-    run_yaml: Path, tmp_path: Path
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A cluster with one node of one CPU, for workers that run the functions of this file."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
+        ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        yield cluster
+        cluster.shutdown()
+
+
+@contextmanager
+def nodes(cluster: Cluster, number: int) -> Iterator[list[Any]]:
+    """So many more nodes of one CPU; those that are left go at the end."""
+    added = [cluster.add_node() for _ in range(number)]
+    try:
+        yield added
+    finally:
+        for node in cluster.worker_nodes.copy():
+            cluster.remove_node(node, allow_graceful=False)
+
+
+class Stops:
+    """Where the first worker stands still, so that a test can do something at a known step; files say who is where."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir()
+
+    def here(self, name: str) -> None:
+        """Stand still until `pass_on`, the first time that it comes here."""
+        (self.folder / f"{name}-here").touch()
+        deadline = time.monotonic() + 200
+        while not self.passed(name) and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+    def passed(self, name: str) -> bool:
+        return (self.folder / f"{name}-passed").exists()
+
+    def reached(self, name: str) -> None:
+        until((self.folder / f"{name}-here").exists, name)
+
+    def pass_on(self, name: str) -> None:
+        (self.folder / f"{name}-passed").touch()
+
+    def note(self, row: Row, world: World) -> None:
+        with (self.folder / "steps").open("a") as file:
+            file.write(f"{row['step']} {world.size}\n")
+
+    @property
+    def sizes(self) -> dict[int, int]:
+        """How many workers have taken each step, at last."""
+        lines = (self.folder / "steps").read_text().splitlines()
+        return {int(step): int(size) for step, size in map(str.split, lines)}
+
+
+@contextmanager
+def running(cluster: Cluster, task: Callable[[World, Asks], None], **options: Any) -> Iterator[None]:
+    """Run on the cluster while the block does something to it; the end of the block waits for that of the run."""
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            run_on_ray(task, lanes=4, address=cluster.address, timeout_s=120, **options)
+        except BaseException as error:  # noqa: BLE001 - raised below
+            failed.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join(250)
+    if failed:
+        raise failed[0]
+
+
+def lose_and_find(config: RunConfig, stops: Stops, world: World, asks: Asks) -> None:
+    def look(row: Row) -> None:
+        if row["kind"] == "train":
+            stops.note(row, world)
+            if world.size == 2 and row["step"] >= 30 and not stops.passed("lost"):
+                stops.here("lost")
+            if world.size == 1 and row["step"] >= 60:
+                stops.here("alone")
+
+    train_worker(config, world, asks, on_metrics=look)
+
+
+def test_a_run_goes_on_with_the_nodes_that_are_left_and_with_those_that_come_back(
+    cluster: Cluster, run_yaml: Path, tmp_path: Path
 ) -> None:
-    undisturbed = load_config(run_yaml, [f"run={tmp_path / 'undisturbed'}", "train.max_epochs=12"])
-    train_on_ray(undisturbed)
-    disturbed = load_config(run_yaml, [f"run={tmp_path / 'disturbed'}", "train.max_epochs=12"])
-    killed: list[int] = []
-    killer = threading.Thread(target=kill_a_worker_after, args=(Path(disturbed.run), 33, killed))
-    killer.start()
-    train_on_ray(disturbed)
-    killer.join()
-
-    assert killed
-    assert json.loads((Path(disturbed.run) / "workers" / "1.json").read_text())["pid"] != killed[0]
-    files = [read_folder(Path(config.run) / "model") for config in (undisturbed, disturbed)]
-    assert files[0] == files[1]
-    told = [
-        [
-            (row["step"], row["kind"], row["elbo"], row.get("cells_hash"))
-            for row in read_metrics(Path(config.run) / "metrics.jsonl")
-        ]
-        for config in (undisturbed, disturbed)
-    ]
-    assert told[0] == told[1]
+    config, stops = load_config(run_yaml, [EPOCHS]), Stops(tmp_path / "stops")
+    task = partial(lose_and_find, config, stops)
+    with nodes(cluster, 1) as [node], running(cluster, task, workers=(1, 2), max_failures=1, resize_s=2):
+        stops.reached("lost")
+        cluster.remove_node(node, allow_graceful=False)
+        stops.pass_on("lost")
+        stops.reached("alone")
+        cluster.add_node()
+    assert [stops.sizes[step] for step in (20, 50, 59, 126)] == [2, 1, 1, 2]
+    assert_as_one_worker(config, tmp_path)
 
 
-def test_workers_that_ray_could_never_place_are_refused_rather_than_waited_for(run_yaml: Path) -> None:
-    config = load_config(run_yaml)
+def assert_as_one_worker(config: RunConfig, tmp_path: Path) -> None:
+    alone = train(config.model_copy(update={"run": str(tmp_path / "alone")})).history
+    together = read_metrics(Path(config.run))
+    assert cells_of_steps(together) == cells_of_steps(alone)
+    assert [row["step"] for row in together] == [row["step"] for row in alone]
+    losses = [[(row["elbo"], row["reconstruction"]) for row in rows] for rows in (together, alone)]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+def be_drained(config: RunConfig, stops: Stops, world: World, asks: Asks) -> None:
+    def look(row: Row) -> None:
+        if row["kind"] == "train":
+            stops.note(row, world)
+            if world.size == 2 and row["step"] >= 30:
+                stops.here("told")
+                time.sleep(0.2)
+
+    train_worker(config, world, asks, on_metrics=look)
+
+
+def test_a_node_that_is_taken_away_with_notice_costs_nothing_and_is_no_failure(
+    cluster: Cluster, run_yaml: Path, tmp_path: Path
+) -> None:
+    rarely = [EPOCHS, "train.save_every_n_steps=1000", "train.check_val_every_n_epoch=100"]
+    config, stops = load_config(run_yaml, rarely), Stops(tmp_path / "stops")
+    checkpoints = Path(config.run) / CHECKPOINTS
+    task = partial(be_drained, config, stops)
+    with nodes(cluster, 1) as [node], running(cluster, task, workers=(1, 2), max_failures=0, resize_s=2):
+        stops.reached("told")
+        drain(cluster, node.node_id)
+        stops.pass_on("told")
+        [saved] = until(lambda: list(checkpoints.glob("step-*/MANIFEST.json")), "a checkpoint")
+        cluster.remove_node(node, allow_graceful=False)
+    step = int(saved.parent.name.removeprefix("step-"))
+    assert 30 < step < 126
+    assert [stops.sizes[step], stops.sizes[step + 1]] == [2, 1]
+    assert_as_one_worker(config, tmp_path)
+
+
+def drain(cluster: Cluster, node_id: str) -> None:
+    """Announce, as Kubernetes and spot machines have Ray do, that a node will go in a minute."""
+    from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+
+    reason = DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION
+    deadline_ms = int(1000 * (time.time() + 60))
+    accepted, why = ray._raylet.GcsClient(address=cluster.address).drain_node(node_id, reason, "test", deadline_ms)
+    assert accepted, why
+
+
+def test_ray_still_has_what_tells_a_worker_that_a_node_will_go() -> None:
+    from ray.train.v2._internal.execution.context import TrainContext, get_train_context
+    from ray.train.v2._internal.execution.preemption import PreemptionContext
+
+    assert callable(get_train_context)
+    assert "preemption_context" in {field.name for field in dataclasses.fields(TrainContext)}
+    assert [field.name for field in dataclasses.fields(PreemptionContext)] == ["preemption_info"]
+
+
+def record(folder: Path, world: World, asks: Asks) -> None:
+    (folder / f"{world.rank}").write_text(f"{world.size} {torch.get_num_threads()}")
+
+
+def test_of_more_workers_than_can_share_the_lanes_the_last_stand_by(cluster: Cluster, tmp_path: Path) -> None:
+    with nodes(cluster, 2):
+        run_on_ray(partial(record, tmp_path), workers=3, lanes=4, address=cluster.address)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"0": "2 1", "1": "2 1"}
+
+
+def test_workers_compute_in_as_many_threads_as_ray_gives_them_cpus_beside_a_cluster_that_runs(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    run_on_ray(partial(record, tmp_path), workers=1, cpus_per_worker=2)
+    assert (tmp_path / "0").read_text() == "1 2"
+    assert not ray.is_initialized()
+
+
+def refuse(error: Exception, world: World, asks: Asks) -> None:
+    if world.rank == 1:
+        raise error
+    world.wait()
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "no space left"), FloatingPointError("the loss became nan")])
+def test_what_no_restart_can_mend_is_told_and_not_retried(cluster: Cluster, error: Exception) -> None:
+    kind = OSError if isinstance(error, OSError) else ValueError
+    with nodes(cluster, 1), pytest.raises(kind, match=r"no space left|the loss became nan"):
+        run_on_ray(partial(refuse, error), workers=2, lanes=2, address=cluster.address)
+
+
+def test_storage_that_fails_for_now_is_worth_a_restart_and_a_full_or_closed_disk_is_not() -> None:
+    assert _end(StorageError("the server closed the connection")) is None
+    assert _end(OSError(errno.EIO, "input/output error")) is None
+    assert _end(OSError(errno.ENOSPC, "full")) == "refused"
+    assert _end(PermissionError(errno.EACCES, "closed")) == "refused"
+    assert _end(FileNotFoundError(errno.ENOENT, "gone")) == "mistake"
+    assert _end(RuntimeError("gloo: connection closed by peer")) is None
+
+
+def test_workers_that_ray_could_never_place_are_refused_and_of_a_range_only_the_least_must_fit() -> None:
+    each = {"CPU": 3, "GPU": 1}
+    small, large = ({"Alive": True, "Resources": {"CPU": cpus, "GPU": 2}} for cpus in (2, 7))
+    gone = {"Alive": False, "Resources": {"CPU": 64, "GPU": 8}}
+    _check_room([small, large, gone], 2, each)
     with pytest.raises(
-        ValueError, match=r"2 workers with 99 GPUs each need 198, Ray has \d+: lower --workers or --gpus"
+        ValueError,
+        match=r"3 workers with 3 CPU and 1 GPU each are needed, Ray has room for 2 on 2 nodes: lower --workers or "
+        r"--cpus-per-worker or --gpus-per-worker",
     ):
-        run_on_ray(partial(train_worker, config), workers=2, folder=Path(config.run), gpus_per_worker=99)
-    assert not (Path(config.run) / ".ray").exists()
+        _check_room([small, large, gone], 3, each)
 
 
-def test_a_mistake_that_no_restart_can_mend_is_told_and_not_retried(run_yaml: Path) -> None:
-    config = load_config(run_yaml, ["train.lr=1e30", "train.log_every_n_steps=50"])
-    with pytest.raises(ValueError, match=r"the loss became .*: lower train\.lr"):
-        train_on_ray(config)
-    assert not is_finished(Path(config.run))
-    assert not (Path(config.run) / ".ray").exists()
+def test_commands_use_a_running_cluster_and_leave_it_as_it_was(
+    cluster: Cluster, run_yaml: Path, tmp_path: Path
+) -> None:
+    there = ["--workers", "2", "--address", cluster.address]
+    with nodes(cluster, 1):
+        before = {process.pid for process in psutil.Process().children(recursive=True)}
+        with started(tmp_path / "log", *DIST_SCVI, "train", run_yaml, "train.max_epochs=2", *there) as command:
+            assert command.exit_code() == 0, command.said
+        with started(tmp_path / "log", *DIST_SCVI, "minify", tmp_path / "run", *there) as command:
+            assert command.exit_code() == 0, command.said
+        assert is_finished(LocalPlace(tmp_path / "run"))
+        assert (tmp_path / "run" / "atlas").is_dir()
+        assert before & {process.pid for process in psutil.Process().children(recursive=True)}
+        with started(
+            tmp_path / "log", *DIST_SCVI, "train", run_yaml, "--workers", "3:4", "--address", cluster.address
+        ) as command:
+            assert command.exit_code() == 2
+            assert "3 workers with 1 CPU each are needed, Ray has room for 2 on 2 nodes" in command.said
+        ray.init(address=cluster.address, log_to_driver=False)
+        try:
+            assert ray.available_resources()["CPU"] == 2
+        finally:
+            ray.shutdown()
+
+
+def test_a_stop_ends_the_run_of_a_task_that_heeds_it(cluster: Cluster) -> None:
+    with pytest.raises(StoppedError, match="stopped as asked"):
+        run_on_ray(partial(refuse, StoppedError("stopped as asked")), workers=2, lanes=2, address=cluster.address)

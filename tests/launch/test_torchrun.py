@@ -31,7 +31,7 @@ def losses(rows: list[Row]) -> np.ndarray:
 @pytest.mark.parametrize("workers", [2, 4])
 def test_workers_take_the_steps_that_one_would_take(run_yaml: Path, alone: list[Row], workers: int) -> None:
     torchrun(run_yaml, workers)
-    together = read_metrics(run_yaml.parent / "run" / "metrics.jsonl")
+    together = read_metrics(run_yaml.parent / "run")
     assert [row["cells_hash"] for row in together if row["kind"] == "train"] == [
         row["cells_hash"] for row in alone if row["kind"] == "train"
     ]
@@ -45,7 +45,7 @@ def test_a_run_goes_on_with_another_number_of_workers_in_mid_epoch(run_yaml: Pat
     newest = max(checkpoints.glob("step-*"))
     newest.rename(checkpoints / "dropped")  # back to the one before, inside the epoch
     torchrun(run_yaml, 4)
-    together = read_metrics(run_yaml.parent / "run" / "metrics.jsonl")
+    together = read_metrics(run_yaml.parent / "run")
     assert [row["step"] for row in together] == [row["step"] for row in alone]
     np.testing.assert_allclose(losses(together), losses(alone), rtol=1e-5)
 

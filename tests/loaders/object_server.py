@@ -1,19 +1,27 @@
-"""A server on this machine that gives out a folder by HTTP and as S3 buckets, and misbehaves when told to.
+"""A server on this machine that keeps a folder as S3 and Google buckets, and misbehaves when told to.
 
 A path-style request for an S3 object is that for a file by plain HTTP, with a signature that is not looked at; the
-folders at the top are the buckets. Only the list of a bucket is a request of its own.
+folders at the top are the buckets. Only lists, copies and the deletion of several objects are requests of their own.
 """
 
+import base64
+import hashlib
+import json
+import re
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Literal, Self
 from urllib.parse import parse_qs, unquote, urlsplit
-from xml.sax.saxutils import escape
+from xml.sax.saxutils import escape, unescape
 
 Fault = int | Literal["silent", "stall", "cut", "slow"]
-"""A status; or no answer at all, half an answer and then nothing, half an answer and then the end, a drop at a time."""
+"""A status; or no answer at all, half an answer and then nothing, half an answer and then the end, a drop at a time.
+
+What is to be written is left undone with a status and "silent"; "stall" and "cut" do it and give no answer, and "slow"
+reads it a drop at a time.
+"""
 
 _DROPS, _PAUSE_S = 10, 0.1
 
@@ -26,8 +34,9 @@ class ObjectServer:
         self.requests: list[tuple[str, str]] = []
         """Method and path of all that came, also of those that met a fault."""
         self.stopping = threading.Event()
-        self._faults: Iterator[Fault] = iter(())
+        self._faults: Iterator[Fault | None] = iter(())
         self._lock = threading.Lock()
+        self.writing = threading.Lock()
 
     def __enter__(self) -> Self:
         self._http = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"objects": self}))
@@ -47,7 +56,13 @@ class ObjectServer:
         """What a client must be told to find the buckets here."""
         return {"endpoint": self.uri, "region": "nowhere", "skip_signature": "true"}
 
-    def inflict(self, faults: Iterable[Fault]) -> None:
+    @property
+    def gs_options(self) -> dict[str, str]:
+        """The same for buckets of Google's kind."""
+        nobody = {"gcs_base_url": self.uri, "disable_oauth": True, "client_email": "", "private_key": ""}
+        return {"base_url": self.uri, "service_account_key": json.dumps({**nobody, "private_key_id": ""})}
+
+    def inflict(self, faults: Iterable[Fault | None]) -> None:
         """Meet the coming requests with `faults` in turn, and those after them with none."""
         self.requests.clear()
         self._faults = iter(faults)
@@ -86,6 +101,76 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(404, b"<Error><Code>NoSuchKey</Code></Error>", {}, None)
         else:
             self._give(path, fault)
+
+    def do_PUT(self) -> None:
+        self._write(self._put)
+
+    def do_DELETE(self) -> None:
+        self._write(lambda path, _: self._deleted(path))
+
+    def do_POST(self) -> None:
+        self._write(self._delete_several)
+
+    def _write(self, do: Callable[[Path, bytes], tuple[int, bytes]]) -> None:
+        path = unquote(urlsplit(self.path).path)
+        fault = self.objects.noted(self.command, path)
+        if fault == "silent":
+            self._wait()
+            return
+        body = self._sent(slowly=fault == "slow")
+        if isinstance(fault, int):
+            self._answer(fault, b"<Error><Code>Told</Code></Error>", {}, None)
+            return
+        with self.objects.writing:
+            status, answer = do(self.objects.root / path.strip("/"), body)
+        if fault == "stall":
+            self._wait()
+        elif fault == "cut":
+            self.close_connection = True
+        else:
+            self._answer(status, answer, {"ETag": f'"{hashlib.md5(body).hexdigest()}"'}, None)
+
+    def _sent(self, *, slowly: bool) -> bytes:
+        size, body = int(self.headers.get("Content-Length", 0)), b""
+        while slowly and len(body) < size:
+            self.objects.stopping.wait(_PAUSE_S)
+            body += self.rfile.read(min(size // _DROPS + 1, size - len(body)))
+        return body or self.rfile.read(size)
+
+    def _put(self, path: Path, body: bytes) -> tuple[int, bytes]:
+        only_if_none = self.headers.get("If-None-Match") == "*" or self.headers.get("x-goog-if-generation-match") == "0"
+        if only_if_none and path.exists():
+            return 412, b"<Error><Code>PreconditionFailed</Code></Error>"
+        copied = self.headers.get("x-amz-copy-source") or self.headers.get("x-goog-copy-source")
+        if copied:
+            source = self.objects.root / unquote(copied).strip("/")
+            if not source.is_file():
+                return 404, b"<Error><Code>NoSuchKey</Code></Error>"
+            body = source.read_bytes()
+        if not (self.objects.root / path.relative_to(self.objects.root).parts[0]).exists():
+            return 404, b"<Error><Code>NoSuchBucket</Code></Error>"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(body)
+        return 200, b"<CopyObjectResult><ETag>x</ETag></CopyObjectResult>" if copied else b""
+
+    def _deleted(self, path: Path) -> tuple[int, bytes]:
+        if not path.is_file():
+            return 404, b"<Error><Code>NoSuchKey</Code></Error>"
+        path.unlink()
+        for folder in path.parents:  # buckets know of none
+            if folder.parent == self.objects.root or any(folder.iterdir()):
+                break
+            folder.rmdir()
+        return 204, b""
+
+    def _delete_several(self, bucket: Path, body: bytes) -> tuple[int, bytes]:
+        if self.headers["Content-MD5"] != base64.b64encode(hashlib.md5(body).digest()).decode():
+            return 400, b"<Error><Code>BadDigest</Code></Error>"
+        keys = [unescape(key) for key in re.findall("<Key>(.*?)</Key>", body.decode())]
+        for key in keys:
+            self._deleted(bucket / key)  # of absent ones S3 says that they are deleted
+        done = "".join(f"<Deleted><Key>{escape(key)}</Key></Deleted>" for key in keys)
+        return 200, f"<DeleteResult>{done}</DeleteResult>".encode()
 
     def _give(self, path: Path, fault: Fault | None) -> None:
         body, about = path.read_bytes(), path.stat()

@@ -13,7 +13,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec
 
 from dist_scvi.loaders.chunks import ChunkedArray, decoder_of, run_side_by_side
 from dist_scvi.loaders.columns import DamagedError
-from dist_scvi.loaders.remote import LocalObjects
+from dist_scvi.loaders.objects import LocalObjects
 
 LENGTH = 1000
 VALUES = (np.arange(LENGTH) * 7 % 251).astype(np.uint16)

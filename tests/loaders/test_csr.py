@@ -11,7 +11,7 @@ from scipy import sparse
 from dist_scvi.loaders.buffers import Buffers
 from dist_scvi.loaders.chunks import ChunkedArray, decoder_of
 from dist_scvi.loaders.csr import keep_rows, read_rows
-from dist_scvi.loaders.remote import LocalObjects
+from dist_scvi.loaders.objects import LocalObjects
 from dist_scvi.loaders.rows import CsrRows
 
 N_ROWS, N_GENES = 60, 40

@@ -1,9 +1,7 @@
 import itertools
-import os
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import anndata
 import numpy as np
@@ -12,23 +10,13 @@ import zarr
 from numpy.testing import assert_array_equal
 
 from dist_scvi.loaders import remote
-from dist_scvi.loaders.remote import (
-    LocalObjects,
-    RemoteObjects,
-    StorageError,
-    open_objects,
-    storage_errors,
-    zarr_store_of,
-)
+from dist_scvi.loaders.objects import StorageError
+from dist_scvi.loaders.remote import RemoteObjects, open_objects, storage_errors, zarr_store_of
 
 from .object_server import ObjectServer
 
 BODY = np.random.default_rng(0).bytes(10_000)
 QUICK = {"retries": 2, "timeout_s": 0.5, "deadline_s": 10.0}
-
-
-def open_files() -> int:
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 @pytest.fixture
@@ -41,7 +29,7 @@ def server(tmp_path, monkeypatch):
 
 
 def options(server, kind) -> dict[str, str] | None:
-    return {"s3": server.s3_options, "gs": {"base_url": server.uri, "skip_signature": "true"}}.get(kind)
+    return {"s3": server.s3_options, "gs": server.gs_options}.get(kind)
 
 
 def uri_of(server, kind) -> str:
@@ -94,40 +82,6 @@ class TestAnyObjects:
         with ThreadPoolExecutor(16) as threads:
             parts = threads.map(lambda start: bytes(objects.read("deep/object", start, 100)), range(0, 10_000, 100))
             assert b"".join(parts) == BODY
-
-
-class TestLocalObjects:
-    def test_few_files_stay_open(self, tmp_path):
-        for number in range(40):
-            (tmp_path / str(number)).write_bytes(bytes([number]))
-        objects = LocalObjects(tmp_path, max_open=4)
-        before = open_files()
-        with ThreadPoolExecutor(8) as threads:
-            keys = [str(number % 40) for number in range(2_000)]
-            assert list(threads.map(lambda key: objects.read(key, 0, 1)[0], keys)) == list(map(int, keys))
-        assert open_files() - before <= 4
-
-    @pytest.mark.parametrize("known", [True, False])
-    def test_a_read_that_comes_in_pieces_is_joined(self, tmp_path, monkeypatch, known):
-        (tmp_path / "object").write_bytes(BODY)
-        whole = os.pread
-
-        def some(number, buffers, at):
-            part = whole(number, min(len(buffers[0]), 1_000), at)
-            buffers[0][: len(part)] = part
-            return len(part)
-
-        if known:
-            monkeypatch.setattr(os, "preadv", some)
-        else:
-            monkeypatch.delattr(os, "preadv")
-            monkeypatch.setattr(os, "pread", lambda number, length, at: whole(number, min(length, 1_000), at))
-        assert LocalObjects(tmp_path).read("object", 10, 4_500) == BODY[10:4_510]
-
-    def test_a_disk_that_fails_is_named(self, tmp_path):
-        (tmp_path / "folder").mkdir()
-        with pytest.raises(StorageError, match=rf"^{tmp_path}/folder cannot be read \(Is a directory\): see that its"):
-            LocalObjects(tmp_path).read("folder", 0, 1)
 
 
 class TestRemoteObjects:
@@ -211,6 +165,133 @@ class TestRemoteObjects:
         with pytest.raises(FileNotFoundError):
             objects.read_whole("object")
         assert server.requests == [("GET", "/bucket/object")]
+
+
+@pytest.fixture(params=["s3", "gs"])
+def bucket(request, server):
+    """A bucket, and what a request is that changes it; deletion differs."""
+    return RemoteObjects(f"{request.param}://bucket", storage_options=options(server, request.param), **QUICK)
+
+
+CHANGES = {
+    "write": lambda objects: objects.write("deep/new", b"new"),
+    "create": lambda objects: objects.create("deep/new", b"new"),
+    "copy": lambda objects: objects.copy("deep/object", "deep/new"),
+    "delete": lambda objects: objects.delete("deep/object"),
+    "keys": lambda objects: objects.keys("deep"),
+    "names": lambda objects: objects.names("deep"),
+}
+
+
+class TestWriting:
+    @pytest.mark.parametrize("change", CHANGES)
+    def test_each_change_is_made_by_one_request(self, bucket, server, change):
+        server.inflict([])
+        CHANGES[change](bucket)
+        assert len(server.requests) == 1
+        made = {"write": b"new", "create": b"new", "copy": BODY}.get(change)
+        assert (bytes(bucket.read_whole("deep/new")) if made else None) == made
+        assert (bucket.size("deep/object") is None) == (change == "delete")
+
+    @pytest.mark.parametrize("fault", [500, 503, 429, 409, "silent", "stall", "cut"])
+    @pytest.mark.parametrize("change", CHANGES)
+    def test_what_fails_twice_is_done_the_third_time(self, server, change, fault):
+        objects = RemoteObjects("s3://bucket", storage_options=server.s3_options, **(QUICK | {"timeout_s": 0.2}))
+        server.inflict([fault, fault])
+        result = CHANGES[change](objects)
+        looks = change == "create" and fault in ("stall", "cut")  # whether what is there is its own
+        assert len(server.requests) == 3 + looks
+        expected = {"create": True, "keys": ["deep/object"], "names": ["object"]}
+        assert result == expected.get(change)
+        made = {"write": b"new", "create": b"new", "copy": BODY}.get(change)
+        assert (bytes(objects.read_whole("deep/new")) if made else None) == made
+        assert (objects.size("deep/object") is None) == (change == "delete")
+
+    @pytest.mark.parametrize("fault", [503, 403, "silent"])
+    @pytest.mark.parametrize("change", CHANGES)
+    def test_what_fails_always_is_given_up_and_named_and_nothing_has_changed(self, server, change, fault):
+        objects = RemoteObjects("s3://bucket", storage_options=server.s3_options, **(QUICK | {"timeout_s": 0.2}))
+        server.inflict(itertools.repeat(fault))
+        done = {"copy": "copied", "delete": "deleted", "keys": "listed", "names": "listed"}.get(change, "written")
+        tries = "1 try" if fault == 403 else "3 tries"
+        with pytest.raises(
+            StorageError, match=rf"^s3://bucket/deep\S* was not {done} in {tries} over .* s \(.*\): see "
+        ):
+            CHANGES[change](objects)
+        assert len(server.requests) == int(tries[0])
+        server.inflict([])
+        assert objects.keys("") == ["deep/object"]
+
+    def test_a_bucket_that_is_absent_is_named(self, server):
+        objects = RemoteObjects("s3://nothing/run", storage_options=server.s3_options, **QUICK)
+        for change in ("write", "create"):
+            with pytest.raises(FileNotFoundError, match=r"^the bucket of s3://nothing/run does not exist$"):
+                CHANGES[change](objects)
+
+    def test_absent_objects_cannot_be_copied_and_need_not_be_deleted(self, bucket):
+        bucket.delete("deep/none")
+        with pytest.raises(FileNotFoundError, match=r"://bucket/deep/none does not exist$"):
+            bucket.copy("deep/none", "deep/new")
+        assert bucket.keys("") == ["deep/object"]
+
+    def test_keys_are_those_of_all_objects_below_and_names_those_right_below(self, bucket):
+        for key in ("deep/er/a b+%&<.json", "deep/er/b", "deep2/c", "d"):
+            bucket.write(key, b"")
+        assert bucket.keys("deep") == ["deep/er/a b+%&<.json", "deep/er/b", "deep/object"]
+        assert bucket.keys("deep/none") == bucket.names("none") == []
+        assert bucket.names("") == ["d", "deep", "deep2"]
+        assert bucket.names("deep") == ["er", "object"]
+
+    def test_an_object_that_is_there_is_not_created(self, bucket):
+        assert not bucket.create("deep/object", b"new")
+        assert not bucket.create("deep/object", BODY)
+        assert bytes(bucket.read_whole("deep/object")) == BODY
+
+    def test_an_object_of_another_stays_the_others_when_an_answer_is_lost(self, bucket, server):
+        server.inflict(["cut", 503])
+        assert not bucket.create("deep/object", b"new")
+        assert bytes(bucket.read_whole("deep/object")) == BODY
+
+    def test_a_conflict_with_another_request_is_no_proof_that_an_object_is_there(self, bucket, server):
+        server.inflict([409])
+        assert bucket.create("deep/new", b"new")
+        assert bytes(bucket.read_whole("deep/new")) == b"new"
+
+    def test_a_slow_upload_that_goes_on_is_finished(self, server):
+        content = np.random.default_rng(1).bytes(3 << 20)
+        objects = RemoteObjects("s3://bucket", storage_options=server.s3_options, retries=0, timeout_s=0.5)
+        server.inflict(["slow"])
+        objects.write("large", content)
+        assert server.requests == [("PUT", "/bucket/large")]
+        assert bytes(objects.read_whole("large")) == content
+
+    @pytest.mark.parametrize("size", [10, 2 << 20])
+    @pytest.mark.parametrize("fault", [503, "silent"])
+    def test_no_upload_outlasts_its_deadline(self, server, fault, size):
+        limits = {"retries": 1_000, "timeout_s": 0.25, "deadline_s": 1.0}
+        objects = RemoteObjects("s3://bucket", storage_options=server.s3_options, **limits)
+        server.inflict(itertools.repeat(fault))
+        began = time.monotonic()
+        with pytest.raises(StorageError, match="was not written in"):
+            objects.write("large", bytes(size))
+        assert time.monotonic() - began < 1 + 2 * size / (1 << 20) + 2
+
+    def test_an_object_larger_than_storage_takes_is_refused(self, server, monkeypatch):
+        monkeypatch.setattr(remote, "_MOST_BYTES", 10)
+        objects = RemoteObjects("s3://bucket", storage_options=server.s3_options)
+        objects.write("object", bytes(10))
+        with pytest.raises(
+            ValueError, match=r"^s3://bucket/object would have 11 bytes: object storage takes 10 at once"
+        ):
+            objects.write("object", bytes(11))
+
+    def test_the_environment_says_where_the_storage_is(self, server, monkeypatch):
+        for key, value in {"ENDPOINT_URL": server.uri, "REGION": "nowhere", "SKIP_SIGNATURE": "true"}.items():
+            monkeypatch.setenv(f"AWS_{key}", value)
+        objects = RemoteObjects("s3://bucket/deep", **QUICK)
+        objects.write("new", b"new")
+        assert objects.names("") == ["new", "object"]
+        assert (server.root / "bucket/deep/new").read_bytes() == b"new"
 
 
 class TestZarrStore:

@@ -5,7 +5,7 @@ from numpy.testing import assert_array_equal
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from dist_scvi.loaders import open_data, open_store, remote
-from dist_scvi.loaders.remote import StorageError
+from dist_scvi.loaders.objects import StorageError
 from dist_scvi.loaders.stream import row_stream
 
 from .object_server import ObjectServer

@@ -1,0 +1,129 @@
+"""Batch normalisation whose result does not depend on how many processes share a minibatch.
+
+Shape letters in this file
+    n   cells of this process
+    h   hidden units
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .world import World
+
+
+class MicroBatchNorm(nn.BatchNorm1d):
+    """Batch normalisation within each micro-minibatch, or over all cells of the global minibatch.
+
+    In training `normalise` leaves the running statistics alone and keeps this process's weighted sums in `sums`; the
+    training step adds them up over all processes and passes the totals to `update`.
+    """
+
+    sums: list[Tensor]
+    """For each pass of the step the sums over micro-minibatches of cells times mean and cells times unbiased variance,
+    shape (2, h)."""
+    world: World | None
+    """The workers whose cells are normalised together in training; None for each micro-minibatch by itself."""
+
+    def __init__(self, n_hidden: int) -> None:
+        super().__init__(n_hidden, momentum=0.01, eps=0.001)
+        self.sums = []
+        self.recording = True
+        self.world = None
+
+    def normalise(self, hidden_nh: Tensor, micro_n: tuple[int, ...]) -> Tensor:
+        """Normalise by the statistics of the cells in training, by the running ones otherwise.
+
+        Dimensions before that of the cells are further rows of the same micro-minibatch.
+        """
+        if not self.training or self.momentum == 0:  # held: the statistics are those of a reference
+            return self._normalised(hidden_nh, self.running_mean, self.running_var)
+        if self.world is not None and self.world.size > 1:
+            return self._over_workers(hidden_nh, sum(micro_n), self.world)
+        if self.world is not None and micro_n:
+            micro_n = (sum(micro_n),)
+        parts = torch.split(hidden_nh, list(micro_n), -2) if micro_n else ()
+        if self.recording:
+            self.sums.append(self._weighted(parts, micro_n))
+        normalised = [self._normalised(part, None, None) for part in parts]
+        # without cells there is nothing to normalise, but every weight must have a gradient
+        return torch.cat(normalised or [hidden_nh * self.weight + self.bias], dim=-2)
+
+    def _normalised(self, hidden_nh: Tensor, mean_h: Tensor | None, var_h: Tensor | None) -> Tensor:
+        flat = hidden_nh.reshape(-1, self.num_features)
+        training = mean_h is None
+        flat = F.batch_norm(flat, mean_h, var_h, self.weight, self.bias, training=training, eps=self.eps)
+        return flat.view(hidden_nh.shape)
+
+    @torch.no_grad()
+    def _weighted(self, parts: Sequence[Tensor], micro_n: tuple[int, ...]) -> Tensor:
+        sums = self.weight.new_zeros(2, self.num_features)
+        for n, part in zip(micro_n, parts, strict=True):
+            var_h, mean_h = torch.var_mean(part.reshape(-1, self.num_features), dim=0)
+            sums += n * torch.stack([mean_h, var_h])
+        return sums
+
+    def _over_workers(self, hidden_nh: Tensor, n_cells: int, world: World) -> Tensor:
+        flat = hidden_nh.reshape(-1, self.num_features)
+        standard, mean_h, var_h = _StandardiseOverWorkers.apply(flat, self.eps, world)  # type: ignore[no-untyped-call]
+        self.sums.append(n_cells * torch.stack([mean_h, var_h]))
+        return torch.addcmul(self.bias, standard, self.weight).view(hidden_nh.shape)
+
+    @torch.no_grad()
+    def update(self, sums: Tensor, global_cells: float) -> None:
+        """Move the running statistics towards the mean over all micro-minibatches of the step."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
+        mean_h, var_h = (sums / global_cells).to(self.running_mean.dtype)
+        self.running_mean.lerp_(mean_h, self.momentum)
+        self.running_var.lerp_(var_h, self.momentum)
+        self.num_batches_tracked += 1
+
+
+class _StandardiseOverWorkers(torch.autograd.Function):
+    """Make mean 0 and variance 1 of each unit over the rows of all workers.
+
+    Each worker sends one message going forward and one going backward, also if it has no rows.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_nh: Tensor, eps: float, world: World) -> tuple[Tensor, Tensor, Tensor]:
+        """Give the standardised rows, and mean and unbiased variance of the units."""
+        total = world.total(_moments(x_nh))
+        n_rows, (mean_h, square_h) = total[0], (total[1:] / total[0]).view(2, -1)
+        var_h = square_h - mean_h.square()
+        scale_h = torch.rsqrt(var_h + eps).to(x_nh.dtype)
+        standard_nh = (x_nh - mean_h.to(x_nh.dtype)) * scale_h
+        unbiased_h = (var_h * n_rows / (n_rows - 1)).to(x_nh.dtype)
+        mean_h = mean_h.to(x_nh.dtype)
+        ctx.save_for_backward(standard_nh, scale_h, n_rows.to(x_nh.dtype))
+        ctx.mark_non_differentiable(mean_h, unbiased_h)
+        ctx.world = world
+        return standard_nh, mean_h, unbiased_h
+
+    @staticmethod
+    def backward(ctx: Any, gradient_nh: Tensor, *_: Tensor) -> tuple[Tensor, None, None]:
+        """Give the gradient of the rows, of which all workers' share mean and variance."""
+        standard_nh, scale_h, n_rows = ctx.saved_tensors
+        sums = torch.stack([gradient_nh.sum(0), (gradient_nh * standard_nh).sum(0)])
+        shift_h, slope_h = ctx.world.total(sums) / n_rows
+        return scale_h * (gradient_nh - shift_h - standard_nh * slope_h), None, None
+
+
+def _moments(x_nh: Tensor) -> Tensor:
+    """Give the number of rows, and the sums of them and of their squares, float64, shape (1 + 2 h,)."""
+    n, h = x_nh.shape
+    if not n:
+        return x_nh.new_zeros(1 + 2 * h, dtype=torch.float64)
+    var_h, mean_h = (part.double() for part in torch.var_mean(x_nh, dim=0, correction=0))
+    return n * torch.cat([torch.ones_like(mean_h[:1]), mean_h, var_h + mean_h.square()])
+
+
+def norms_of(part: nn.Module) -> list[MicroBatchNorm]:
+    """List the batch normalisations of a network, in a fixed order."""
+    return [module for module in part.modules() if isinstance(module, MicroBatchNorm)]

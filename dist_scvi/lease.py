@@ -1,0 +1,273 @@
+"""A run has one writer: it holds a lease, renews it, and loses it to whoever comes after it fell silent.
+
+Leases are numbered objects; the one with the highest number counts. Who takes over creates the next number, which only
+one can, so neither clocks nor locks of the storage are trusted.
+"""
+
+import json
+import logging
+import os
+import re
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+import psutil
+
+from .ends import LostLeaseError
+from .places import Place
+
+log = logging.getLogger(__name__)
+
+_FOLDER = "lease"
+RENEW_S = 3.0
+SILENT_S = 15.0
+"""A holder that cannot be looked at, being on another host, counts as dead after this time without renewal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Driver:
+    """The process that started a run, by which others tell whether it is still there."""
+
+    host: str
+    realm: str
+    """Boot and process namespace: only within one do process numbers mean the same."""
+    pid: int
+    begun: float
+    """When the process began; a number may be given again."""
+    key: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    @classmethod
+    def this(cls) -> Self:
+        """Describe this process."""
+        return cls(socket.gethostname(), _realm(), os.getpid(), psutil.Process().create_time())
+
+    def is_dead(self) -> bool | None:
+        """Say whether the process is gone; None if that cannot be seen from here."""
+        if (self.host, self.realm) != (socket.gethostname(), _realm()):
+            return None
+        try:
+            process = psutil.Process(self.pid)
+            return bool(abs(process.create_time() - self.begun) > 1 or process.status() == psutil.STATUS_ZOMBIE)
+        except psutil.NoSuchProcess:
+            return True
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """What a lease says of the one that holds it, and of the run."""
+
+    driver: Driver
+    number: int
+    """How many times the run has been started, this time included."""
+    workers: int
+    since: str
+    renewed: str
+    beat: int = 0
+    released: bool = False
+    saved_step: int | None = None
+    """The newest step that was ever saved in this run."""
+    row: dict[str, Any] | None = None
+    """The last line of metrics."""
+
+    def __str__(self) -> str:
+        return f"process {self.driver.pid} on {self.driver.host}, since {self.since}"
+
+
+class Lease:
+    """The right to write a run, kept alive by a thread until it is released."""
+
+    def __init__(self, place: Place, holder: Holder) -> None:
+        self._place, self._holder, self._lock = place, holder, threading.Lock()
+        self._stop, self._lost = threading.Event(), False
+        self.on_stop_asked: Callable[[], None] = _nothing
+        self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
+        self._thread.start()
+
+    @property
+    def holder(self) -> Holder:
+        """What is said of this process."""
+        return self._holder
+
+    def tell(self, *, row: dict[str, Any] | None = None, saved_step: int | None = None) -> None:
+        """Let others know where the run is, with the next renewal; of a saved step at once."""
+        with self._lock:
+            self._holder = replace(
+                self._holder,
+                row=row or self._holder.row,
+                saved_step=self._holder.saved_step if saved_step is None else saved_step,
+            )
+        if saved_step is not None:
+            self._renew()
+
+    def check(self) -> None:
+        """Make sure that the lease is still this one's, before something is written.
+
+        Raises
+        ------
+        LostLeaseError
+            If another start of the run has taken over.
+        """
+        numbers = _numbers(self._place)
+        if self._lost or (numbers and numbers[-1] > self._holder.number):
+            self._lost = True
+            raise LostLeaseError(
+                f"{self._place.uri} was taken over by start {numbers[-1] if numbers else '?'} of the run while this "
+                f"one (start {self._holder.number}) was silent; this one ends and writes nothing more"
+            )
+
+    def release(self) -> None:
+        """Stop renewing and say that the run may be taken over at once."""
+        self._stop.set()
+        self._thread.join()
+        if not self._lost:
+            self._renew(released=True)
+            self._place.remove(f"{_FOLDER}/stop-{self._holder.driver.key}")
+
+    def _keep(self) -> None:
+        while not self._stop.wait(RENEW_S):
+            try:
+                self.check()
+                self._renew()
+                if f"stop-{self._holder.driver.key}" in self._place.names(_FOLDER):
+                    self.on_stop_asked()
+            except LostLeaseError as error:
+                log.warning("%s", error)
+                return
+            except OSError as error:
+                log.warning("the lease of %s could not be renewed: %s", self._place.uri, error)
+
+    def _renew(self, *, released: bool = False) -> None:
+        with self._lock:
+            self._holder = replace(self._holder, beat=self._holder.beat + 1, renewed=_now(), released=released)
+            self._place.write(_name(self._holder.number), _packed(self._holder))
+
+
+def claim(place: Place, driver: Driver, *, workers: int = 1) -> Lease:
+    """Become the one writer of the run in `place`.
+
+    Parameters
+    ----------
+    driver
+        Who starts the run. Workers that the same driver starts anew take over from those before.
+
+    Raises
+    ------
+    ValueError
+        If another process writes the run.
+
+    Notes
+    -----
+    A holder on this host is looked up among the processes. One on another host is watched: renewed within 15 s, it
+    lives.
+    """
+    while True:
+        before = holder_of(place)
+        if before is not None and not _may_follow(place, before, driver):
+            raise _refusal(place, before)
+        now = _now()
+        number = before.number + 1 if before else 1
+        holder = Holder(driver, number, workers, now, now, saved_step=before.saved_step if before else None)
+        if place.create(_name(number), _packed(holder)):
+            for old in _numbers(place):
+                if old < number:
+                    place.remove(_name(old))
+            return Lease(place, holder)
+
+
+def holder_of(place: Place) -> Holder | None:
+    """Read the lease that counts; None if there has been none."""
+    for number in reversed(_numbers(place)):
+        try:
+            tree = json.loads(place.read(_name(number)))
+            return Holder(**{**tree, "driver": Driver(**tree["driver"]), "number": number})
+        except FileNotFoundError:
+            return holder_of(place)  # it has just been taken over
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(
+                f"{place.uri}/{_name(number)} is no lease ({error!r}): remove it if nobody writes the run"
+            ) from error
+    return None
+
+
+def ask_to_stop(place: Place, driver: Driver) -> None:
+    """Ask the workers that `driver` has started to save and stop."""
+    place.write(f"{_FOLDER}/stop-{driver.key}", b"")
+
+
+def refuse_if_held(place: Place) -> None:
+    """Refuse at the door what `claim` would refuse later, as far as that can be told without waiting.
+
+    Raises
+    ------
+    ValueError
+        If another process of this host writes the run.
+    """
+    before = holder_of(place)
+    if before is not None and not before.released and before.driver.is_dead() is False:
+        raise _refusal(place, before)
+
+
+def _refusal(place: Place, before: Holder) -> ValueError:
+    return ValueError(
+        f"{place.uri} is being written by {before}: one run has one writer; wait for it, end it, or train into a new "
+        "folder with run=PATH"
+    )
+
+
+def _may_follow(place: Place, before: Holder, driver: Driver) -> bool:
+    """Say whether `driver` may take over from `before`."""
+    if before.released or before.driver.key == driver.key:
+        return True
+    dead = before.driver.is_dead()
+    return _falls_silent(place, before) if dead is None else dead
+
+
+def _falls_silent(place: Place, before: Holder) -> bool:
+    """Watch a holder on another host."""
+    log.warning("the run was last written by %s; waiting up to %.0f s for a sign of life", before, SILENT_S)
+    deadline = time.monotonic() + SILENT_S
+    while time.monotonic() < deadline:
+        time.sleep(min(1.0, SILENT_S / 10))
+        now = holder_of(place)
+        if now is None or now.released:
+            return True
+        if (now.number, now.beat) != (before.number, before.beat):
+            return False
+    return True
+
+
+def _nothing() -> None:
+    """Nobody waits for word of a stop."""
+
+
+def _numbers(place: Place) -> list[int]:
+    found = [re.fullmatch(r"(\d{10})\.json", name) for name in place.names(_FOLDER)]
+    return sorted(int(match[1]) for match in found if match)
+
+
+def _name(number: int) -> str:
+    return f"{_FOLDER}/{number:010d}.json"
+
+
+def _packed(holder: Holder) -> bytes:
+    return json.dumps(asdict(holder), indent=1).encode()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _realm() -> str:
+    """Name the boot and the process namespace, where the system tells them."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:  # not Linux
+        return str(psutil.boot_time())

@@ -1,0 +1,284 @@
+"""Where a run lies: a folder on a disk or in object storage, in which everything is whole or absent."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from dist_scvi.loaders.remote import RemoteObjects
+
+from . import folder
+from .folder import MANIFEST, DamagedFolderError, IncompleteFolderError
+
+_SCHEMES = ("s3", "gs")
+_PART_BYTES = 1 << 26
+"""Read at a time, so that a large file has no longer than a small one for each part of it."""
+
+
+class Place(Protocol):
+    """A folder, on a disk or in object storage; names are relative, with slashes, and no part begins with a dot.
+
+    Where a folder is asked for, the empty name stands for the place itself. All methods may be called from many
+    threads. All raise `OSError` where the disk or the storage fails, and name the file or object.
+    """
+
+    @property
+    def uri(self) -> str:
+        """Where it is: a path or a URL."""
+        ...
+
+    def read(self, name: str) -> bytes:
+        """Read a file.
+
+        Raises
+        ------
+        FileNotFoundError
+            If it is absent.
+        """
+        ...
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write or replace a file, whole or not at all."""
+        ...
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Write a file if there is none, whole or not at all; False if there is one.
+
+        Of many that try at once, on any number of hosts, one does. Content that names its writer tells them apart where
+        an answer of the storage is lost.
+        """
+        ...
+
+    def names(self, name: str = "") -> list[str]:
+        """Name the files and folders right below a folder, in order; none if there is no such folder."""
+        ...
+
+    def remove(self, name: str) -> None:
+        """Remove a file, or a folder with all in it, if it is there. The folder counts as incomplete from the start."""
+        ...
+
+    def rename(self, old: str, new: str) -> None:
+        """Rename a folder, in place of one that has the new name.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is none.
+        """
+        ...
+
+    def write_folder(self, name: str, files: Mapping[str, bytes]) -> None:
+        """Write or replace a folder of files, which is complete or counts as absent."""
+        ...
+
+    def read_folder(self, name: str) -> dict[str, bytes]:
+        """Read a folder of files and check them against its manifest.
+
+        Raises
+        ------
+        FileNotFoundError
+            If it is absent.
+        IncompleteFolderError
+            If it has no manifest: it is being written just now, or its writer was killed.
+        DamagedFolderError
+            If a file is missing, longer, shorter or changed, or the manifest is not one of ours.
+        """
+        ...
+
+    def within(self, name: str) -> "Place":
+        """Give a folder below this one, which need not exist."""
+        ...
+
+
+def open_place(uri: str | Path | Place, *, storage_options: Mapping[str, str] | None = None) -> Place:
+    """Open a local folder or a URL (``s3://bucket/folder``, ``gs://bucket/folder``), which need not exist.
+
+    Parameters
+    ----------
+    uri
+        The folder; a place that is open already is given back.
+    storage_options
+        Of a URL; see `dist_scvi.loaders.remote.RemoteObjects`.
+
+    Raises
+    ------
+    ValueError
+        If the URL is of another kind, or an option is not known.
+    """
+    if not isinstance(uri, (str, Path)):
+        return uri
+    scheme, found, _ = str(uri).partition("://")
+    if not found:
+        return LocalPlace(Path(uri))
+    if scheme not in _SCHEMES:
+        raise ValueError(f"{uri} cannot be written: a local path or a URL of {', '.join(_SCHEMES)} is needed (run)")
+    return ObjectPlace(RemoteObjects(str(uri), storage_options=storage_options))
+
+
+@dataclass(frozen=True, slots=True)
+class LocalPlace:
+    """The folder `path` on a disk; see `Place`."""
+
+    path: Path
+
+    @property
+    def uri(self) -> str:
+        """The path."""
+        return str(self.path)
+
+    def read(self, name: str) -> bytes:
+        """Read a file; see `Place`."""
+        return folder.read_file(self._of(name))
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write or replace a file; see `Place`."""
+        folder.write_file(self._of(name), content)
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Write a file if there is none, by a hard link; see `Place`."""
+        return folder.create_file(self._of(name), content)
+
+    def names(self, name: str = "") -> list[str]:
+        """Name what is right below a folder; see `Place`."""
+        return folder.names_in(self._of(name))
+
+    def remove(self, name: str) -> None:
+        """Remove a file or a folder; see `Place`."""
+        folder.remove(self._of(name))
+
+    def rename(self, old: str, new: str) -> None:
+        """Rename a folder; see `Place`."""
+        folder.rename(self._of(old), self._of(new))
+
+    def write_folder(self, name: str, files: Mapping[str, bytes]) -> None:
+        """Write or replace a folder, by a rename; see `Place`."""
+        folder.write_folder(self._of(name), files)
+
+    def read_folder(self, name: str) -> dict[str, bytes]:
+        """Read a folder and check it; see `Place`."""
+        path = self._of(name)
+        if not folder.standing(path).exists():
+            raise FileNotFoundError(f"{path} does not exist")
+        return folder.read_folder(path)
+
+    def within(self, name: str) -> "LocalPlace":
+        """Give a folder below this one; see `Place`."""
+        return LocalPlace(self._of(name))
+
+    def _of(self, name: str) -> Path:
+        _check_name(name)
+        return self.path / name
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectPlace:
+    """The objects in object storage whose keys begin with `prefix`; see `Place`.
+
+    A folder of files is whole once its manifest is there, which is written last and deleted first. So one that is being
+    replaced, or was when its writer was killed, is incomplete; one that is being renamed is whole under either name.
+    """
+
+    objects: RemoteObjects
+    prefix: str = ""
+
+    @property
+    def uri(self) -> str:
+        """The URL."""
+        return f"{self.objects.uri}/{self.prefix}".rstrip("/")
+
+    def read(self, name: str) -> bytes:
+        """Read an object; see `Place`."""
+        return bytes(self.objects.read_whole(self._key(name)))
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write or replace an object; see `Place`."""
+        self.objects.write(self._key(name), content)
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Write an object if there is none, by a conditional request; see `Place`."""
+        return self.objects.create(self._key(name), content)
+
+    def names(self, name: str = "") -> list[str]:
+        """Name what is right below a folder; see `Place`."""
+        return self.objects.names(self._key(name))
+
+    def remove(self, name: str) -> None:
+        """Delete an object, or all in a folder; see `Place`."""
+        key = self._key(name)
+        if not self._emptied(key) and key:
+            self.objects.delete(key)
+
+    def rename(self, old: str, new: str) -> None:
+        """Copy a folder, then delete it; see `Place`."""
+        begin, to = self._key(old), self._key(new)
+        found = sorted(self.objects.keys(begin), key=_is_manifest)
+        if not found:
+            raise FileNotFoundError(f"{self.objects.uri}/{begin} does not exist")
+        self._emptied(to)
+        for key in found:
+            self.objects.copy(key, to + key.removeprefix(begin))
+        self._emptied(begin)
+
+    def write_folder(self, name: str, files: Mapping[str, bytes]) -> None:
+        """Write or replace a folder, its manifest last; see `Place`."""
+        manifest = folder.manifest_of(files)
+        self._emptied(self._key(name))
+        for file, content in {**files, MANIFEST: manifest}.items():
+            self.objects.write(_below(self._key(name), file), content)
+
+    def read_folder(self, name: str) -> dict[str, bytes]:
+        """Read a folder and check it; see `Place`."""
+        key, where = self._key(name), self.within(name).uri
+        size = self.objects.size(_below(key, MANIFEST))
+        if size is None:
+            if self.names(name):
+                raise IncompleteFolderError(f"{where} has no {MANIFEST}: it is incomplete")
+            raise FileNotFoundError(f"{where} does not exist")
+        folder.check_manifest_size(where, size)
+        listed = folder.listed_files(where, bytes(self.objects.read_whole(_below(key, MANIFEST))))
+        for file, (file_size, _) in listed.items():
+            folder.check_size(f"{where}/{file}", self.objects.size(_below(key, file)), file_size)
+        return {file: _read_checked(self.objects, _below(key, file), *entry) for file, entry in listed.items()}
+
+    def within(self, name: str) -> "ObjectPlace":
+        """Give a folder below this one; see `Place`."""
+        return ObjectPlace(self.objects, self._key(name))
+
+    def _emptied(self, folder_key: str) -> bool:
+        """Delete all below a folder, its manifest first, and say whether there was anything."""
+        found = sorted(self.objects.keys(folder_key), key=_is_manifest, reverse=True)
+        for key in found:
+            self.objects.delete(key)
+        return bool(found)
+
+    def _key(self, name: str) -> str:
+        _check_name(name)
+        return _below(self.prefix, name)
+
+
+def _read_checked(objects: RemoteObjects, key: str, size: int, digest: str) -> bytes:
+    where, content = f"{objects.uri}/{key}", bytearray(size)
+    try:
+        for start in range(0, size, _PART_BYTES):
+            part = objects.read(key, start, min(_PART_BYTES, size - start))
+            content[start : start + len(part)] = part
+    except (FileNotFoundError, ValueError) as error:
+        raise DamagedFolderError(f"{where} cannot be read: {error}") from error
+    folder.check_content(where, content, digest)
+    return bytes(content)
+
+
+def _below(folder_key: str, name: str) -> str:
+    return "/".join(part for part in (folder_key, name) if part)
+
+
+def _is_manifest(key: str) -> bool:
+    return key.rpartition("/")[2] == MANIFEST
+
+
+def _check_name(name: str) -> None:
+    if name and any(part == "" or part.startswith(".") for part in name.split("/")):
+        raise ValueError(
+            f"{name!r} names nothing in a place: relative names with slashes are needed, no part of which is empty or "
+            "begins with a dot"
+        )

@@ -1,0 +1,65 @@
+"""What an output answers, in plain values, so that a later start can tell whether it is asked the same."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dist_scvi.loaders import CellData
+from dist_scvi.loaders.columns import Ranges
+
+from .spec import ModelSpec, model_files
+from .vae import VAE
+
+_PROBES = 8
+_PROBE_CELLS = 64
+
+
+def plain_text(question: Mapping[str, Any]) -> str:
+    """Write a question as JSON; numpy arrays and numbers count as lists and numbers."""
+    return json.dumps(question, indent=1, sort_keys=True, default=lambda value: value.tolist())
+
+
+def describe_model(module: VAE, spec: ModelSpec) -> str:
+    """Give the SHA-256 of the weights and the specification of a model."""
+    return digest(*model_files(module, spec).values())
+
+
+def describe_cells(data: CellData) -> dict[str, Any]:
+    """Tell cells from others: where they lie, how many, genes and columns, and what a few of them hold."""
+    described = {"layer": data.store.layer, **data.describe()}
+    return {
+        "uri": data.store.uri,
+        "n_cells": data.n_cells,
+        "n_entries": data.store.n_entries,
+        "described": digest(plain_text(described)),
+        "probed": digest(*(part for span in probes(data.n_cells) for part in _probe(data, *span))),
+    }
+
+
+def probes(n_cells: int) -> Ranges:
+    """Give a few ranges of rows spread over `n_cells`."""
+    starts = np.linspace(0, max(0, n_cells - _PROBE_CELLS), _PROBES).astype(int)
+    return [(start, min(start + _PROBE_CELLS, n_cells)) for start in np.unique(starts).tolist()]
+
+
+def digest(*parts: bytes | str | NDArray[Any]) -> str:
+    """Give the SHA-256 of some parts."""
+    found = hashlib.sha256()
+    for part in parts:
+        content = part.encode() if isinstance(part, str) else part if isinstance(part, bytes) else part.tobytes()
+        found.update(len(content).to_bytes(8, "little"))
+        found.update(content)
+    return found.hexdigest()
+
+
+def _probe(data: CellData, start: int, stop: int) -> list[bytes | str | NDArray[Any]]:
+    """Give what some cells hold."""
+    counts, columns = data.store.read(start, stop), data.columns_of([(start, stop)])
+    covariates = [columns.batch_n, columns.label_n, columns.categorical_nc, columns.continuous_nc]
+    sizes = [] if columns.size_factor_n is None else [columns.size_factor_n]
+    names = "\n".join(map(str, data.store.obs_names(start, stop)))
+    return [names, counts.counts_e, counts.genes_e, counts.indptr, *covariates, *sizes]

@@ -1,0 +1,34 @@
+"""Exit codes, and what is said when a command does not end well."""
+
+import os
+import sys
+from collections.abc import Callable
+
+from dist_scvi.ends import LostLeaseError, StoppedError, WeightsDifferError, WorkersFailedError
+
+OK, FAILED, MISTAKE, AGAIN, INTERRUPTED = 0, 1, 2, 75, 130
+"""Done; failed; a mistake in the input; start the same command again; interrupted."""
+
+
+def exit_code(command: Callable[[], int]) -> int:
+    """Run `command`, say in one line on stderr what is wrong, and give the code to exit with."""
+    try:
+        code = command()
+        sys.stdout.flush()
+    except (ValueError, FileNotFoundError, FileExistsError, FloatingPointError) as error:
+        return _told(f"error: {error}", MISTAKE)
+    except (StoppedError, WorkersFailedError, WeightsDifferError, TimeoutError) as error:
+        return _told(f"{error}; start the same command again to go on", AGAIN)
+    except BrokenPipeError:  # as in "| head"; what is still buffered must not fail again at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except (OSError, LostLeaseError) as error:
+        return _told(f"error: {error}", FAILED)
+    except KeyboardInterrupt:
+        return _told("interrupted; the same command goes on where it was", INTERRUPTED)
+    return code
+
+
+def _told(message: str, code: int) -> int:
+    sys.stderr.write(f"dist-scvi: {' '.join(message.split())}\n")
+    return code

@@ -1,0 +1,189 @@
+"""A RayJob for Kubernetes with KubeRay, and the ConfigMap that holds its configuration."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any, Literal
+
+from .job import Job, comment, dump, judge, refuse_local, train_command
+from .schema_check import check, check_shell
+
+_FOLDER = "/etc/dist-scvi"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KubeRayOptions:
+    """Where and how it runs in the cluster."""
+
+    image: str
+    """With dist_scvi, and the Ray that is installed here with its dashboard: ray[default]."""
+    namespace: str = "default"
+    spot: bool = True
+    node_selector: Mapping[str, str]
+    """Labels of the nodes of the workers."""
+    head_node_selector: Mapping[str, str]
+    tolerations: Sequence[tuple[str, str | None, str]] = ()
+    """Of the workers: key, value (None for any), effect."""
+    service_account: str | None = None
+    secrets: Sequence[str] = ()
+    """Secrets whose keys become variables of the environment, such as credentials of an object store."""
+    volumes: Sequence[tuple[str, str]] = ()
+    """Claims and where they are mounted in all pods."""
+    shm_bytes: int | None = None
+    time_s: int | None = None
+    ttl_s: int = 300
+    submission_mode: Literal["K8sJobMode", "HTTPMode"] = "K8sJobMode"
+
+
+def render_kuberay(job: Job, options: KubeRayOptions) -> str:
+    """Write the ConfigMap and the RayJob.
+
+    Raises
+    ------
+    ValueError
+        If the workers could not see a path, spot nodes are not named, or sizes do not fit.
+
+    Notes
+    -----
+    KubeRay 1.5.1 or newer, for token authentication of a RayJob. KubeRay passes the entrypoint through several shells;
+    it is therefore one word without quotes, and the script it names does the quoting.
+    """
+    refuse_local(job, [path for _, path in options.volumes], "--volume CLAIM:/PATH")
+    if options.spot and not options.node_selector:
+        raise ValueError(
+            "--spot needs the label of the spot nodes: --node-selector cloud.google.com/gke-spot=true (GKE), "
+            "eks.amazonaws.com/capacityType=SPOT (EKS) or karpenter.sh/capacity-type=spot; or say --on-demand"
+        )
+    script = _script(job)
+    check_shell(script)
+    config = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": job.name, "namespace": options.namespace},
+        "data": {"run.yaml": job.config.read_text(), "train.sh": script},
+    }
+    ray_job = _ray_job(job, options)
+    check(config, "configmap")
+    check(ray_job, "rayjob")
+    return comment(_heading(job, options)) + dump(config, ray_job)
+
+
+def _heading(job: Job, options: KubeRayOptions) -> list[str]:
+    return [
+        f"Trains {job.run}; start it with: kubectl create -f THIS_FILE",
+        f"It needs KubeRay 1.5.1 or newer, and an image with dist_scvi and ray[default]=={version('ray')}.",
+        f"A failed start is repeated {job.max_restarts} times (backoffLimit), each on a new cluster, and goes on where",
+        "the one before was. It fails unless the run has its final manifest.",
+        "To decide:",
+        "  serviceAccountName or envFrom: who may read and write the object store",
+        "  cpu and memory of the head, which runs the driver and no worker",
+        *(
+            [f"  terminationGracePeriodSeconds: {job.grace_s} is asked for; your cloud may give a spot node less"]
+            if options.spot
+            else []
+        ),
+    ]
+
+
+def _script(job: Job) -> str:
+    return f"""\
+#!/usr/bin/env bash
+set -uo pipefail
+{train_command(job, f"{_FOLDER}/run.yaml", address="auto")}
+code=$?
+{judge(job)}exit "$status"
+"""
+
+
+def _ray_job(job: Job, options: KubeRayOptions) -> dict[str, Any]:
+    least, most = job.nodes
+    cluster: dict[str, Any] = {
+        "rayVersion": version("ray"),
+        "authOptions": {"mode": "token"},
+        "headGroupSpec": {
+            "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},
+            "template": {"spec": _head(job, options)},
+        },
+        "workerGroupSpecs": [
+            {
+                "groupName": "workers",
+                "replicas": least,
+                "minReplicas": least,
+                "maxReplicas": most,
+                "rayStartParams": {},
+                "template": {"spec": _worker(job, options)},
+            }
+        ],
+    }
+    if job.elastic:  # Ray asks for more workers; a cluster that waits for the most would wait for the last spot node
+        cluster["enableInTreeAutoscaling"] = True
+        cluster["autoscalerOptions"] = {"idleTimeoutSeconds": 300}
+    spec: dict[str, Any] = {
+        "entrypoint": f"bash {_FOLDER}/train.sh",
+        "submissionMode": options.submission_mode,
+        "shutdownAfterJobFinishes": True,
+        "ttlSecondsAfterFinished": options.ttl_s,
+        "backoffLimit": job.max_restarts,
+        "rayClusterSpec": cluster,
+    }
+    if options.time_s:
+        spec["activeDeadlineSeconds"] = options.time_s
+    metadata = {"name": job.name, "namespace": options.namespace}
+    return {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": metadata, "spec": spec}
+
+
+def _head(job: Job, options: KubeRayOptions) -> dict[str, Any]:
+    pod = _pod(job, options, "ray-head", {"cpu": "2", "memory": "8Gi"}, shm_mib=2048)
+    pod["containers"][0]["volumeMounts"].append({"name": "config", "mountPath": _FOLDER, "readOnly": True})
+    pod["volumes"].append({"name": "config", "configMap": {"name": job.name}})
+    if options.head_node_selector:
+        pod["nodeSelector"] = dict(options.head_node_selector)
+    return pod
+
+
+def _worker(job: Job, options: KubeRayOptions) -> dict[str, Any]:
+    memory_mib = job.memory_mib_per_node
+    shm_mib = options.shm_bytes >> 20 if options.shm_bytes else memory_mib * 3 // 10  # the share that Ray's store takes
+    if not 0 < shm_mib < memory_mib:
+        raise ValueError(f"--shm of {shm_mib} MiB: it is taken from the {memory_mib} MiB of the pod, less is needed")
+    resources = {"cpu": str(job.cpus_per_node), "memory": f"{memory_mib}Mi"}
+    if job.gpus_per_node:
+        resources["nvidia.com/gpu"] = str(job.gpus_per_node)
+    pod = _pod(job, options, "ray-worker", resources, shm_mib=shm_mib)
+    if options.node_selector:
+        pod["nodeSelector"] = dict(options.node_selector)
+    if options.tolerations:
+        pod["tolerations"] = [_toleration(*each) for each in options.tolerations]
+    return pod
+
+
+def _pod(job: Job, options: KubeRayOptions, name: str, resources: dict[str, str], *, shm_mib: int) -> dict[str, Any]:
+    mounts = [(f"claim-{place}", claim, path) for place, (claim, path) in enumerate(options.volumes)]
+    container: dict[str, Any] = {
+        "name": name,
+        "image": options.image,
+        "env": [{"name": "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "value": str(job.drain_s)}],
+        "resources": {"requests": dict(resources), "limits": dict(resources)},
+        "volumeMounts": [
+            {"name": "shm", "mountPath": "/dev/shm"},
+            *({"name": volume, "mountPath": path} for volume, _, path in mounts),
+        ],
+    }
+    if options.secrets:
+        container["envFrom"] = [{"secretRef": {"name": secret}} for secret in options.secrets]
+    pod: dict[str, Any] = {
+        "terminationGracePeriodSeconds": job.grace_s,
+        "containers": [container],
+        "volumes": [
+            {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{shm_mib}Mi"}},
+            *({"name": volume, "persistentVolumeClaim": {"claimName": claim}} for volume, claim, _ in mounts),
+        ],
+    }
+    if options.service_account:
+        pod["serviceAccountName"] = options.service_account
+    return pod
+
+
+def _toleration(key: str, value: str | None, effect: str) -> dict[str, str]:
+    matched = {"operator": "Exists"} if value is None else {"operator": "Equal", "value": value}
+    return {"key": key, **matched, "effect": effect}

@@ -1,0 +1,30 @@
+"""Signals by which a scheduler says that the time of a job is over."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+"""Sent by Kubernetes, spot machines and SLURM before they kill."""
+
+
+@contextmanager
+def heeded(stop: Callable[[], None]) -> Iterator[None]:
+    """While the block runs, have `stop` called, in a thread, when one of `SIGNALS` comes.
+
+    Outside the main thread, where Python takes no signals, nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def called(_number: int, _frame: object) -> None:
+        threading.Thread(target=stop, name="stop", daemon=True).start()
+
+    before = {number: signal.signal(number, called) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,143 @@
+"""Objects read by byte range, and the files of a local folder as such."""
+
+import os
+import stat
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
+
+
+class StorageError(OSError):
+    """Storage that did not deliver an object, after all tries."""
+
+
+class Objects(Protocol):
+    """The objects below one URI, named by keys such as ``X/data/c/0``. All methods may be called from many threads.
+
+    All raise `FileNotFoundError` for an object that is absent, where nothing else is said, and `StorageError` where
+    storage fails.
+    """
+
+    uri: str
+    remote: bool
+
+    def size(self, key: str) -> int | None:
+        """Give the bytes of an object, None if it is absent."""
+        ...
+
+    def read(self, key: str, start: int, length: int) -> memoryview:
+        """Read `length` bytes of an object from `start` on, into memory that this thread's next read may use again.
+
+        Raises
+        ------
+        ValueError
+            If the object ends before.
+        """
+        ...
+
+    def read_whole(self, key: str) -> bytes | memoryview:
+        """Read an object."""
+        ...
+
+    def version(self, key: str) -> str:
+        """Give a text that changes when the object is written again."""
+        ...
+
+
+class LocalObjects:
+    """The files below the folder `root`.
+
+    Files are read and not mapped, for a mapped file that is cut short ends the process. At most `max_open` stay open.
+    """
+
+    remote = False
+
+    def __init__(self, root: Path, *, max_open: int = 256) -> None:
+        self.uri = str(root)
+        self._opened = lru_cache(max_open)(_OpenFile)
+        self._held = threading.local()
+
+    def size(self, key: str) -> int | None:
+        """Give the bytes of a file; see `Objects`."""
+        try:
+            found = Path(self.uri, key).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+    def read(self, key: str, start: int, length: int) -> memoryview:
+        """Read a range of a file; see `Objects`."""
+        path = f"{self.uri}/{key}"
+        room = self._room(length)
+        got = 0
+        with _failing_disk(path):
+            file = self._opened(path)
+            while got < length and (more := _read_into(file.number, room[got:], start + got)):
+                got += more  # one read gives at most 2 GiB
+        check_length(path, start, length, got)
+        return room
+
+    def _room(self, length: int) -> memoryview:
+        """Give this thread's memory: fresh one costs more than reading into it."""
+        if not hasattr(self._held, "room") or len(self._held.room) < length:
+            self._held.room = memoryview(bytearray(length + length // 4))
+        room: memoryview = self._held.room[:length]
+        return room
+
+    def read_whole(self, key: str) -> bytes:
+        """Read a file; see `Objects`."""
+        with _failing_disk(f"{self.uri}/{key}"):
+            return Path(self.uri, key).read_bytes()
+
+    def version(self, key: str) -> str:
+        """Tell by inode, size and time of change; see `Objects`."""
+        with _failing_disk(f"{self.uri}/{key}"):
+            found = Path(self.uri, key).stat()
+        return f"{found.st_ino}-{found.st_size}-{found.st_mtime_ns}"
+
+
+def _read_into(number: int, room: memoryview, start: int) -> int:
+    if hasattr(os, "preadv"):
+        return os.preadv(number, [room], start)
+    got = os.pread(number, len(room), start)  # macOS
+    room[: len(got)] = got
+    return len(got)
+
+
+class _OpenFile:
+    """A descriptor that is closed when its last user, the cache or a read, lets go of it."""
+
+    def __init__(self, path: str) -> None:
+        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if hasattr(self, "number"):
+            os.close(self.number)
+
+
+@contextmanager
+def _failing_disk(path: str) -> Iterator[None]:
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(f"{path} does not exist") from None
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read ({error.strerror}): see that its disk is sound") from error
+
+
+def check_length(where: str, start: int, length: int, got: int) -> None:
+    """Refuse a read that gave `got` of the `length` bytes from `start` on.
+
+    Raises
+    ------
+    ValueError
+        If it gave fewer.
+    """
+    if got != length:
+        raise ValueError(
+            f"{where} is truncated: bytes {start} to {start + length - 1} are needed, {got} of these {length} are "
+            "there; restore it from a copy or write the store again"
+        )

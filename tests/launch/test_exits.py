@@ -1,0 +1,44 @@
+"""Every end of a command has one line and one exit code."""
+
+from typing import NoReturn
+
+import pytest
+
+from dist_scvi.ends import LostLeaseError, StoppedError, WeightsDifferError, WorkersFailedError
+from dist_scvi.launch.exits import AGAIN, FAILED, INTERRUPTED, MISTAKE, OK, exit_code
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ValueError("a mistake"), MISTAKE),
+        (FileNotFoundError("a mistake"), MISTAKE),
+        (FloatingPointError("a mistake"), MISTAKE),
+        (StoppedError("stopped"), AGAIN),
+        (WorkersFailedError("lost"), AGAIN),
+        (WeightsDifferError("differ"), AGAIN),
+        (TimeoutError("late"), AGAIN),
+        (OSError(28, "No space left on device", "/run/x"), FAILED),
+        (LostLeaseError("taken over"), FAILED),
+        (KeyboardInterrupt(), INTERRUPTED),
+    ],
+)
+def test_an_end_is_told_in_one_line_with_its_code(
+    error: BaseException, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command() -> NoReturn:
+        raise error
+
+    assert exit_code(command) == code
+    said = capsys.readouterr().err
+    assert said.startswith("dist-scvi: ")
+    assert said.count("\n") == 1
+    assert (str(error) in said) or isinstance(error, KeyboardInterrupt)
+    assert ("start the same command again" in said) == (code == AGAIN)
+
+
+def test_a_command_says_its_own_code_and_what_nobody_foresaw_is_not_hidden() -> None:
+    assert exit_code(lambda: OK) == 0
+    assert exit_code(lambda: AGAIN) == 75
+    with pytest.raises(ZeroDivisionError):
+        exit_code(lambda: 1 // 0)

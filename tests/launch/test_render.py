@@ -1,0 +1,105 @@
+"""The command ``launch``: a file for each target, printed or written, or one line that says what does not fit."""
+
+import argparse
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dist_scvi.launch.render import add_launch, launch
+
+TARGETS = {
+    "slurm": "--partition gpu --time 1-00:00:00 --sbatch qos=high --setup 'module load x' --shared /scratch",
+    "kuberay": "--image a/b:1 --node-selector spot=true --toleration spot=true:NoSchedule --secret keys --shm 1GiB "
+    "--volume claim=/data --head-node-selector pool=steady --service-account me --time 10:00:00 --ttl-s 5",
+    "ray-cluster": "--provider aws --region eu-west-1 --instance m7i.2xlarge --head-instance m7i.large --on-demand",
+    "skypilot": "--infra gcp --on-demand --mount /atlas=gs://bucket --install git+https://example.org/x",
+}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text("run: s3://bucket/run\ndata: {uri: s3://bucket/atlas.zarr}\n")
+    return path
+
+
+def options(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_launch(parser.add_subparsers(dest="name"))
+    return parser.parse_args(["launch", *words])
+
+
+def parsed(target: str, config: Path, more: str = "") -> argparse.Namespace:
+    return options(target, str(config), "seed=3", *shlex.split(f"--workers 2 {TARGETS[target]} {more}"))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_target_is_rendered_with_the_overrides(
+    target: str, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert launch(parsed(target, config)) == 0
+    printed = capsys.readouterr().out
+    assert "seed=3 --workers 2 --cpus-per-worker 4" in printed
+    assert "s3://bucket/run" in printed.splitlines()[1 if target == "slurm" else 0]
+    if target != "slurm":
+        assert list(yaml.safe_load_all(printed))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_what_is_written_is_what_is_printed_and_is_not_replaced_unasked(
+    target: str, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out file"
+    launch(parsed(target, config))
+    printed = capsys.readouterr().out
+    assert launch(parsed(target, config, f"--out '{out}'")) == 0
+    assert (out.read_text(), capsys.readouterr().out) == (printed, "")
+    with pytest.raises(FileExistsError, match="--overwrite"):
+        launch(parsed(target, config, f"--out '{out}'"))
+    assert launch(parsed(target, config, f"--out '{out}' --overwrite")) == 0
+
+
+@pytest.mark.parametrize(
+    ("target", "more", "message"),
+    [
+        ("slurm", "--workers 3", "change train.lanes"),
+        ("slurm", "--nodes 3", "same number of workers"),
+        ("slurm", "--name A", "lower-case letters"),
+        ("skypilot", "--gpus-per-worker 1", "--accelerator"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused_and_nothing_is_written(
+    target: str, more: str, message: str, config: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        launch(parsed(target, config, f"{more} --out {tmp_path / 'out'}"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("kuberay run.yaml", "--image"),
+        ("kuberay run.yaml --image a --toleration spot:Never", "effects are NoSchedule"),
+        ("kuberay run.yaml --image a --node-selector spot", "gke-spot=true"),
+        ("slurm run.yaml --time 24", "24:00:00"),
+        ("slurm run.yaml --spot", "unrecognized arguments: --spot"),
+        ("ray-cluster run.yaml --provider azure", "invalid choice"),
+        ("nomad run.yaml", "invalid choice"),
+        ("slurm", "RUN.yaml"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(words: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        options(*words.split())
+    assert message in capsys.readouterr().err
+
+
+def test_a_machine_of_gcp_has_less_grace_by_default(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gcp = "--provider gcp --region r --zone z --project p --image i --instance a --head-instance b"
+    launch(options("ray-cluster", str(config), *gcp.split()))
+    assert "DRAIN_TIMEOUT_S=25 " in capsys.readouterr().out
+    launch(options("ray-cluster", str(config), *gcp.split(), "--on-demand"))
+    assert "DRAIN_TIMEOUT_S=100 " in capsys.readouterr().out
