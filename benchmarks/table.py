@@ -169,15 +169,8 @@ def _predicted_scaling(scaling: dict) -> str:
 def _plan_cost(scaling: dict) -> str:
     plan = scaling["plan"]
     heads = (
-        "workers",
-        "rows of the store",
-        "split",
-        "blocks",
-        "to plan",
-        "first seek",
-        "later ones",
-        "held",
-        "at most",
+        *("workers", "rows of the store", "split", "blocks", "to plan", "first seek", "later ones"),
+        *("reads of a window", "held", "at most"),
     )
     rows = [
         (

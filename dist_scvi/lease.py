@@ -26,6 +26,8 @@ from .places import Place
 log = logging.getLogger(__name__)
 
 _FOLDER = "lease"
+_GIVEN_UP: set[tuple[str, int]] = set()
+"""Leases that this process has released, by driver and number."""
 RENEW_S = 3.0
 SILENT_S = 15.0
 """A holder that cannot be looked at, being on another host, counts as dead after this time without renewal."""
@@ -127,6 +129,7 @@ class Lease:
         self._stop.set()
         self._thread.join()
         if not self._lost:
+            _GIVEN_UP.add((self._holder.driver.key, self._holder.number))
             self._renew(released=True)
             self._place.remove(f"{_FOLDER}/stop-{self._holder.driver.key}")
 
@@ -210,7 +213,7 @@ def refuse_if_held(place: Place) -> None:
         If another process of this host writes the run.
     """
     before = holder_of(place)
-    if before is not None and not before.released and before.driver.is_dead() is False:
+    if before is not None and not _is_free(before) and before.driver.is_dead() is False:
         raise _refusal(place, before)
 
 
@@ -221,9 +224,14 @@ def _refusal(place: Place, before: Holder) -> ValueError:
     )
 
 
+def _is_free(before: Holder) -> bool:
+    """Say whether a holder has let go; this process knows of its own leases even where storage could not be told."""
+    return before.released or (before.driver.key, before.number) in _GIVEN_UP
+
+
 def _may_follow(place: Place, before: Holder, driver: Driver) -> bool:
     """Say whether `driver` may take over from `before`."""
-    if before.released or before.driver.key == driver.key:
+    if _is_free(before) or before.driver.key == driver.key:
         return True
     dead = before.driver.is_dead()
     return _falls_silent(place, before) if dead is None else dead

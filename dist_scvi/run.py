@@ -25,6 +25,7 @@ from .config import RunConfig, SomaConfig
 from .config_file import read_config
 from .ends import StoppedError
 from .lease import Driver, refuse_if_held
+from .loggers import check_logger_options
 from .metrics import Row
 from .minify import minify
 from .places import Place, open_place
@@ -168,6 +169,8 @@ def preview(
         the lanes, another process that writes the run, or a checkpoint of another run.
     """
     place = run_place(config)
+    config = _at_one_moment(config, place)
+    check_logger_options(config)
     refuse_if_held(place)
     try:
         checkpoint = newest_checkpoint(place.within(CHECKPOINTS), mend=False)
@@ -185,11 +188,17 @@ def preview(
     beside = labelled_plan_of(resolved, spec, data, plan)
     if checkpoint is not None:
         check_same_run(checkpoint, resolved, fingerprint(data, plan, beside), allowed=allow)
+    told = _described(resolved, data, plan, beside, workers)
+    return told | ({"goes on": f"after {checkpoint.name}"} if checkpoint else {})
+
+
+def _described(config: RunConfig, data: CellData, plan: Plan, beside: Plan | None, workers: int) -> dict[str, Any]:
+    """Say what a resolved run reads, holds and does."""
     density = data.store.n_entries / data.n_cells
     entry_bytes = 2 + (2 if data.n_genes <= 1 << 16 else 4)
     window = plan.window_steps * plan.batch_size
     labels = max((len(column.vocabulary) for column in (data.label, data.batch) if column), default=1)
-    epochs = resolved.train.max_epochs or 1
+    epochs = config.train.max_epochs or 1
     return {
         "store": data.store.uri,
         "cells": data.n_cells,
@@ -215,8 +224,7 @@ def preview(
         "diversity": _diversity(plan, labels),
         "memory for cells": f"{3 * window * density * entry_bytes / workers / 2**20:.0f} MiB in each worker",
         "memory for a step": f"{12 * plan.batch_size / workers * data.n_genes * 4 / 2**20:.0f} MiB in each worker",
-        "run folder": resolved.run,
-        **({"goes on": f"after {checkpoint.name}"} if checkpoint else {}),
+        "run folder": config.run,
     }
 
 

@@ -17,6 +17,7 @@ from .config import RunConfig
 from .ends import LostLeaseError
 from .folder import MANIFEST, DamagedFolderError
 from .lease import Driver, Lease, claim
+from .loggers import Logger, open_logger
 from .metrics import MetricsLog, Row, history_of
 from .places import Place
 from .saving import Saver
@@ -35,6 +36,8 @@ class RunFolder:
         self.place, self._lease, self._saver = place, lease, Saver()
         self._checkpoints = place.within(CHECKPOINTS)
         self._log: MetricsLog | None = None
+        self._logger: Logger | None = None
+        self._ended = False
         self._saved = threading.Event()
         self._saved.set()
 
@@ -72,6 +75,7 @@ class RunFolder:
         text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
         self.place.write(CONFIG, text.encode())
         self._log = MetricsLog(self.place, step=step)
+        self._logger = open_logger(config, self.place, self._log.rows)
         return self._log
 
     def tell(self, row: Row) -> None:
@@ -79,6 +83,8 @@ class RunFolder:
         assert self._log is not None
         self._saver.check()
         self._log.write(row)
+        if self._logger is not None:
+            self._logger.log(row)
         self._lease.tell(row=row)
 
     def save(self, done: int, files: Mapping[str, bytes], *, keep: int) -> None:
@@ -157,12 +163,15 @@ class RunFolder:
             "model_manifest_sha256": hashlib.sha256(manifest).hexdigest(),
         }
         self.place.write(RESULT, json.dumps(result, indent=1).encode())
+        self._ended = True
 
     def close(self) -> None:
         """Finish what is being written, and let go of the run. Errors come from `save`, `tell` and `finish`."""
         self._saver.close()
         with suppress(OSError, LostLeaseError):
             self._lease.release()
+        if self._logger is not None:
+            self._logger.close(ended=self._ended)
 
 
 @contextmanager

@@ -10,13 +10,15 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dist_scvi.asks import Asks
 from dist_scvi.ends import LostLeaseError, StoppedError, WorkersFailedError
-from dist_scvi.world import World
 
 from .signals import heeded
+
+if TYPE_CHECKING:  # the board, in a process of its own, does without torch
+    from dist_scvi.world import World
 
 _ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -29,6 +31,9 @@ _ENVIRONMENT = {
     "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "10",
 }
 _POLL_S = 0.5
+_AGAIN_S = 10.0
+"""Ray lets the workers go on until a node that was announced to go is gone; so much of that may be lost."""
+
 _NOTICED_S = 15.0
 """Within this time Ray knows of a node that is gone; what its loss breaks in others is felt at once."""
 
@@ -39,7 +44,7 @@ _REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, 
 """Storage that is full, or may not be written, will be so after a restart; of all else it may have recovered."""
 
 
-Task = Callable[[World, Asks], None]
+Task = Callable[["World", Asks], None]
 """What every worker does, given its place in the world and that through which it is asked to save or stop."""
 
 
@@ -280,15 +285,15 @@ def _end(error: Exception) -> str | None:
 
 
 def _listen(asks: Asks, board: Any, ended: threading.Event) -> None:
-    """Ask for one checkpoint when a node of the group will be taken away, and for the end when the driver does."""
+    """Ask for checkpoints from when a node of the group is announced to go, and for the end when the driver does."""
     import ray
 
-    saved = False
+    saved_s = -_AGAIN_S
     with suppress(ray.exceptions.RayError):  # the driver is gone, and all its workers will be
         while not ended.wait(_POLL_S):
-            if not saved and _is_preempted():
+            if _is_preempted() and time.monotonic() - saved_s > _AGAIN_S:
                 asks.save()
-                saved = True
+                saved_s = time.monotonic()
             if ray.get(board.is_stopping.remote()):
                 asks.stop()
                 return

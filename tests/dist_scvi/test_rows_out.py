@@ -12,6 +12,8 @@ import zarr
 
 from dist_scvi import rows_out
 from dist_scvi.loaders import CellData
+from dist_scvi.model import SCVI
+from dist_scvi.question import plain_text
 from dist_scvi.rows_out import RowsProgress, answer_rows, check_count, chunk_cells_of
 from dist_scvi.selection import Selection, select
 from dist_scvi.shards import Shards
@@ -222,3 +224,59 @@ def test_progress_is_shown_on_a_terminal_and_nowhere_else(data: CellData, tmp_pa
         on_progress=lambda *at: seen.append(at),
     )
     assert seen == [(0, 403), (100, 403), (200, 403), (300, 403), (400, 403), (403, 403)]
+
+
+ASKED = {
+    "get_latent_representation": ({}, {"give_mean": False}, {"mc_samples": 9}, {"return_dist": True}, {"seed": 1}),
+    "get_elbo": ({"return_mean": False}, {"return_mean": False, "seed": 1}),
+    "get_reconstruction_error": ({"return_mean": False}, {"return_mean": False, "seed": 1}),
+    "get_marginal_ll": ({"return_mean": False, "n_mc_samples": 2}, {"return_mean": False, "n_mc_samples": 3}),
+    "get_latent_library_size": ({"give_mean": False}, {"give_mean": False, "seed": 1}),
+    "differential_abundance": (
+        {"sample_key": "batch"},
+        {"sample_key": "site"},
+        {"sample_key": "batch", "num_cells_posterior": 5},
+        {"sample_key": "batch", "dof": 3.0},
+        {"sample_key": "batch", "variance_as_scale": True},
+    ),
+    "get_normalized_expression": (
+        {},
+        {"transform_batch": "b1"},
+        {"gene_list": ["gene1"]},
+        {"library_size": 10.0},
+        {"library_size": "latent"},
+        {"n_samples": 2},
+        {"n_samples": None},
+        {"seed": 1},
+    ),
+    "posterior_predictive_sample": ({}, {"transform_batch": "b1"}, {"gene_list": ["gene1"]}, {"seed": 1}),
+}
+
+
+@pytest.mark.parametrize("method", ASKED)
+def test_each_argument_that_decides_an_answer_makes_it_another_question(
+    model: SCVI, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class AskedError(Exception):
+        pass
+
+    asked: list[str] = []
+
+    def note(*_: Any, question: Any, **_options: Any) -> None:
+        asked.append(plain_text(question))
+        raise AskedError
+
+    def ask(arguments: Any) -> str:
+        with pytest.raises(AskedError):
+            getattr(model, method)(**arguments, out=tmp_path / "out")
+        return asked[-1]
+
+    monkeypatch.setattr(rows_out, "write_rows", note)
+    first = [ask(arguments) for arguments in ASKED[method]]
+    assert len(set(first)) == len(ASKED[method])
+    assert [ask({**arguments, "batch_size": 7}) for arguments in ASKED[method]] == first
+    weights = model.module.px_r.data
+    model.module.px_r.data = weights + 1
+    changed = ask(ASKED[method][0])
+    model.module.px_r.data = weights
+    assert changed != first[0]

@@ -74,7 +74,8 @@ class Fault:
             os.kill(os.getpid(), getattr(signal, self._do))
         elif self._do.startswith("E"):
             number = getattr(errno, self._do)
-            raise OSError(number, os.strerror(number))
+            named = [os.fspath(path) for path in args[:1] if isinstance(path, (str, Path))]
+            raise OSError(number, os.strerror(number), *named)
         elif self._do == "raise":
             raise RuntimeError("a fault of the test")
         elif self._do == "die":

@@ -1,10 +1,12 @@
 """Storage that is full, must not be written, or fails: the run ends with the path, and goes on when it is mended."""
 
+import re
 import resource
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +58,7 @@ class TestDisk:
         finish_here(toy)
         assert_undisturbed(toy, undisturbed(1))
 
-    @pytest.mark.parametrize("room", [20, 60, 120, 240])
+    @pytest.mark.parametrize("room", [16, 60, 120])
     def test_a_full_disk_ends_the_run_and_room_lets_it_go_on(
         self, room: int, toy: Toy, undisturbed: Callable[[int], Toy]
     ) -> None:
@@ -76,7 +78,7 @@ class TestDisk:
             ended = train_here(toy)
             assert ended.codes == [1]
             assert "Read-only file system" in ended.said
-            assert f"{toy.run}/lease" in ended.said
+            assert f"{toy.run}/" in ended.said.splitlines()[-1]
             remount("rw")
             finish_here(toy)
             assert_undisturbed(toy, undisturbed(1))
@@ -142,41 +144,31 @@ class TestObjectStorage:
         finish_here(stored, *told(server), "storage_options.read_timeout=2s")
         assert_undisturbed(stored, undisturbed(1))
 
-    def test_a_server_that_is_gone_for_good_ends_the_run_and_a_new_one_lets_it_go_on(
-        self, stored: Toy, server: ObjectServer, undisturbed: Callable[[int], Toy], monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize("fails", [503, "cut"])
+    def test_a_server_that_fails_for_good_ends_the_run_and_one_that_is_mended_lets_it_go_on(
+        self,
+        fails: Fault,
+        stored: Toy,
+        server: ObjectServer,
+        undisturbed: Callable[[int], Toy],
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         monkeypatch.setattr(remote, "_FIRST_PAUSE_S", 0.02)
         with monkeypatch.context() as patched:
-            at_save(patched, 8, server.close)
+            at_save(patched, 8, lambda: server.inflict(repeat(fails)))
             ended = train_here(stored, *told(server))
         assert ended.codes == [1], ended.said
-        assert "s3://bucket/run/" in ended.said.splitlines()[-1]
-        assert "was not" in ended.said
-        assert "tries" in ended.said
-        assert stored.saved() == [4]
-        with ObjectServer(server.root) as again:
-            finish_here(stored, *told(again))
+        assert re.search(r"error: s3://bucket/run/\S+ was not \w+ in 6 tries over", ended.said)
+        server.inflict([])
+        assert_at_most_one_save_lost(stored)
+        finish_here(stored, *told(server))
         assert_undisturbed(stored, undisturbed(1))
 
 
-class Closable(ObjectServer):
-    """A server that can go before its context ends."""
-
-    _gone = False
-
-    def close(self) -> None:
-        if not self._gone:
-            self._gone = True
-            super().__exit__()
-
-    def __exit__(self, *raised: object) -> None:
-        self.close()
-
-
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Closable]:
+def server(tmp_path: Path) -> Iterator[ObjectServer]:
     (tmp_path / "storage" / "bucket").mkdir(parents=True)
-    with Closable(tmp_path / "storage") as server:
+    with ObjectServer(tmp_path / "storage") as server:
         yield server
 
 

@@ -12,7 +12,7 @@ from dist_scvi.lease import holder_of
 from dist_scvi.places import LocalPlace
 from dist_scvi.run_folder import is_finished
 
-from .commands import DIST_SCVI, TORCHRUN, Command, last_step, same, started
+from .commands import DIST_SCVI, TORCHRUN, Command, last_step, same, started, until
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
@@ -46,18 +46,15 @@ def worker(run: Path, rank: int) -> int:
     return json.loads((run / "workers" / f"{rank}.json").read_text())["pid"]
 
 
-def test_killed_drivers_controllers_and_workers_leave_no_process_and_a_run_that_goes_on_at_once(
+def test_workers_that_hang_or_die_are_replaced_and_what_supervises_them_leaves_no_process_when_killed(
     train, tmp_path: Path, quiet: Path
 ) -> None:
     run = tmp_path / "run"
-    with train("--max-failures", "0") as command:
-        command.reach(run, 20)
-        os.kill(worker(run, 1), signal.SIGKILL)
-        assert command.exit_code() == 75
-        assert "workers were lost more than 0 times" in command.said
-        command.leaves_nothing()
-    at = last_step(run)
-    with train() as command:
+    with train("train.collective_timeout_s=10") as command:
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            command.reach(run, at := last_step(run) + 20)
+            os.kill(before := worker(run, 1), number)
+            until(lambda: worker(run, 1) != before, "another worker")
         command.reach(run, at + 20)
         [controller] = command.processes("TrainController")
         controller.kill()
@@ -72,25 +69,30 @@ def test_killed_drivers_controllers_and_workers_leave_no_process_and_a_run_that_
         assert command.exit_code() == -signal.SIGKILL
         command.leaves_nothing()
     with train() as command:
-        assert command.exit_code(200) == 0
+        assert command.exit_code() == 0
         command.leaves_nothing()
     assert is_finished(LocalPlace(run))
     assert same(run, quiet)
 
 
-def test_signals_stop_all_workers_at_one_saved_step_and_a_lost_machine_costs_a_start(
+def test_a_command_that_ends_early_says_so_in_its_exit_code_and_goes_on_when_it_is_given_again(
     train, tmp_path: Path, quiet: Path
 ) -> None:
     run = tmp_path / "run"
-    for number, code in ((signal.SIGTERM, 75), (signal.SIGUSR1, 75)):
-        at = last_step(run)
-        with train() as command:
-            command.reach(run, at + 20)
-            os.kill(command.pid, number)
-            assert command.exit_code() == code
-            assert f"stopped as asked after step {last_step(run)} of {STEPS}; all of it is saved" in command.said
-            assert saved_step(run) == last_step(run)
-            command.leaves_nothing()
+    with train() as command:
+        command.reach(run, 20)
+        os.kill(command.pid, signal.SIGTERM)
+        assert command.exit_code() == 75
+        assert f"stopped as asked after step {last_step(run)} of {STEPS}; all of it is saved" in command.said
+        assert saved_step(run) == last_step(run)
+        command.leaves_nothing()
+    at = last_step(run)
+    with train("--max-failures", "0") as command:
+        command.reach(run, at + 20)
+        os.kill(worker(run, 1), signal.SIGKILL)
+        assert command.exit_code() == 75
+        assert "workers were lost more than 0 times" in command.said
+        command.leaves_nothing()
     at = last_step(run)
     with train() as command:
         command.reach(run, at + 20)
@@ -106,5 +108,5 @@ def test_signals_stop_all_workers_at_one_saved_step_and_a_lost_machine_costs_a_s
         assert command.exit_code() not in (0, 2)
         command.leaves_nothing()
     with train() as command:
-        assert command.exit_code(200) == 0
+        assert command.exit_code() == 0
     assert same(run, quiet)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from dist_scvi.asks import Asks
 from dist_scvi.config import RunConfig
 from dist_scvi.config_file import load_config
 from dist_scvi.ends import StoppedError
-from dist_scvi.launch.ray_train import _check_room, _end, run_on_ray
+from dist_scvi.launch.ray_train import _check_room, _end, _fit, run_on_ray
 from dist_scvi.loaders.objects import StorageError
 from dist_scvi.metrics import Row, read_metrics
 from dist_scvi.places import LocalPlace
@@ -44,7 +45,10 @@ def cluster() -> Iterator[Cluster]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
         ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        quick = {"health_check_failure_threshold": 2}  # a lost node is found within 6 s rather than 15
+        cluster = Cluster(
+            initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, "_system_config": quick}
+        )
         yield cluster
         cluster.shutdown()
 
@@ -57,7 +61,8 @@ def nodes(cluster: Cluster, number: int) -> Iterator[list[Any]]:
         yield added
     finally:
         for node in cluster.worker_nodes.copy():
-            cluster.remove_node(node, allow_graceful=False)
+            cluster.remove_node(node)
+        until(lambda: len(cluster.list_all_nodes()) == 1, "the end of the nodes")
 
 
 class Stops:
@@ -138,7 +143,7 @@ def test_a_run_goes_on_with_the_nodes_that_are_left_and_with_those_that_come_bac
         stops.pass_on("lost")
         stops.reached("alone")
         cluster.add_node()
-    assert [stops.sizes[step] for step in (20, 50, 59, 126)] == [2, 1, 1, 2]
+    assert [stops.sizes[step] for step in (20, 50, 55, 126)] == [2, 1, 1, 2]
     assert_as_one_worker(config, tmp_path)
 
 
@@ -157,7 +162,7 @@ def be_drained(config: RunConfig, stops: Stops, world: World, asks: Asks) -> Non
             stops.note(row, world)
             if world.size == 2 and row["step"] >= 30:
                 stops.here("told")
-                time.sleep(0.2)
+                stops.here("lost") if stops.passed("saved") else time.sleep(0.2)
 
     train_worker(config, world, asks, on_metrics=look)
 
@@ -171,9 +176,12 @@ def test_a_node_that_is_taken_away_with_notice_costs_nothing_and_is_no_failure(
     task = partial(be_drained, config, stops)
     with nodes(cluster, 1) as [node], running(cluster, task, workers=(1, 2), max_failures=0, resize_s=2):
         stops.reached("told")
-        drain(cluster, node.node_id)
+        gone_s = time.time() + 15
+        drain(cluster, node.node_id, gone_s)
         stops.pass_on("told")
         [saved] = until(lambda: list(checkpoints.glob("step-*/MANIFEST.json")), "a checkpoint")
+        stops.pass_on("saved")
+        time.sleep(max(0.0, gone_s - time.time()))
         cluster.remove_node(node, allow_graceful=False)
     step = int(saved.parent.name.removeprefix("step-"))
     assert 30 < step < 126
@@ -181,13 +189,13 @@ def test_a_node_that_is_taken_away_with_notice_costs_nothing_and_is_no_failure(
     assert_as_one_worker(config, tmp_path)
 
 
-def drain(cluster: Cluster, node_id: str) -> None:
-    """Announce, as Kubernetes and spot machines have Ray do, that a node will go in a minute."""
+def drain(cluster: Cluster, node_id: str, gone_s: float) -> None:
+    """Announce, as `ray start` does when it is sent SIGTERM, when a node will be gone."""
     from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
     reason = DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION
-    deadline_ms = int(1000 * (time.time() + 60))
-    accepted, why = ray._raylet.GcsClient(address=cluster.address).drain_node(node_id, reason, "test", deadline_ms)
+    client = ray._raylet.GcsClient(address=cluster.address)
+    accepted, why = client.drain_node(node_id, reason, "test", int(1000 * gone_s))
     assert accepted, why
 
 
@@ -278,6 +286,8 @@ def test_commands_use_a_running_cluster_and_leave_it_as_it_was(
             ray.shutdown()
 
 
-def test_a_stop_ends_the_run_of_a_task_that_heeds_it(cluster: Cluster) -> None:
-    with pytest.raises(StoppedError, match="stopped as asked"):
-        run_on_ray(partial(refuse, StoppedError("stopped as asked")), workers=2, lanes=2, address=cluster.address)
+def test_a_signal_while_ray_starts_ends_the_run_before_it_begins() -> None:
+    told, board = threading.Event(), SimpleNamespace(stop=SimpleNamespace(remote=None))
+    told.set()
+    with pytest.raises(StoppedError, match="before the workers were started"):
+        _fit(None, board, told)
