@@ -12,7 +12,6 @@ import struct
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,7 +23,7 @@ KINDS = {"train": "kl_weight", "epoch": "elbo_train", "validation": "elbo_valida
 """Lines of metrics that are sent, and a metric of each by which a service is asked for the last."""
 _OF_TRAINING = ("kl_weight", "lr", "epoch", "cells_per_s", "wait_share", "memory_mib")
 _LONGEST_VALUE, _PARAMETERS_AT_ONCE = 500, 100  # of MLflow
-_FINISH_S, _LAST_PARTS = 50.0, (1, 4)  # of Weights & Biases; a part is whole, or the last
+_FINISH_S, _FILED_S, _LAST_PARTS = 50.0, 5.0, (1, 4)  # of Weights & Biases; a part is whole, or the last
 
 
 class Service(Protocol):
@@ -235,8 +234,13 @@ class WeightsAndBiases:
 
     def close(self, *, ended: bool) -> None:
         """Wait for the uploads, but not for long; what is left over ``wandb sync`` sends."""
-        if self._run is not None:
-            self._run.finish(exit_code=0 if ended else 1)
+        if self._run is None:
+            return
+        self._run.finish(exit_code=0 if ended else 1)
+        if self._run.offline:  # its process ends the file some time after
+            until = time.monotonic() + _FILED_S
+            while self._kept() != self._last and time.monotonic() < until:
+                time.sleep(0.02)
 
     def _connect(self, told: Mapping[str, Any]) -> None:
         settings = self._wandb.Settings(console="off", reinit="create_new", finish_timeout=_FINISH_S)
@@ -247,25 +251,34 @@ class WeightsAndBiases:
         if not self._run.offline:
             self._last = dict.fromkeys(KINDS, self._run.starting_step - 1)
         else:
-            self._last = self._kept(Path(self._run.dir).parents[1])
+            self._last = self._kept()
 
-    def _kept(self, folder: Path) -> dict[str, int]:
+    def _kept(self) -> dict[str, int]:
         """Read which steps the files of the run hold: its process writes them at intervals, and a kill loses some."""
-        from wandb.proto.wandb_internal_pb2 import Record
-
         last = dict.fromkeys(KINDS, 0)
-        for content in chain.from_iterable(map(_records, sorted(folder.glob(f"*/run-{self._id}.wandb")))):
-            entry = {
-                item.key or item.nested_key[0]: item.value_json for item in Record.FromString(content).history.item
-            }
-            for kind, metric in KINDS.items():
-                if metric in entry:
-                    last[kind] = max(last[kind], int(entry["_step"]))
+        for path in sorted(Path(self._run.dir).parents[1].glob(f"*/run-{self._id}.wandb")):
+            for entry in _entries(path):
+                for kind, metric in KINDS.items():
+                    if metric in entry:
+                        last[kind] = max(last[kind], int(entry["_step"]))
         return last
 
 
+def _entries(path: Path) -> Iterator[dict[str, str]]:
+    """Read what was logged from a file of Weights & Biases, up to what a kill cut off."""
+    from google.protobuf.message import DecodeError
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    for content in _records(path):
+        try:
+            items = Record.FromString(content).history.item
+        except DecodeError:
+            return
+        yield {item.key or item.nested_key[0]: item.value_json for item in items}
+
+
 def _records(path: Path) -> Iterator[bytes]:
-    """Read a file of Weights & Biases 0.31, up to what a kill cut off.
+    """Read the records in a file of Weights & Biases 0.31.
 
     It is made of blocks of 32 KiB, the first after 7 bytes, and these of parts of records: 4 bytes of checksum, length,
     which part it is, content.

@@ -219,6 +219,8 @@ def _minify(options: argparse.Namespace) -> int:
     if out.exists() and not options.overwrite:
         raise ValueError(f"{out} exists: give another path, or allow it to be replaced with --overwrite")
     task = partial(minify_worker, run, out, obs_columns=options.obs_columns, overwrite=options.overwrite)
+    if options.workers == (1, 1) and options.address is None:  # others have no terminal
+        task = partial(task, on_progress=_progress("minified"))
     _start(task, options, config.train)
     print(f"minified atlas in {out}; next: dist-scvi query {out} expression --genes GENE --by COLUMN")
     return OK

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dist_scvi.metrics import METRICS, Progress, Row, metrics_in, read_metrics
@@ -32,7 +32,10 @@ def _watch(place: Place, progress: Progress, stop: threading.Event, last: tuple[
     tail = _Tail(place) if isinstance(place, LocalPlace) else None
     while True:
         ended = stop.wait(_POLL_S if tail else _REMOTE_POLL_S)
-        for row in tail.read() if tail else read_metrics(place):
+        rows: list[Row] = []
+        with suppress(OSError):  # whoever writes the run tells of storage that fails
+            rows = tail.read() if tail else read_metrics(place)
+        for row in rows:
             if _place(row) > last:
                 last = _place(row)
                 progress(row)

@@ -1,5 +1,6 @@
 """Services of metrics, each with its own package: one run over restarts, no line twice, parameters once."""
 
+import importlib
 import json
 import struct
 import sys
@@ -271,6 +272,7 @@ def test_wandb_offline_sends_again_what_a_kill_kept_from_the_disk(tmp_path: Path
     first = open_logger(settings, place, [])
     assert first is not None
     tell(first, rows)
+    importlib.import_module("wandb").teardown()  # its process is gone, and no longer writes
     (path,) = (tmp_path / "there").glob("wandb/offline-run-*/*.wandb")
     content = path.read_bytes()
     assert len(content) > 3 << 15

@@ -123,7 +123,7 @@ def test_minifying_a_finished_run_says_where_the_atlas_comes_from(run: Path, tmp
     assert np.isfinite(atlas.get_latent_representation()).all()
     assert (atlas.manifest["lineage"]["run"], atlas.manifest["lineage"]["train"]["max_epochs"]) == (str(run), 2)
     assert {"batch", "label", "site"} <= set(atlas.obs.columns())
-    assert told == [(403, 403)]
+    assert told == [(0, 403), (403, 403)]
 
 
 def test_a_run_that_has_not_ended_is_not_minified(store: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@
 """
 
 import errno
+import gc
 import importlib
 import json
 import os
@@ -143,6 +144,7 @@ def _serve() -> None:
         except Exception:  # noqa: BLE001 - as the interpreter would tell it
             traceback.print_exc()
             code = 1
+        gc.collect()  # as the end of a process, this closes the connections to the others
         sys.stdout.write(f"{code}\n")
         sys.stdout.flush()
 
