@@ -221,6 +221,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - the whole story, in order
             if to_stop and done < max_epochs * steps:
                 if writer:
                     writer.wait()
+                world.wait()  # a launcher may end all workers when the first one leaves
                 raise StoppedError(f"stopped as asked after step {done} of {max_epochs * steps}; all of it is saved")
 
         if best is not None:
