@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import subprocess
 import sys
 import threading
 import time
@@ -54,9 +55,9 @@ def cluster() -> Iterator[Cluster]:
 
 
 @contextmanager
-def nodes(cluster: Cluster, number: int) -> Iterator[list[Any]]:
-    """So many more nodes of one CPU; those that are left go at the end."""
-    added = [cluster.add_node() for _ in range(number)]
+def nodes(cluster: Cluster, number: int, cpus: int = 1) -> Iterator[list[Any]]:
+    """So many more nodes; those that are left go at the end."""
+    added = [cluster.add_node(num_cpus=cpus) for _ in range(number)]
     try:
         yield added
     finally:
@@ -212,18 +213,21 @@ def record(folder: Path, world: World, asks: Asks) -> None:
     (folder / f"{world.rank}").write_text(f"{world.size} {torch.get_num_threads()}")
 
 
-def test_of_more_workers_than_can_share_the_lanes_the_last_stand_by(cluster: Cluster, tmp_path: Path) -> None:
-    with nodes(cluster, 2):
-        run_on_ray(partial(record, tmp_path), workers=3, lanes=4, address=cluster.address)
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"0": "2 1", "1": "2 1"}
-
-
-def test_workers_compute_in_as_many_threads_as_ray_gives_them_cpus_beside_a_cluster_that_runs(
+def test_of_more_workers_than_can_share_the_lanes_the_last_stand_by_and_the_others_use_the_cpus_that_ray_gives_them(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    run_on_ray(partial(record, tmp_path), workers=1, cpus_per_worker=2)
-    assert (tmp_path / "0").read_text() == "1 2"
-    assert not ray.is_initialized()
+    with nodes(cluster, 3, cpus=2):
+        run_on_ray(partial(record, tmp_path), workers=3, lanes=4, cpus_per_worker=2, address=cluster.address)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"0": "2 2", "1": "2 2"}
+
+
+def test_without_an_address_a_cluster_that_happens_to_run_is_left_alone(cluster: Cluster) -> None:
+    code = (
+        "import ray; from dist_scvi.launch.ray_train import _cluster\n"
+        "with _cluster(None, 1): print(ray.get_runtime_context().gcs_address)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], check=True, timeout=120, capture_output=True, text=True)
+    assert found.stdout.strip() not in ("", cluster.address)
 
 
 def refuse(error: Exception, world: World, asks: Asks) -> None:
