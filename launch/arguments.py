@@ -35,7 +35,7 @@ def parse(
         epilog=_EPILOG,
     )
     parser.add_argument("--version", action="version", version=f"dist_scvi {version('dist_scvi')}")
-    subparsers = parser.add_subparsers(required=True, metavar="COMMAND", dest="name")
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     for add in (_simulate, _inspect, _verify, _pack, _train, _resume, _status, _minify, _query, _export, add_launch):
         add(subparsers)
     options, behind = parser.parse_known_args(arguments)
@@ -45,7 +45,7 @@ def parse(
         parser.error(f"unrecognized arguments: {' '.join(strange)}")
     if words is not None:
         words.extend(behind)
-    options.command = commands[options.name]
+    options.command = commands[options.command]
     return options
 
 
@@ -119,7 +119,7 @@ def _pack(commands: "_Commands") -> None:
 def _train(commands: "_Commands") -> None:
     train = commands.add_parser("train", help="train a model; goes on where an earlier start of the run was stopped")
     train.add_argument("words", nargs="+", metavar="RUN.yaml | key=value", help="configuration file and overrides")
-    _add_permissions(train)
+    add_permissions(train)
     _add_workers(train)
     train.add_argument("--dry-run", action="store_true", help="print cells, genes, steps and memory, and stop")
 
@@ -128,7 +128,7 @@ def _resume(commands: "_Commands") -> None:
     resume = commands.add_parser("resume", help="continue a run from its folder")
     _add_run(resume)
     resume.add_argument("words", nargs="*", metavar="key=value", help="for example train.max_epochs=40")
-    _add_permissions(resume)
+    add_permissions(resume)
     _add_workers(resume)
     resume.add_argument("--dry-run", action="store_true", help="print cells, genes, steps and memory, and stop")
 
@@ -204,7 +204,8 @@ def _add_storage(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_permissions(parser: argparse.ArgumentParser) -> None:
+def add_permissions(parser: argparse.ArgumentParser) -> None:
+    """Add what a run that goes on may be allowed."""
     parser.add_argument(
         "--allow", type=_words, default=[], metavar="KEY,KEY", help="go on although these differ from the checkpoint"
     )

@@ -139,7 +139,21 @@ def test_a_run_whose_checkpoints_are_gone_begins_anew_only_if_that_is_allowed(
     assert run("train", short, "--allow-fresh") == 0
 
 
-@pytest.mark.parametrize(("workers", "said"), [("2:1", "the least number stands first"), ("1:x", "the least and the")])
+def test_a_file_for_a_cluster_is_printed_or_written(short: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    far = ["run=s3://bucket/run", "data.uri=s3://bucket/cells.zarr", "train.max_epochs=7"]
+    arguments = ["launch", "slurm", short, *far, "--workers", "1:2", "--time", "24:00:00"]
+    assert run(*arguments, "--name", "atlas") == 0
+    said = capsys.readouterr().out
+    assert "#SBATCH --job-name=atlas" in said
+    assert "train.max_epochs=7" in said
+    assert run(*arguments, "--out", short.parent / "job.sh") == 0
+    assert "#SBATCH --requeue" in (short.parent / "job.sh").read_text()
+    assert run("launch", "slurm", short, "--workers", "0") == 2
+
+
+@pytest.mark.parametrize(
+    ("workers", "said"), [("2:1", "the smaller number comes first"), ("1:x", "a whole number from 1 on is needed")]
+)
 def test_a_range_of_workers_that_makes_no_sense_is_refused(
     short: Path, workers: str, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
