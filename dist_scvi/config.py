@@ -302,8 +302,8 @@ class RunConfig(_Section):
     logger: Literal["tensorboard", "mlflow", "wandb"] | None = None
     """Send metrics there as well; a run keeps its identity over restarts."""
     logger_options: _Options = {}
-    """Of tensorboard: dir; of mlflow: tracking_uri, experiment_name, name; of wandb: project, entity, group, name, mode,
-    dir. Credentials come from the environment."""
+    """Of tensorboard: dir; of mlflow: tracking_uri, experiment_name, name; of wandb: project, entity, group, name,
+    mode, dir. Credentials come from the environment."""
     data: DataConfig
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()

@@ -12,7 +12,6 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -88,7 +87,6 @@ class Lease:
     def __init__(self, place: Place, holder: Holder) -> None:
         self._place, self._holder, self._lock = place, holder, threading.Lock()
         self._stop, self._lost = threading.Event(), False
-        self.on_stop_asked: Callable[[], None] = _nothing
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
         self._thread.start()
 
@@ -131,15 +129,12 @@ class Lease:
         if not self._lost:
             _GIVEN_UP.add((self._holder.driver.key, self._holder.number))
             self._renew(released=True)
-            self._place.remove(f"{_FOLDER}/stop-{self._holder.driver.key}")
 
     def _keep(self) -> None:
         while not self._stop.wait(RENEW_S):
             try:
                 self.check()
                 self._renew()
-                if f"stop-{self._holder.driver.key}" in self._place.names(_FOLDER):
-                    self.on_stop_asked()
             except LostLeaseError as error:
                 log.warning("%s", error)
                 return
@@ -199,11 +194,6 @@ def holder_of(place: Place) -> Holder | None:
     return None
 
 
-def ask_to_stop(place: Place, driver: Driver) -> None:
-    """Ask the workers that `driver` has started to save and stop."""
-    place.write(f"{_FOLDER}/stop-{driver.key}", b"")
-
-
 def refuse_if_held(place: Place) -> None:
     """Refuse at the door what `claim` would refuse later, as far as that can be told without waiting.
 
@@ -249,10 +239,6 @@ def _falls_silent(place: Place, before: Holder) -> bool:
         if (now.number, now.beat) != (before.number, before.beat):
             return False
     return True
-
-
-def _nothing() -> None:
-    """Nobody waits for word of a stop."""
 
 
 def _numbers(place: Place) -> list[int]:

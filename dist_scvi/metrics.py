@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from .ends import WeightsDifferError
+from .folder import naming
 from .losses import loss_means
 from .places import LocalPlace, Place, open_place
 from .step import Step
@@ -64,13 +65,13 @@ class MetricsLog:
         """Add a line."""
         self.rows.append(row)
         if self._path is not None:
-            with self._path.open("a") as file:
+            with naming(self._path), self._path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
 
     def sync(self) -> None:
         """Make sure that all lines are in storage."""
         if self._path is not None:
-            with self._path.open("rb") as file:
+            with naming(self._path), self._path.open("rb") as file:
                 os.fsync(file.fileno())
         elif self._place is not None:
             self._place.write(METRICS, self._packed())

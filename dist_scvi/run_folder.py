@@ -11,7 +11,6 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from .asks import Asks
 from .checkpoint import Checkpoint, newest_checkpoint, write_checkpoint
 from .config import RunConfig
 from .ends import LostLeaseError
@@ -176,7 +175,7 @@ class RunFolder:
 
 @contextmanager
 def held(
-    place: Place | None, world: World, *, driver: Driver | None = None, fresh: bool = False, asks: Asks | None = None
+    place: Place | None, world: World, *, driver: Driver | None = None, fresh: bool = False
 ) -> Iterator[tuple[RunFolder | None, Checkpoint | None]]:
     """Hold the run in `place`, by rank 0, and give all workers its newest checkpoint.
 
@@ -191,8 +190,6 @@ def held(
         try:
             lease = claim(place, driver or Driver.this(), workers=world.size)
             folder = RunFolder(place, lease)
-            if asks is not None:
-                lease.on_stop_asked = asks.stop
             found = folder.latest(fresh=fresh)
         except (ValueError, OSError) as error:
             found = error

@@ -110,7 +110,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - the whole story, in order
     # --- open and plan
     world, asks, data = world or World(), asks or Asks(), data or open_from(config.data)
     place = open_place(folder) if isinstance(folder, Path) else folder
-    with held(place, world, driver=driver, fresh=fresh, asks=asks) as (writer, checkpoint):
+    with held(place, world, driver=driver, fresh=fresh) as (writer, checkpoint):
         module, spec = start or begin(config, data, checkpoint)
         data = fit_to_spec(data, spec)
         config, plan = resolve(config, data, spec)

@@ -109,9 +109,7 @@ def _pack(commands: "_Commands") -> None:
     pack.add_argument("--obs-columns", type=_words, metavar="A,B", help="obs columns to keep; all by default")
     pack.add_argument("--codec", choices=["lz4hc", "lz4", "zstd"], default="lz4hc", help="compressor of the counts")
     pack.add_argument("--annbatch", action="store_true", help="write a collection that annbatch reads")
-    pack.add_argument(
-        "--memory", type=size_bytes, default=2 << 30, metavar="SIZE", help="bound for all, 2GiB"
-    )
+    pack.add_argument("--memory", type=size_bytes, default=2 << 30, metavar="SIZE", help="bound for all, 2GiB")
     pack.add_argument("--processes", type=at_least(1), default=1)
     pack.add_argument("--overwrite", action="store_true", help="replace a Zarr folder that is there")
 

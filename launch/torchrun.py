@@ -1,5 +1,9 @@
-"""Train under torchrun: ``torchrun --nproc-per-node 2 -m dist_scvi.launch.torchrun run.yaml [key=value ...]``."""
+"""Train under torchrun: ``torchrun --nproc-per-node 2 -m dist_scvi.launch.torchrun run.yaml [key=value ...]``.
 
+``--allow`` and ``--allow-fresh`` are those of ``dist-scvi train``.
+"""
+
+import argparse
 import os
 import sys
 import threading
@@ -14,6 +18,7 @@ from dist_scvi.metrics import Progress
 from dist_scvi.run import train_worker
 from dist_scvi.world import process_group, worker_device
 
+from .arguments import add_permissions
 from .exits import exit_code
 from .signals import heeded
 
@@ -26,22 +31,31 @@ def main(arguments: list[str]) -> int:
 
 
 def _train(arguments: list[str]) -> int:
-    if not arguments:
-        raise ValueError("a configuration file is needed: -m dist_scvi.launch.torchrun run.yaml [key=value ...]")
-    config = load_config(Path(arguments[0]), arguments[1:])
+    parser = argparse.ArgumentParser(prog="torchrun -m dist_scvi.launch.torchrun")
+    parser.add_argument("config", type=Path, metavar="RUN.yaml", help="configuration file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of it")
+    add_permissions(parser)
+    options = parser.parse_args(arguments)
+    config = load_config(options.config, options.overrides)
     device, asks = worker_device(int(os.environ["LOCAL_RANK"])), Asks()
     with (
         process_group(device, timeout_s=config.train.collective_timeout_s) as world,
         heeded(asks.stop),
         _orphaned(asks.stop),
     ):
-        train_worker(config, world, asks, on_metrics=Progress())
+        train_worker(config, world, asks, allow=options.allow, fresh=options.allow_fresh, on_metrics=Progress())
     return 0
 
 
 @contextmanager
 def _orphaned(stop: Callable[[], None]) -> Iterator[None]:
-    """While the block runs, have `stop` called, in a thread, once the agent that started this process is gone."""
+    """While the block runs, have `stop` called, in a thread, once the agent that started this process is gone.
+
+    Workers that were started in another way, as by a shell that may leave them behind, have none.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        yield
+        return
     agent, over = os.getppid(), threading.Event()
 
     def watch() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from dist_scvi import lease as lease_module
 from dist_scvi.ends import LostLeaseError
-from dist_scvi.lease import Driver, Holder, ask_to_stop, claim, holder_of, refuse_if_held
+from dist_scvi.lease import Driver, Holder, claim, holder_of, refuse_if_held
 from dist_scvi.places import LocalPlace
 
 pytestmark = pytest.mark.timeout(60)
@@ -148,20 +148,6 @@ def test_it_is_renewed_and_tells_where_the_run_is(place: LocalPlace) -> None:
     assert (holder.saved_step, holder.workers, holder.row) == (4, 3, {"step": 5})
     assert wait_for(lambda: (holder_of(place) or mine.holder).beat > holder.beat)
     mine.release()
-
-
-def test_a_wish_to_stop_reaches_the_workers_of_the_driver_it_is_meant_for_and_not_a_later_run(
-    place: LocalPlace,
-) -> None:
-    driver, heard = Driver.this(), threading.Event()
-    ask_to_stop(place, ELSEWHERE)
-    mine = claim(place, driver)
-    mine.on_stop_asked = heard.set
-    assert not heard.wait(0.5)
-    ask_to_stop(place, driver)
-    assert heard.wait(20)
-    mine.release()
-    assert f"stop-{driver.key}" not in place.names("lease")
 
 
 def test_storage_that_fails_for_a_while_does_not_end_the_lease(

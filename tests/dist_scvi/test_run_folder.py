@@ -2,18 +2,16 @@
 
 import json
 import shutil
-import threading
 from pathlib import Path
 
 import pytest
 import torch
 
 from dist_scvi import run_folder
-from dist_scvi.asks import Asks
 from dist_scvi.checkpoint import checkpoint_files
 from dist_scvi.config import DataConfig, RunConfig
 from dist_scvi.ends import LostLeaseError
-from dist_scvi.lease import Driver, ask_to_stop, claim, holder_of
+from dist_scvi.lease import Driver, claim, holder_of
 from dist_scvi.metrics import read_metrics
 from dist_scvi.model import SCVI
 from dist_scvi.places import LocalPlace
@@ -193,18 +191,3 @@ def test_metrics_are_told_to_who_looks_from_outside(place: LocalPlace) -> None:
     assert holder is not None
     assert holder.row == row(3)
     json.dumps(holder.row)
-
-
-def test_a_wish_to_stop_in_storage_becomes_one_of_the_worker(
-    place: LocalPlace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("dist_scvi.lease.RENEW_S", 0.05)
-    driver, asks = Driver.this(), Asks()
-    with held(place, World(), driver=driver, asks=asks):
-        ask_to_stop(place, driver)
-        waiting = threading.Event()
-        for _ in range(200):
-            if asks.read()[1]:
-                break
-            waiting.wait(0.05)
-        assert asks.read()[1]

@@ -289,7 +289,8 @@ def assert_at_most_one_save_lost(toy: Toy) -> None:
 
     The last one may have been under way: it is written while training goes on.
     """
-    begun = max((note["epoch"] * STEPS + note["step"] + 1 for note in toy.steps_taken()), default=0)
+    by_writer = [note for note in toy.steps_taken() if note["rank"] == 0]
+    begun = max((note["epoch"] * STEPS + note["step"] + 1 for note in by_writer), default=0)
     given = [0, 0, *(step for step in SAVES if step < begun)]
     assert max(toy.saved(), default=0) >= given[-2]
 

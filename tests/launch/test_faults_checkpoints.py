@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from .fault_runs import STEP, Toy, assert_undisturbed, fault, finish_here, train_here
+from .fault_runs import STEP, Crew, Toy, assert_undisturbed, fault, finish_here, train_here
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -73,6 +73,14 @@ class TestNoneLeft:
             assert "verifies (2 damaged): restore one from a copy" in ended.said
         finish_here(stopped, "--allow-fresh")
         assert_undisturbed(stopped, undisturbed(1))
+
+    def test_workers_under_torchrun_are_told_alike(
+        self, stopped: Toy, crew: Crew, undisturbed: Callable[[int], Toy]
+    ) -> None:
+        shutil.rmtree(stopped.files / "checkpoints")
+        assert crew.train(stopped).codes == [2, 2]
+        crew.finish(stopped, "--allow-fresh")
+        assert stopped.model == undisturbed(2).model
 
     def test_so_does_one_whose_checkpoints_are_gone(self, stopped: Toy, undisturbed: Callable[[int], Toy]) -> None:
         shutil.rmtree(stopped.files / "checkpoints")

@@ -38,7 +38,7 @@ KILLS = {
     "in a save, before it is put in place": (0, fault("os.rename", "SIGKILL", 2, thread="saver")),
     "in a save, after that": (0, fault("os.rename", "SIGKILL", 3, when="after", thread="saver")),
     "right after a save": (0, fault(FOLDER, "SIGKILL", 2, when="after", thread="saver")),
-    "a worker that does not save, in a save": (1, fault("dist_scvi.train.checkpoint_files", "SIGKILL", 1)),
+    "a worker that does not save, in a save": (1, fault("dist_scvi.train.check_weights", "SIGKILL", 2)),
 }
 
 
@@ -53,6 +53,16 @@ def test_a_run_one_of_whose_workers_was_killed_ends_as_if_it_had_not(
     assert_at_most_one_save_lost(toy)
     crew.finish(toy)
     assert_undisturbed(toy, undisturbed(2))
+
+
+def test_a_crash_costs_no_more_where_storage_is_slower_than_training(
+    toy: Toy, crew: Crew, undisturbed: Callable[[int], Toy]
+) -> None:
+    slow, kill = fault(FOLDER, "slow", times=99, thread="saver"), fault(STEP, "SIGKILL", EPOCHS * STEPS)
+    assert crew.train(toy, workers=1, faults={0: [slow, kill]}).codes == [-9]
+    assert_at_most_one_save_lost(toy)
+    crew.finish(toy, workers=1)
+    assert_undisturbed(toy, undisturbed(1))
 
 
 def test_a_run_killed_at_any_write_of_a_checkpoint_goes_on_as_if_it_had_not(

@@ -2,6 +2,7 @@
 
 import re
 import resource
+import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ import pytest
 
 from dist_scvi import run_folder
 from dist_scvi.loaders import remote
+from dist_scvi.metrics import MetricsLog
+from dist_scvi.places import LocalPlace
 
 from ..loaders.object_server import Fault, ObjectServer  # noqa: TID252 - tests are no package
 from .fault_runs import (
@@ -57,6 +60,13 @@ class TestDisk:
         assert f"{toy.run}/checkpoints/.partial-step-0000000004/" in ended.said
         finish_here(toy)
         assert_undisturbed(toy, undisturbed(1))
+
+    def test_full_metrics_are_named(self, tmp_path: Path) -> None:
+        log = MetricsLog(LocalPlace(tmp_path), step=0)
+        (tmp_path / "metrics.jsonl").unlink()
+        (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+        with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}/metrics.jsonl'"):
+            log.write({"kind": "train", "step": 1})
 
     @pytest.mark.parametrize("room", [16, 60, 120])
     def test_a_full_disk_ends_the_run_and_room_lets_it_go_on(
@@ -163,6 +173,18 @@ class TestObjectStorage:
         assert_at_most_one_save_lost(stored)
         finish_here(stored, *told(server))
         assert_undisturbed(stored, undisturbed(1))
+
+    def test_a_server_that_does_not_answer_is_named_before_anything_is_done(
+        self, stored: Toy, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(remote, "_FIRST_PAUSE_S", 0.02)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            nobody = {"endpoint": f"http://127.0.0.1:{free.getsockname()[1]}", "skip_signature": "true"}
+            ended = train_here(stored, *(f"storage_options.{key}={value!r}" for key, value in nobody.items()))
+        assert ended.codes == [1]
+        assert re.search(r"error: s3://bucket/run/\S+ was not \w+ in 6 tries over .*connect", ended.said)
+        assert not stored.steps_taken()
 
 
 @pytest.fixture

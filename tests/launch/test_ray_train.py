@@ -35,7 +35,7 @@ from dist_scvi.world import World
 
 from .commands import DIST_SCVI, cells_of_steps, started, until
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(280, func_only=True)]
 
 EPOCHS = "train.max_epochs=6"
 
