@@ -108,14 +108,14 @@ class RunFolder:
         write_checkpoint(self._checkpoints, done, files, keep=keep)
         self._lease.tell(saved_step=done)
 
-    def save_best(self, step: int, module: VAE, spec: ModelSpec) -> None:
-        """Write the model that was best in validation so far; the one before stays for a checkpoint that knows it."""
-        self._saver.do(partial(self._save_best, f"{_BEST}{step:010d}", model_files(module, spec)))
+    def save_best(self, step: int, module: VAE, spec: ModelSpec, *, keep: int) -> None:
+        """Write the model that was best in validation so far; those before stay for the `keep` checkpoints kept."""
+        self._saver.do(partial(self._save_best, f"{_BEST}{step:010d}", model_files(module, spec), keep))
 
-    def _save_best(self, name: str, files: Mapping[str, bytes]) -> None:
+    def _save_best(self, name: str, files: Mapping[str, bytes], keep: int) -> None:
         self._lease.check()
         self._checkpoints.write_folder(name, files)
-        for old in sorted(found for found in self._checkpoints.names() if found.startswith(_BEST))[:-2]:
+        for old in sorted(found for found in self._checkpoints.names() if found.startswith(_BEST))[: -keep - 1]:
             self._checkpoints.remove(old)
 
     def best(self, step: int) -> dict[str, Tensor]:

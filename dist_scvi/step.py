@@ -5,6 +5,7 @@ Shape letters in this file
     m   labelled cells beside it
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -248,9 +249,11 @@ def average_gradients(module: VAE, world: World, settings: TrainConfig) -> nn.Mo
     """Wrap `module` so that backward passes average its gradients over the workers, who may send them in bfloat16."""
     if world.size == 1:
         return module
-    model = DistributedDataParallel(
-        module, process_group=world.group, broadcast_buffers=False, gradient_as_bucket_view=True
-    )
+    with warnings.catch_warnings():  # torch 2.13 names a successor that older ones lack
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+        model = DistributedDataParallel(
+            module, process_group=world.group, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
     if settings.gradient_compression == "bf16":
         model.register_comm_hook(world.group or dist.group.WORLD, _in_bfloat16)
     # DDP lays out its buckets anew after the first backward pass, and with them the order of additions. Let that happen

@@ -202,7 +202,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - the whole story, in order
                     if settings.load_best:
                         best = {name: value.cpu().clone() for name, value in module.state_dict().items()}
                     if writer:
-                        writer.save_best(done, module, spec)
+                        writer.save_best(done, module, spec, keep=settings.keep_checkpoints)
             if saving and writer:
                 state = {
                     "epoch": done // steps,

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from dist_scvi.loaders.plan import usable_workers
 
+from .ends import WorkersFailedError
+
 T = TypeVar("T")
 
 _CPU = torch.device("cpu")
@@ -99,10 +101,21 @@ def choose_device(accelerator: str, device: int | str = "auto", *, rank: int = 0
 
 @contextmanager
 def process_group(device: torch.device, *, timeout_s: float) -> Iterator[World]:
-    """Join the workers that torch's own environment variables name (``torchrun`` sets them), and leave at the end."""
+    """Join the workers that torch's own environment variables name (``torchrun`` sets them), and leave at the end.
+
+    Raises
+    ------
+    WorkersFailedError
+        If workers are lost.
+    """
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout_s))
     try:
         yield joined_world(device)
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            reason = str(error).strip().splitlines()[0]
+            raise WorkersFailedError(f"the other workers are gone, or did not answer in time ({reason})") from error
+        raise
     finally:
         dist.destroy_process_group()
 

@@ -187,8 +187,10 @@ def ahead(items: Generator[T] | Iterator[T], depth: int, timeout_s: float) -> It
                 ) from None
             if item is None:
                 return
-            if isinstance(item, BaseException):
+            if isinstance(item, Exception):
                 raise item
+            if isinstance(item, BaseException):  # of a thread, such as SystemExit, it would end this one unheard
+                raise RuntimeError(f"the thread that reads ended: {item!r}") from item  # noqa: TRY004
             room.release()
             yield item[0]
     finally:

@@ -172,7 +172,7 @@ def test_the_best_model_is_kept_with_the_one_before_it(place: LocalPlace, model:
         assert writer is not None
         writer.begin(CONFIG, 0, ended=False)
         for step in (2, 4, 6):
-            writer.save_best(step, model.module, model.spec)
+            writer.save_best(step, model.module, model.spec, keep=1)
         writer.wait()
         assert place.names("checkpoints") == ["best-0000000004", "best-0000000006"]
         best = writer.best(4)
