@@ -23,7 +23,7 @@ def write(folder: Path, text: str) -> Path:
         ({"data": {"uri": "x"}, "modle": {}}, r"^there is no key modle: did you mean model\?$"),
         (
             {"data": {"uri": "x"}, "qqqq": 1},
-            r"^there is no key qqqq: did you mean run, storage_options, seed, start_from, logger, .*, data, model, train\?$",
+            r"^there is no key qqqq: did you mean run, storage_options, .*, data, model, train\?$",
         ),
     ],
 )
