@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dist_scvi.loaders import CellData, Plan
 
 from .config import RunConfig
-from .folder import DamagedFolderError, IncompleteFolderError
+from .folder import MANIFEST, DamagedFolderError, IncompleteFolderError, listed_files
 from .places import Place
 from .spec import differing_names, pack_tensors
 
@@ -141,9 +141,24 @@ def newest_checkpoint(place: Place, *, mend: bool = True) -> Checkpoint | None:
     return None
 
 
-def damaged_checkpoints(place: Place) -> int:
-    """Count those that were set aside."""
-    return sum(name.startswith(_DAMAGED) for name in place.names())
+def listed_checkpoints(place: Place) -> tuple[int | None, int]:
+    """Look at the manifests alone.
+
+    Returns
+    -------
+    int, int
+        Steps done in the newest checkpoint, None if there is none; and how many are damaged, as far as that is seen.
+    """
+    steps, n_damaged = [], sum(name.startswith(_DAMAGED) for name in place.names())
+    for name in _newest_first(place):
+        try:
+            listed_files(name, place.read(f"{name}/{MANIFEST}"))
+            steps.append(int(name.removeprefix(_PREFIX)))
+        except FileNotFoundError:
+            continue
+        except ValueError:
+            n_damaged += 1
+    return max(steps, default=None), n_damaged
 
 
 def _set_aside(place: Place, name: str, mark: str, error: Exception, *, mend: bool) -> None:

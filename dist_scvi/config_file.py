@@ -37,14 +37,14 @@ def read_config(text: str, source: str, overrides: Sequence[str] = ()) -> RunCon
     """Read the YAML `text`, which is from `source`; see `load_config`."""
     try:
         tree = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{source} is not valid YAML: {error}") from error
     if not isinstance(tree, dict):
         raise ValueError(f"{source} holds a {type(tree).__name__}: keys such as 'data' and 'train' are needed")  # noqa: TRY004
     for override in overrides:
         key, found, value = override.partition("=")
-        if not found:
-            raise ValueError(f"'{override}' is no override: write key=value, for example train.max_epochs=10")
+        if not found or not override.isprintable():
+            raise ValueError(f"{override!r} is no override: write key=value, for example train.max_epochs=10")
         try:
             _set(tree, key.split("."), yaml.safe_load(value))
         except yaml.YAMLError as error:
@@ -113,4 +113,9 @@ def _set(tree: dict[str, Any], keys: list[str], value: Any) -> None:
         tree = tree.setdefault(key, {})
         if not isinstance(tree, dict):
             raise ValueError(f"{'.'.join(keys)} cannot be set: {key} holds a value, not a section")  # noqa: TRY004
-    tree[keys[-1]] = value
+    before = tree.get(keys[-1])
+    if isinstance(before, dict) and isinstance(value, dict):
+        for key, part in value.items():
+            _set(before, [str(key)], part)
+    else:
+        tree[keys[-1]] = value

@@ -4,11 +4,13 @@ The files of a folder are written to a temporary one and synced, a manifest with
 one rename makes all of it appear. Names that begin with a dot are those of temporary files.
 """
 
+import errno
 import hashlib
 import json
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -112,6 +114,8 @@ def read_file(path: Path) -> bytes:
     """
     try:
         with naming(path):
+            if not stat.S_ISREG(path.stat().st_mode):  # a device or a pipe may have no end
+                raise OSError(errno.EINVAL, "is no file", str(path))
             return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(f"{path} does not exist") from None

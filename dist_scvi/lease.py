@@ -32,6 +32,11 @@ SILENT_S = 15.0
 """A holder that cannot be looked at, being on another host, counts as dead after this time without renewal."""
 
 
+def printable(text: str) -> str:
+    """Leave out what a terminal would obey rather than show."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
 @dataclass(frozen=True, slots=True)
 class Driver:
     """The process that started a run, by which others tell whether it is still there."""
@@ -78,7 +83,7 @@ class Holder:
     """The last line of metrics."""
 
     def __str__(self) -> str:
-        return f"process {self.driver.pid} on {self.driver.host}, since {self.since}"
+        return printable(f"process {self.driver.pid} on {self.driver.host}, since {self.since}")
 
 
 class Lease:
@@ -180,18 +185,35 @@ def claim(place: Place, driver: Driver, *, workers: int = 1) -> Lease:
 
 
 def holder_of(place: Place) -> Holder | None:
-    """Read the lease that counts; None if there has been none."""
+    """Read the lease that counts; None if there has been none.
+
+    Raises
+    ------
+    ValueError
+        If it is none of ours.
+    """
     for number in reversed(_numbers(place)):
         try:
-            tree = json.loads(place.read(_name(number)))
-            return Holder(**{**tree, "driver": Driver(**tree["driver"]), "number": number})
+            return _holder(number, place.read(_name(number)))
         except FileNotFoundError:
-            return holder_of(place)  # it has just been taken over
-        except (ValueError, TypeError, KeyError) as error:
+            continue  # whoever took over removes those before
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ValueError(
-                f"{place.uri}/{_name(number)} is no lease ({error!r}): remove it if nobody writes the run"
+                f"{place.uri}/{_name(number)} is no lease ({type(error).__name__}): remove it if nobody writes the run"
             ) from error
     return None
+
+
+def _holder(number: int, content: bytes) -> Holder:
+    tree = json.loads(content)
+    holder = Holder(**{**tree, "driver": Driver(**tree["driver"]), "number": number})
+    row, saved = holder.row, holder.saved_step
+    datetime.fromisoformat(holder.renewed)
+    if row is not None and not (isinstance(row["step"], int) and isinstance(row["kind"], str)):
+        raise ValueError("the line of metrics makes no sense")
+    if saved is not None and not (isinstance(saved, int) and 0 <= saved < 10**10):
+        raise ValueError("the saved step makes no sense")
+    return holder
 
 
 def refuse_if_held(place: Place) -> None:

@@ -28,8 +28,8 @@ from .lease import Driver, refuse_if_held
 from .loggers import check_logger_options
 from .metrics import Row
 from .minify import minify
-from .places import Place, open_place
-from .run_folder import CHECKPOINTS, CONFIG, MODEL, is_finished
+from .places import LocalPlace, Place, open_place
+from .run_folder import CHECKPOINTS, CONFIG, MODEL, is_finished, refuse_foreign
 from .spec import fit_to_spec, load_model, spec_of
 from .start import begin
 from .train import labelled_plan_of, open_from, resolve, train
@@ -169,6 +169,8 @@ def preview(
         the lanes, another process that writes the run, or a checkpoint of another run.
     """
     place = run_place(config)
+    if isinstance(place, LocalPlace):
+        refuse_foreign(place.path)
     config = _at_one_moment(config, place)
     check_logger_options(config)
     refuse_if_held(place)

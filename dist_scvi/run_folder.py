@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -17,7 +18,7 @@ from .ends import LostLeaseError
 from .folder import MANIFEST, DamagedFolderError
 from .lease import Driver, Lease, claim
 from .loggers import Logger, open_logger
-from .metrics import MetricsLog, Row, history_of
+from .metrics import METRICS, MetricsLog, Row, history_of
 from .places import Place
 from .saving import Saver
 from .spec import ModelSpec, load_model, model_files, save_model
@@ -26,6 +27,8 @@ from .world import World
 
 CONFIG, MODEL, RESULT, CHECKPOINTS = "config.yaml", "model", "RESULT.json", "checkpoints"
 _BEST = "best-"
+_STORES = ("zarr.json", ".zgroup", ".zattrs", "__group", "ATLAS.json", MANIFEST)
+"""Files by which stores, atlases, models and checkpoints are known."""
 
 
 class RunFolder:
@@ -203,6 +206,26 @@ def held(
             folder.close()
 
 
+def refuse_foreign(path: Path) -> None:
+    """Refuse a folder that is something else, or lies in something else, that a run would spoil.
+
+    Raises
+    ------
+    ValueError
+        If it is, or lies in, a store, an atlas, a model, a checkpoint, or another run.
+    """
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{path} is a file: a run needs a folder of its own, name another with run=PATH")
+    for folder in (path, *path.parents):
+        marks = _STORES if folder == path else (*_STORES, METRICS)
+        found = next((mark for mark in marks if (folder / mark).exists()), None)
+        if found:
+            raise ValueError(
+                f"{path} {'is' if folder == path else f'lies in {folder}, which is'} not free: it holds {found} of a "
+                "store, an atlas, a model or another run; name another folder with run=PATH"
+            )
+
+
 def is_finished(place: Place) -> bool:
     """Say whether the run has ended and left its model, whole."""
     return result_of(place) is not None
@@ -215,5 +238,5 @@ def result_of(place: Place) -> dict[str, Any] | None:
         place.read_folder(MODEL)
         manifest = hashlib.sha256(place.read(f"{MODEL}/{MANIFEST}")).hexdigest()
         return result if result["model_manifest_sha256"] == manifest else None
-    except (FileNotFoundError, DamagedFolderError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, DamagedFolderError, ValueError, KeyError, TypeError, RecursionError):
         return None

@@ -4,17 +4,20 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from .checkpoint import damaged_checkpoints
+from .checkpoint import listed_checkpoints
 from .lease import Holder, holder_of
 from .metrics import Row, read_metrics
 from .places import Place
 from .run import run_config
 from .run_folder import CHECKPOINTS, CONFIG, result_of
 
-State = Literal["finished", "running", "silent", "stopped", "lost"]
-"""Ended; being written; nothing heard for long from another host; let go before its end; its process is gone."""
+State = Literal["finished", "running", "silent", "stopped", "killed", "damaged"]
+"""Ended; being written; nothing heard for long from another host; let go before its end; its process is gone; what was
+saved is lost."""
 
 _SILENT_S = 60.0
+_WHERE = {"epoch", "steps_per_epoch", "max_epochs"}
+_KEYS = {"train": {*_WHERE, "elbo", "cells_per_s", "steps_per_s"}, "validation": {*_WHERE, "elbo"}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,7 @@ class Status:
     minutes_left: float | None
     """By the speed of the last line."""
     saved_step: int | None
-    """Steps in the newest checkpoint that was ever written."""
+    """Steps in the newest checkpoint, by its manifest."""
     damaged_checkpoints: int
     starts: int
     """How many times the run, or its workers after a failure, were started."""
@@ -66,16 +69,21 @@ def status_of(place: Place) -> Status:
     rows = read_metrics(place)
     if holder is not None and holder.row is not None and (not rows or holder.row["step"] > rows[-1]["step"]):
         rows.append(holder.row)
+    rows = [row for row in rows if row.keys() >= _KEYS.get(row["kind"], _WHERE)]
     trained = next((row for row in reversed(rows) if row["kind"] == "train"), None)
     validated = next((row for row in reversed(rows) if row["kind"] == "validation"), None)
     silent_s = None
     if holder is not None:
         silent_s = max(0.0, (datetime.now(UTC) - datetime.fromisoformat(holder.renewed)).total_seconds())
+    saved_step, n_damaged = listed_checkpoints(place.within(CHECKPOINTS))
     finished = result_of(place) is not None
+    state = "finished" if finished else _state(holder, silent_s)
+    if saved_step is None and state not in ("finished", "running") and (n_damaged or (holder and holder.saved_step)):
+        state = "damaged"
     return Status(
         run=place.uri,
-        state="finished" if finished else _state(holder, silent_s),
-        step=rows[-1]["step"] if rows else 0,
+        state=state,
+        step=max(rows[-1]["step"] if rows else 0, saved_step or 0),
         steps=rows[-1]["steps_per_epoch"] * rows[-1]["max_epochs"] if rows else None,
         epoch=rows[-1]["epoch"] + 1 if rows else 0,
         epochs=config.train.max_epochs if config else None,
@@ -83,8 +91,8 @@ def status_of(place: Place) -> Status:
         validation_elbo=validated["elbo"] if validated else None,
         cells_per_s=trained["cells_per_s"] if trained else None,
         minutes_left=None if finished else _minutes_left(trained),
-        saved_step=holder.saved_step if holder else None,
-        damaged_checkpoints=damaged_checkpoints(place.within(CHECKPOINTS)),
+        saved_step=saved_step,
+        damaged_checkpoints=n_damaged,
         starts=holder.number if holder else 0,
         workers=holder.workers if holder else None,
         holder=str(holder) if holder else None,
@@ -98,7 +106,7 @@ def _state(holder: Holder | None, silent_s: float | None) -> State:
     dead = holder.driver.is_dead()
     if dead is None:
         return "silent" if silent_s > _SILENT_S else "running"
-    return "lost" if dead else "running"
+    return "killed" if dead else "running"
 
 
 def _minutes_left(row: Row | None) -> float | None:
@@ -112,7 +120,8 @@ _MEANING = {
     "running": "running",
     "silent": "no sign of life for long; start the same command again if it is dead",
     "stopped": "stopped before its end; start the same command again to go on",
-    "lost": "its process is gone; start the same command again to go on",
+    "killed": "its process is gone; start the same command again to go on",
+    "damaged": "stopped, and no checkpoint is whole: restore one from a copy, or begin anew with --allow-fresh",
 }
 
 
@@ -124,10 +133,11 @@ def format_status(status: Status) -> str:
         "progress": f"step {status.step} of {status.steps or '?'}, epoch {status.epoch} of {status.epochs or '?'}",
         "elbo": status.elbo and f"{status.elbo:.2f}",
         "validation": status.validation_elbo and f"elbo {status.validation_elbo:.2f}",
-        "speed": status.cells_per_s and f"{status.cells_per_s:.0f} cells/s on {status.workers} workers",
+        "speed": status.cells_per_s and f"{status.cells_per_s:.0f} cells/s",
+        "workers": status.workers and str(status.workers),
         "time left": status.minutes_left and status.state == "running" and f"{status.minutes_left:.1f} min",
         "last checkpoint": "none" if status.saved_step is None else f"step {status.saved_step}",
-        "damaged": status.damaged_checkpoints and f"{status.damaged_checkpoints} checkpoints were set aside",
+        "damaged": status.damaged_checkpoints and f"{status.damaged_checkpoints} checkpoints",
         "starts": str(status.starts),
         "written by": status.holder,
         "last heard of": status.silent_s is not None and status.state != "finished" and f"{status.silent_s:.0f} s ago",

@@ -205,7 +205,9 @@ def _status(options: argparse.Namespace) -> int:
         print(error, file=sys.stderr)
         return AGAIN
     print(json.dumps(status.to_dict(), indent=1) if options.json else format_status(status))
-    return AGAIN if options.exit_code and status.state != "finished" else OK
+    if not options.exit_code or status.state == "finished":
+        return OK
+    return MISTAKE if status.state == "damaged" else AGAIN
 
 
 def _minify(options: argparse.Namespace) -> int:

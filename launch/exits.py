@@ -3,8 +3,11 @@
 import os
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from dist_scvi.ends import LostLeaseError, StoppedError, WeightsDifferError, WorkersFailedError
+
+from .signals import ended_by
 
 OK, FAILED, MISTAKE, AGAIN, INTERRUPTED = 0, 1, 2, 75, 130
 """Done; failed; a mistake in the input; start the same command again; interrupted."""
@@ -13,7 +16,8 @@ OK, FAILED, MISTAKE, AGAIN, INTERRUPTED = 0, 1, 2, 75, 130
 def exit_code(command: Callable[[], int]) -> int:
     """Run `command`, say in one line on stderr what is wrong, and give the code to exit with."""
     try:
-        code = command()
+        with ended_by(_leave):
+            code = command()
         sys.stdout.flush()
     except (ValueError, FileNotFoundError, FileExistsError, FloatingPointError) as error:
         return _told(f"error: {error}", MISTAKE)
@@ -29,6 +33,12 @@ def exit_code(command: Callable[[], int]) -> int:
     return code
 
 
+def _leave() -> NoReturn:
+    """End before there is anything to save, or where all that is done is kept anyway."""
+    sys.exit(_told("told to stop; start the same command again", AGAIN))
+
+
 def _told(message: str, code: int) -> int:
-    sys.stderr.write(f"dist-scvi: {' '.join(message.split())}\n")
+    shown = "".join(letter for letter in " ".join(message.split()) if letter.isprintable())
+    sys.stderr.write(f"dist-scvi: {shown}\n")
     return code

@@ -4,6 +4,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 """Sent by Kubernetes, spot machines and SLURM before they kill."""
@@ -15,13 +16,26 @@ def heeded(stop: Callable[[], None]) -> Iterator[None]:
 
     Outside the main thread, where Python takes no signals, nothing changes.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
 
     def called(_number: int, _frame: object) -> None:
         threading.Thread(target=stop, name="stop", daemon=True).start()
 
+    with _handled(called):
+        yield
+
+
+@contextmanager
+def ended_by(leave: Callable[[], NoReturn]) -> Iterator[None]:
+    """While the block runs, and nothing in it heeds them otherwise, have `SIGNALS` call `leave` where it stands."""
+    with _handled(lambda _number, _frame: leave()):
+        yield
+
+
+@contextmanager
+def _handled(called: Callable[[int, object], None]) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     before = {number: signal.signal(number, called) for number in SIGNALS}
     try:
         yield

@@ -1,6 +1,7 @@
 """The folder of a run: what was saved is found again or missed aloud, and a run has ended when its model is whole."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from dist_scvi.lease import Driver, claim, holder_of
 from dist_scvi.metrics import read_metrics
 from dist_scvi.model import SCVI
 from dist_scvi.places import LocalPlace
-from dist_scvi.run_folder import RunFolder, held, is_finished, result_of
+from dist_scvi.run_folder import RunFolder, held, is_finished, refuse_foreign, result_of
 from dist_scvi.spec import load_history, load_model
 from dist_scvi.world import World
 
@@ -191,3 +192,22 @@ def test_metrics_are_told_to_who_looks_from_outside(place: LocalPlace) -> None:
     assert holder is not None
     assert holder.row == row(3)
     json.dumps(holder.row)
+
+
+def test_a_store_an_atlas_a_model_and_another_run_are_no_folders_for_a_run(tmp_path: Path) -> None:
+    for mark in ("zarr.json", ".zgroup", "__group", "ATLAS.json", "MANIFEST.json"):
+        folder = tmp_path / f"holds {mark}"
+        folder.mkdir()
+        refuse_foreign(folder)
+        (folder / mark).write_text("")
+        with pytest.raises(ValueError, match=rf"is not free: it holds {re.escape(mark)} of a store"):
+            refuse_foreign(folder)
+        with pytest.raises(ValueError, match=r"lies in .*, which is not free"):
+            refuse_foreign(folder / "deep" / "run")
+    saved_at(LocalPlace(tmp_path / "run"), 3)
+    refuse_foreign(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"holds metrics\.jsonl"):
+        refuse_foreign(tmp_path / "run" / "checkpoints")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="is a file: a run needs a folder of its own"):
+        refuse_foreign(tmp_path / "file")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def test_a_finished_run_says_so_and_how_it_went(finished: LocalPlace) -> None:
     ("lease", "state"),
     [
         (holder(Driver.this()), "running"),
-        (holder(dataclasses.replace(Driver.this(), begun=0.0)), "lost"),
+        (holder(dataclasses.replace(Driver.this(), begun=0.0)), "killed"),
         (holder(ELSEWHERE, 5), "running"),
         (holder(ELSEWHERE, 500), "silent"),
         (holder(ELSEWHERE, 500, released=True), "stopped"),
@@ -62,6 +63,7 @@ def test_a_run_that_has_not_ended_is_told_by_its_lease(
     row = {"step": 14, "epoch": 2, "steps_per_epoch": 6, "max_epochs": 3, "kind": "train", "elbo": 1.5}
     told = dataclasses.asdict(dataclasses.replace(lease, row=row | {"cells_per_s": 9.0, "steps_per_s": 2.0}))
     place.write("lease/0000000007.json", json.dumps(told).encode())
+    place.write_folder("checkpoints/step-0000000010", {"state.json": b""})
     status = status_of(place)
     assert (status.state, status.starts, status.saved_step, status.step) == (state, 7, 10, 14)
     assert status.minutes_left == pytest.approx(4 / 2 / 60)
@@ -80,3 +82,67 @@ def test_a_run_that_has_only_just_begun_has_a_status(tmp_path: Path) -> None:
 def test_where_there_is_no_run_it_is_said(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="is no run: it has no config"):
         status_of(LocalPlace(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("lost", ["removed", "damaged"])
+def test_a_run_whose_checkpoints_are_lost_is_not_said_to_go_on(finished: LocalPlace, tmp_path: Path, lost: str) -> None:
+    place = LocalPlace(tmp_path)
+    place.write("config.yaml", finished.read("config.yaml"))
+    told = dataclasses.asdict(holder(Driver.this(), released=True))
+    place.write("lease/0000000007.json", json.dumps(told).encode())
+    place.write_folder("checkpoints/step-0000000010", {"state.json": b""})
+    assert status_of(place).state == "stopped"
+    if lost == "removed":
+        place.remove("checkpoints/step-0000000010")
+    else:
+        (tmp_path / "checkpoints" / "step-0000000010" / "MANIFEST.json").write_text("[" * 100_000)
+    status = status_of(place)
+    assert (status.state, status.saved_step, status.damaged_checkpoints) == ("damaged", None, int(lost == "damaged"))
+    assert "begin anew with --allow-fresh" in format_status(status)
+
+
+def test_what_was_saved_after_the_last_line_counts_as_done(finished: LocalPlace, tmp_path: Path) -> None:
+    place = LocalPlace(tmp_path)
+    for name in ("config.yaml", "metrics.jsonl"):
+        place.write(name, finished.read(name))
+    place.write_folder("checkpoints/step-0000000013", {"state.json": b""})
+    assert status_of(place).step == 13
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("lease/0000000007.json", b"[" * 100_000),
+        ("lease/0000000007.json", b'{"driver": []}'),
+        ("config.yaml", b"[" * 50_000),
+    ],
+)
+def test_files_that_make_no_sense_are_named(finished: LocalPlace, tmp_path: Path, name: str, content: bytes) -> None:
+    place = LocalPlace(tmp_path)
+    place.write("config.yaml", finished.read("config.yaml"))
+    place.write(name, content)
+    with pytest.raises(ValueError, match=name.replace(".", r"\.")):
+        status_of(place)
+
+
+def test_lines_and_results_that_make_no_sense_are_passed_over(finished: LocalPlace, tmp_path: Path) -> None:
+    place = LocalPlace(tmp_path)
+    place.write("config.yaml", finished.read("config.yaml"))
+    place.write("metrics.jsonl", b'{"kind": "validation", "step": 9}\n')
+    place.write("RESULT.json", b"[" * 100_000)
+    os.mkfifo(tmp_path / "model")
+    status = status_of(place)
+    assert (status.state, status.step, status.validation_elbo) == ("stopped", 0, None)
+
+
+def test_a_lease_does_not_speak_to_the_terminal(finished: LocalPlace, tmp_path: Path) -> None:
+    place = LocalPlace(tmp_path)
+    place.write("config.yaml", finished.read("config.yaml"))
+    evil = dataclasses.asdict(holder(Driver("vm\x1b[31mEVIL\n", "another boot", 1, 0.0)))
+    place.write("lease/0000000007.json", json.dumps(evil).encode())
+    assert all(line.isprintable() for line in format_status(status_of(place)).splitlines())
+    (tmp_path / "lease" / "0000000007.json").unlink()
+    (tmp_path / "lease" / "0000000008.json").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "lease" / "0000000006.json")
+    with pytest.raises(OSError, match="is no file"):
+        status_of(place)

@@ -18,7 +18,8 @@ EPOCHS = 21
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Toy:
     folder = tmp_path_factory.mktemp("elastic")
     toy_cells().write_h5ad(folder / "cells.h5ad")
-    settings = {"max_epochs": EPOCHS, "save_every_n_steps": 50, "log_every_n_steps": 1, "n_steps_kl_warmup": 100}
+    settings = {"max_epochs": EPOCHS, "lanes": 8, "n_steps_kl_warmup": 100}
+    settings |= {"save_every_n_steps": 50, "log_every_n_steps": 1}
     toy = Toy(write_config(folder / "run.yaml", folder / "cells.h5ad", **settings), folder)
     finish_here(toy)
     return toy
@@ -31,7 +32,7 @@ def test_losses_of_200_steps_are_those_of_one_worker(workers: int, alone: Toy, c
     assert_losses_of(toy, alone)
 
 
-def test_4_workers_become_2_and_1_and_4_again_in_mid_epoch(alone: Toy, crew: Crew, tmp_path: Path) -> None:
+def test_4_workers_become_2_and_1_and_8_in_mid_epoch(alone: Toy, crew: Crew, tmp_path: Path) -> None:
     toy = Toy(alone.config, tmp_path)
     for workers, step in ((4, 53), (2, 50)):  # what is asked is done one or two steps later
         stop = fault(STEP, "SIGTERM", step)
@@ -39,8 +40,8 @@ def test_4_workers_become_2_and_1_and_4_again_in_mid_epoch(alone: Toy, crew: Cre
         assert toy.saved()[-1] % 10
     assert train_here(toy, faults=[fault(STEP, "SIGTERM", 48)]).codes == [75]
     assert toy.saved()[-1] % 10
-    crew.finish(toy, workers=4)
-    assert {note["size"] for note in toy.steps_taken()} == {1, 2, 4}
+    crew.finish(toy, workers=8)
+    assert {note["size"] for note in toy.steps_taken()} == {1, 2, 4, 8}
     assert steps_done_again(toy) == 0
     assert_losses_of(toy, alone)
 
