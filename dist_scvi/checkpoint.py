@@ -23,6 +23,7 @@ from .spec import differing_names, pack_tensors
 log = logging.getLogger(__name__)
 
 _PREFIX, _DAMAGED, _INCOMPLETE = "step-", "damaged-", "incomplete-"
+_SHOWN = 120
 _PACKAGES = ("dist_scvi", "numpy", "torch")
 _FREE_KEYS = {
     "run",
@@ -252,7 +253,8 @@ def check_same_run(
     if not differing:
         return
     told = "; ".join(
-        f"{key.removeprefix('config.')} was {before.get(key)!r}, is {now.get(key)!r}" for key in differing[:8]
+        f"{key.removeprefix('config.')} was {_short(before.get(key))}, is {_short(now.get(key))}"
+        for key in differing[:8]
     )
     named = [key.removeprefix("config.") for key in differing if key in _MAY_BE_ALLOWED]
     allow = f", allow it with --allow {','.join(named)}" if len(named) == len(differing) else ""
@@ -260,6 +262,11 @@ def check_same_run(
         f"{checkpoint.name} belongs to another run: {told}; undo the change, go on with 'dist-scvi resume', which "
         f"keeps what is recorded{allow}, or train into a new folder with run=PATH"
     )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}... ({len(text)} letters)"
 
 
 def _check_allowed(allowed: Sequence[str]) -> None:

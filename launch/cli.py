@@ -6,6 +6,7 @@ Only this file prints, and torch, zarr and ray are imported by the command that 
 import argparse
 import io
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -190,7 +191,7 @@ def _run(config: "RunConfig", options: argparse.Namespace) -> int:
     place = run_place(config)
     task = partial(train_worker, config, driver=Driver.this(), allow=options.allow, fresh=options.allow_fresh)
     _start(task, options, config.train, shown=place)
-    print(f"model in {place.uri}/{MODEL}; next: dist-scvi minify {config.run}")
+    print(f"model in {place.uri}/{MODEL}; next: dist-scvi minify {shlex.quote(config.run)}")
     return OK
 
 
@@ -224,7 +225,8 @@ def _minify(options: argparse.Namespace) -> int:
     if options.workers == (1, 1) and options.address is None:  # others have no terminal
         task = partial(task, on_progress=_progress("minified"))
     _start(task, options, config.train)
-    print(f"minified atlas in {out}; next: dist-scvi query {out} expression --genes GENE --by COLUMN")
+    atlas = shlex.quote(str(out))
+    print(f"minified atlas in {out}; next: dist-scvi query {atlas} expression --genes GENE --by COLUMN")
     return OK
 
 

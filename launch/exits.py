@@ -1,5 +1,6 @@
 """Exit codes, and what is said when a command does not end well."""
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from dist_scvi.ends import LostLeaseError, StoppedError, WeightsDifferError, Wor
 
 from .signals import ended_by
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 OK, FAILED, MISTAKE, AGAIN, INTERRUPTED = 0, 1, 2, 75, 130
 """Done; failed; a mistake in the input; start the same command again; interrupted."""
 
@@ -26,8 +28,11 @@ def exit_code(command: Callable[[], int]) -> int:
     except BrokenPipeError:  # as in "| head"; what is still buffered must not fail again at the end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
-    except (OSError, LostLeaseError) as error:
+    except LostLeaseError as error:
         return _told(f"error: {error}", FAILED)
+    except OSError as error:
+        room = "; make room and start the same command again, what was saved before is kept"
+        return _told(f"error: {error}{room if error.errno in _FULL else ''}", FAILED)
     except KeyboardInterrupt:
         return _told("interrupted; the same command goes on where it was", INTERRUPTED)
     return code
