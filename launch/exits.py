@@ -28,11 +28,9 @@ def exit_code(command: Callable[[], int]) -> int:
     except BrokenPipeError:  # as in "| head"; what is still buffered must not fail again at the end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
-    except LostLeaseError as error:
-        return _told(f"error: {error}", FAILED)
-    except OSError as error:
+    except (OSError, LostLeaseError) as error:
         room = "; make room and start the same command again, what was saved before is kept"
-        return _told(f"error: {error}{room if error.errno in _FULL else ''}", FAILED)
+        return _told(f"error: {error}{room if getattr(error, 'errno', None) in _FULL else ''}", FAILED)
     except KeyboardInterrupt:
         return _told("interrupted; the same command goes on where it was", INTERRUPTED)
     return code
