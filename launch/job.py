@@ -1,7 +1,7 @@
 """What all launch files have in common: what is trained, on how much, and the script that starts it and judges the end.
 
 A launch file holds texts of its user. They enter shell only through `shlex.quote`, YAML only through its dumper, and
-comments only as one line.
+comments only as printable characters.
 """
 
 import re
@@ -25,7 +25,8 @@ FOLDER = "$HOME/dist-scvi"
 """Where machines of our own keep the environment, the configuration and the script; for shell, in double quotes."""
 
 _NODE_LOCAL = ("/tmp", "/var/tmp", "/dev/shm", "/run", "/local", "/localscratch")
-_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,45}[a-z0-9])?")
+_NAME = re.compile(r"[a-z]([-a-z0-9]{0,45}[a-z0-9])?")
+_UV = "0.13.8"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,25 +228,44 @@ def write_files(files: Mapping[str, str]) -> str:
 
 
 def install(spec: str, *more: str) -> str:
-    """Write the shell that installs `spec`, the Ray of this machine and `more`, into an environment of its own."""
+    """Write the shell that installs `spec`, the Ray of this machine and `more`, into an environment of its own.
+
+    uv brings Python along: images of clouds have one that is too old.
+
+    Raises
+    ------
+    ValueError
+        If `spec` is an option, or a path that depends on the folder.
+    """
+    where = spec.rpartition(" @ ")[2].strip()
+    path = "://" not in where and ("/" in where or where.startswith((".", "~")) or where.endswith(".whl"))
+    if not where or spec.startswith("-") or (path and not where.startswith("/")):
+        raise ValueError(
+            f"--install {spec!r}: a URL such as https://host/dist_scvi.whl or git+https://host/repository, a "
+            "requirement such as dist-scvi==1.0, or a path from / on, which the machines have, is needed"
+        )
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     packages = shlex.join([spec, f"ray[default,train]=={version('ray')}", *more])
     return f"""\
 export PATH="$HOME/.local/bin:$PATH"
-command -v uv > /dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh
+command -v uv > /dev/null || curl -LsSf https://astral.sh/uv/{_UV}/install.sh | sh
 [ -x "{FOLDER}/venv/bin/python" ] || uv venv --python {python} "{FOLDER}/venv"
 uv pip install --python "{FOLDER}/venv/bin/python" {packages}
 """
 
 
 def comment(lines: Iterable[str]) -> str:
-    """Write lines of comment, each one line whatever stands in it."""
-    return "".join(f"# {'  ' * line.startswith('  ')}{' '.join(line.split())}\n" for line in lines)
+    """Write lines of comment, each one line whatever stands in it: what is no printable character is escaped."""
+    return "".join(f"# {''.join(map(_printable, line))}\n" for line in lines)
 
 
 def dump(*documents: object) -> str:
     """Write YAML documents; texts of several lines as they are."""
     return yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, width=10_000, allow_unicode=True)
+
+
+def _printable(character: str) -> str:
+    return character if True else ascii(character)[1:-1]
 
 
 class _Dumper(yaml.SafeDumper):
@@ -279,10 +299,13 @@ def _paths(config: "RunConfig") -> Iterable[tuple[str, str]]:
 
 def _checked_name(name: str) -> str:
     if not _NAME.fullmatch(name):
-        raise ValueError(f"--name {name!r}: up to 47 lower-case letters, digits and dashes are needed, as in atlas-1")
+        raise ValueError(
+            f"--name {name!r}: a lower-case letter, then up to 46 of them, digits and dashes are needed, as in atlas-1"
+        )
     return name
 
 
 def _name_of(run: str) -> str:
     last = run.rstrip("/").rsplit("/", maxsplit=1)[-1].lower()
-    return re.sub(r"[^a-z0-9]+", "-", last).strip("-")[:40].strip("-") or "dist-scvi"
+    name = re.sub(r"[^a-z0-9]+", "-", last).strip("-")[:40].strip("-") or "dist-scvi"
+    return name if name[0].isalpha() else f"run-{name}"

@@ -1,14 +1,20 @@
 """A RayJob for Kubernetes with KubeRay, and the ConfigMap that holds its configuration."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Literal
 
-from .job import Job, comment, dump, judge, refuse_local, train_command
+from .job import MISTAKE, Job, comment, dump, judge, refuse_local, train_command
 from .schema_check import check, check_shell
 
 _FOLDER = "/etc/dist-scvi"
+_DNS_WORD = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+_DNS_LABEL = rf"(?=.{{1,63}}\Z){_DNS_WORD}"
+_DNS_NAME = rf"(?=.{{1,253}}\Z){_DNS_WORD}(\.{_DNS_WORD})*"
+_LABEL_WORD = "[A-Za-z0-9]([-_.A-Za-z0-9]{0,61}[A-Za-z0-9])?"
+_LABEL_KEY = rf"((?=[^/]{{1,253}}/){_DNS_WORD}(\.{_DNS_WORD})*/)?{_LABEL_WORD}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,14 +47,15 @@ def render_kuberay(job: Job, options: KubeRayOptions) -> str:
     Raises
     ------
     ValueError
-        If the workers could not see a path, spot nodes are not named, or sizes do not fit.
+        If the workers could not see a path, spot nodes are not named, a name is not allowed, or sizes do not fit.
 
     Notes
     -----
     KubeRay 1.5.1 or newer, for token authentication of a RayJob. KubeRay passes the entrypoint through several shells;
     it is therefore one word without quotes, and the script it names does the quoting.
     """
-    refuse_local(job, [path for _, path in options.volumes], "--volume CLAIM:/PATH")
+    refuse_local(job, [path for _, path in options.volumes], "--volume CLAIM=/PATH")
+    _check_names(options)
     if options.spot and not options.node_selector:
         raise ValueError(
             "--spot needs the label of the spot nodes: --node-selector cloud.google.com/gke-spot=true (GKE), "
@@ -68,12 +75,42 @@ def render_kuberay(job: Job, options: KubeRayOptions) -> str:
     return comment(_heading(job, options)) + dump(config, ray_job)
 
 
+def _check_names(options: KubeRayOptions) -> None:
+    _check_each("--image", [options.image], r"\S+", "an image without spaces")
+    _check_each("--namespace", [options.namespace], _DNS_LABEL, "up to 63 lower-case letters, digits and dashes")
+    for option, names in (
+        ("--service-account", [options.service_account] if options.service_account else []),
+        ("--secret", options.secrets),
+        ("--volume", [claim for claim, _ in options.volumes]),
+    ):
+        _check_each(option, names, _DNS_NAME, "up to 253 lower-case letters, digits, dashes and dots")
+    for option, labels in (
+        ("--node-selector", options.node_selector.items()),
+        ("--head-node-selector", options.head_node_selector.items()),
+        ("--toleration", [(key, value or "") for key, value, _ in options.tolerations]),
+    ):
+        _check_each(option, [key for key, _ in labels], _LABEL_KEY, "a label such as karpenter.sh/capacity-type")
+        _check_each(
+            option, [value for _, value in labels], f"({_LABEL_WORD})?", "up to 63 letters, digits, '-', '_' and '.'"
+        )
+
+
+def _check_each(option: str, found: Iterable[str], pattern: str, needed: str) -> None:
+    for text in found:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(f"{option}: Kubernetes does not allow {text!r}: {needed} is needed")
+
+
 def _heading(job: Job, options: KubeRayOptions) -> list[str]:
     return [
         f"Trains {job.run}; start it with: kubectl create -f THIS_FILE",
+        "ConfigMap and RayJob stay when it is over. Start it again with: kubectl replace --force -f THIS_FILE",
+        "(which ends the one before, should it still train), or clear up with: kubectl delete -f THIS_FILE",
+        "If the names are taken by another run, render this one with another --name.",
         f"It needs KubeRay 1.5.1 or newer, and an image with dist_scvi and ray[default]=={version('ray')}.",
         f"A failed start is repeated {job.max_restarts} times (backoffLimit), each on a new cluster, and goes on where",
-        "the one before was. It fails unless the run has its final manifest.",
+        f"the one before was. It fails unless the run has its final manifest. After exit code {MISTAKE} (a mistake, or",
+        "lost checkpoints) a restart does not help: delete it.",
         "To decide:",
         "  serviceAccountName or envFrom: who may read and write the object store",
         "  cpu and memory of the head, which runs the driver and no worker",

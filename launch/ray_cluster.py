@@ -101,7 +101,7 @@ def _heading(job: Job, options: RayClusterOptions) -> list[str]:
         "The machines cost money until the last of these.",
         "To decide:",
         "  node_config: disks, network and the role that may read and write the object store",
-        "  setup_commands: where dist-scvi is installed from",
+        f"  setup_commands: {options.install} is installed; every machine has to reach it, a path is one of theirs",
         *(["  the cloud shuts a spot machine down in its own time, whatever --grace-s says"] if options.spot else []),
     ]
 

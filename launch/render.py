@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -232,9 +231,10 @@ def _add_spot(parser: argparse.ArgumentParser) -> None:
 def _add_install(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--install",
-        default=f"dist-scvi=={version('dist_scvi')}",
-        metavar="SPEC",
-        help="what pip installs; by default this version, or a URL such as git+https://...",
+        required=True,
+        metavar="URL|REQUIREMENT|PATH",
+        help="dist-scvi, from where the machines reach it: git+https://..., URL or path there of a wheel, or a "
+        "requirement if your package index has it (in a public one that name may be another's)",
     )
 
 

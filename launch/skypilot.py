@@ -4,11 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .job import AGAIN, FOLDER, Job, comment, dump, install, judge, refuse_local, train_command, write_files
+from .job import AGAIN, FOLDER, MISTAKE, Job, comment, dump, install, judge, refuse_local, train_command, write_files
 from .schema_check import check, check_shell
 
 _PORT = 6399
 _START_S = 600
+_CLOUDS = (
+    *("aws", "azure", "cudo", "digitalocean", "do", "fluidstack", "gcp", "hyperbolic", "ibm", "k8s", "kubernetes"),
+    *("lambda", "mithril", "nebius", "oci", "paperspace", "primeintellect", "runpod", "scp", "seeweb", "shadeform"),
+    *("slurm", "ssh", "vast", "verda", "vsphere", "yotta"),
+)
+"""SkyPilot 0.14.1, sky/clouds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +39,7 @@ def render_skypilot(job: Job, options: SkyPilotOptions) -> str:
     Raises
     ------
     ValueError
-        If the workers could not see a path, the run lies in a mounted bucket, or the GPU is not named.
+        If the workers could not see a path, the run lies in a mounted bucket, or cloud or GPU is not named as it must.
 
     Notes
     -----
@@ -46,29 +52,45 @@ def render_skypilot(job: Job, options: SkyPilotOptions) -> str:
         raise ValueError(
             f"run={job.run} is in a mounted bucket, which cannot rename folders whole: give its URL, as s3://bucket/run"
         )
-    if bool(job.gpus_per_worker) != bool(options.accelerator):
-        raise ValueError(
-            f"--gpus-per-worker {job.gpus_per_worker} with --accelerator {options.accelerator}: give the number of "
-            "GPUs and their name, as in --gpus-per-worker 1 --accelerator H100, or neither"
-        )
+    _check_names(job, options)
     if job.elastic:
         raise ValueError(f"--nodes {job.nodes[0]}:{job.nodes[1]}: SkyPilot starts all nodes together, give one number")
     task = _task(job, options)
     check(task, "skypilot")
     check_shell(task["setup"])
     check_shell(task["run"])
-    return comment(_heading(job)) + dump(task)
+    return comment(_heading(job, options)) + dump(task)
 
 
-def _heading(job: Job) -> list[str]:
+def _check_names(job: Job, options: SkyPilotOptions) -> None:
+    cloud = (options.infra or "*").partition("/")[0]
+    if cloud != "*" and cloud.lower() not in _CLOUDS:
+        raise ValueError(f"--infra {options.infra}: {cloud!r} is no cloud of SkyPilot, which are {', '.join(_CLOUDS)}")
+    if bool(job.gpus_per_worker) != bool(options.accelerator):
+        raise ValueError(
+            f"--gpus-per-worker {job.gpus_per_worker} with --accelerator {options.accelerator}: give the number of "
+            "GPUs and their name, as in --gpus-per-worker 1 --accelerator H100, or neither"
+        )
+    if ":" in (options.accelerator or ""):
+        raise ValueError(
+            f"--accelerator {options.accelerator}: the name alone is needed, as H100; --gpus-per-worker is the number"
+        )
+
+
+def _heading(job: Job, options: SkyPilotOptions) -> list[str]:
+    named = [name for name in ("infra", "accelerator", "image") if getattr(options, name)]
     return [
         f"Trains {job.run}; start it with:",
         '  export RAY_AUTH_TOKEN=$(python3 -c "import secrets; print(secrets.token_hex(32))")',
         "  sky jobs launch THIS_FILE --secret RAY_AUTH_TOKEN",
-        f"Exit code {AGAIN} is 'start again' and costs none of max_restarts_on_errors; stop a run that does not get on",
-        "with: sky jobs cancel",
+        f"Exit code {AGAIN} is 'start again' and costs none of max_restarts_on_errors; others do, also {MISTAKE}",
+        "(a mistake, or lost checkpoints), where a restart does not help. To stop it: sky jobs cancel",
         "To decide:",
-        "  setup: where dist-scvi is installed from",
+        *(
+            [f"  {', '.join(named)}: only SkyPilot knows whether they exist and go together, see sky gpus list --all"]
+            * bool(named)
+        ),
+        f"  setup: {options.install} is installed; every machine has to reach it, a path is one of theirs",
         "  who may read and write the object store: the identity of the machines, or --secret AWS_ACCESS_KEY_ID ...",
     ]
 

@@ -3,7 +3,7 @@
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,8 @@ from .job import AGAIN, Job, comment, judge, refuse_node_local, saved_step, trai
 from .schema_check import check, check_shell
 
 _VALUE = re.compile(r"[^\s\"'\\#`$]+")
+_TRAINING_S = 600
+"""Least time of a job before it is told to save."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +36,7 @@ def render_slurm(job: Job, options: SlurmOptions) -> str:
     Raises
     ------
     ValueError
-        If a path lies on one node only, or an option is not one of sbatch.
+        If a path lies on one node only, an option is not one of sbatch, or the time leaves none to train.
 
     Notes
     -----
@@ -45,6 +47,7 @@ def render_slurm(job: Job, options: SlurmOptions) -> str:
     refuse_node_local(job, options.shared)
     directives = _directives(job, options)
     check(directives, "slurm")
+    _check_time(job, directives)
     lines = [f"#SBATCH --{name}" + ("" if value is True else f"={value}") for name, value in directives.items()]
     several = job.nodes[1] > 1
     script = "\n".join(
@@ -92,6 +95,19 @@ def _directives(job: Job, options: SlurmOptions) -> dict[str, str | bool]:
         name, given, value = directive.removeprefix("--").partition("=")
         found[name] = _checked(f"--sbatch {name}", value) if given else True
     return found
+
+
+def _check_time(job: Job, directives: Mapping[str, str | bool]) -> None:
+    if "time" not in directives:
+        return
+    days, _, clock = str(directives["time"]).rpartition("-")
+    hours, minutes, rest = map(int, clock.split(":"))
+    notice_s = int(str(directives["signal"]).rpartition("@")[2])
+    if ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + rest < notice_s + _TRAINING_S:
+        raise ValueError(
+            f"--time {directives['time']}: the job is told to save {notice_s} s before its end (--grace-s "
+            f"{job.grace_s} and 60 s); {_time(notice_s + _TRAINING_S)} or more is needed, or a smaller --grace-s"
+        )
 
 
 def _checked(option: str, value: str) -> str:

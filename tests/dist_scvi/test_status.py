@@ -45,18 +45,19 @@ def test_a_finished_run_says_so_and_how_it_went(finished: LocalPlace) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lease", "state"),
+    ("driver", "silent_s", "released", "state"),
     [
-        (holder(Driver.this()), "running"),
-        (holder(dataclasses.replace(Driver.this(), begun=0.0)), "killed"),
-        (holder(ELSEWHERE, 5), "running"),
-        (holder(ELSEWHERE, 500), "silent"),
-        (holder(ELSEWHERE, 500, released=True), "stopped"),
+        (Driver.this(), 0, False, "running"),
+        (dataclasses.replace(Driver.this(), begun=0.0), 0, False, "killed"),
+        (ELSEWHERE, 5, False, "running"),
+        (ELSEWHERE, 500, False, "silent"),
+        (ELSEWHERE, 500, True, "stopped"),
     ],
 )
 def test_a_run_that_has_not_ended_is_told_by_its_lease(
-    finished: LocalPlace, tmp_path: Path, lease: Holder, state: str
+    finished: LocalPlace, tmp_path: Path, driver: Driver, silent_s: float, *, released: bool, state: str
 ) -> None:
+    lease = holder(driver, silent_s, released=released)
     place = LocalPlace(tmp_path)
     for name in ("config.yaml", "metrics.jsonl"):
         place.write(name, finished.read(name))

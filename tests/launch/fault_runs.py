@@ -102,6 +102,7 @@ class Worker:
         return self._process.pid
 
     def begin(self, job: dict[str, Any]) -> None:
+        self.said = Path(job["said"])
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(job) + "\n")
         self._process.stdin.flush()
@@ -111,7 +112,7 @@ class Worker:
         assert self._process.stdout is not None
         if not select.select([self._process.stdout], [], [], timeout_s)[0]:
             self.end()
-            raise TimeoutError(f"a worker has not ended in {timeout_s} s")
+            raise TimeoutError(f"a worker has not ended in {timeout_s} s: {self.said.read_text()}")
         line = self._process.stdout.readline()
         return int(line) if line else self._process.wait(60)
 

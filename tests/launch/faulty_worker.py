@@ -4,6 +4,7 @@
 """
 
 import errno
+import faulthandler
 import gc
 import importlib
 import json
@@ -125,7 +126,9 @@ def _work(job: dict[str, Any]) -> int:
     os.environ |= {key: str(value) for key, value in where.items()} | {"WORLD_SIZE": str(size)}
     with Path(job["said"]).open("a") as said:
         os.dup2(said.fileno(), 2)
+    faulthandler.dump_traceback_later(60)  # where one hangs is told
     with ExitStack() as patched:
+        patched.callback(faulthandler.cancel_dump_traceback_later)
         patched.enter_context(noting(Path(job["rows"]), job["start"], rank, size))
         for fault in job["faults"]:
             patched.enter_context(Fault(**fault).patch())

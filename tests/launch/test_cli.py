@@ -12,6 +12,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 
 from dist_scvi.launch.cli import main
@@ -72,8 +73,12 @@ def test_training_again_changes_nothing_and_resuming_goes_further(short: Path) -
     assert steps[-1] == 42
 
 
-def test_a_run_that_is_told_to_end_saves_says_start_again_and_goes_on(short: Path) -> None:
+def test_a_run_that_is_told_to_end_saves_says_start_again_and_goes_on(
+    short: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = short.parent / "whole"
+    torch.set_num_threads(1)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert run("train", short, f"run={whole}", "train.max_epochs=9") == 0
     command = [sys.executable, "-m", "dist_scvi.launch.cli", "train", str(short), "train.max_epochs=9"]
     place = LocalPlace(short.parent / "run")

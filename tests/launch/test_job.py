@@ -1,5 +1,6 @@
 """What all launch files share: machines that fit the run, paths that are seen, text that stays text."""
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from dist_scvi.launch.job import (
     Job,
     comment,
     dump,
+    install,
     job_of,
     judge,
     refuse_local,
@@ -92,11 +94,12 @@ def test_the_name_is_that_of_the_run_as_clusters_allow_it(config: Path) -> None:
     assert job(config).name == "run-1"
     assert job(config, "run=s3://bucket/" + "Ä " * 50).name == "dist-scvi"
     assert job(config, "run=s3://bucket/" + "x" * 90).name == "x" * 40
+    assert job(config, "run=s3://bucket/2026.01").name == "run-2026-01"
 
 
-@pytest.mark.parametrize("name", [*NASTY, "Upper", "-a", "a" * 48, ""][:-1])
+@pytest.mark.parametrize("name", [*NASTY, "Upper", "-a", "1a", "a-", "a" * 48])
 def test_a_name_that_clusters_do_not_allow_is_refused(config: Path, name: str) -> None:
-    with pytest.raises(ValueError, match="lower-case letters"):
+    with pytest.raises(ValueError, match="lower-case letter,"):
         job(config, name=name)
 
 
@@ -124,7 +127,7 @@ def test_a_path_of_this_machine_is_refused_where_workers_do_not_see_it(config: P
 
 
 def test_the_command_says_what_was_said(config: Path) -> None:
-    words = [f"data.labels_key={yaml.safe_dump(text)}" for text in NASTY]
+    words = [f"data.labels_key={yaml.safe_dump(text, default_style='"').strip()}" for text in NASTY]
     command = train_command(job(config, *words, workers=(2, 4)), "CONFIG", address='"$head"')
     script = f"dist-scvi() {{ printf '%s\\0' \"$@\"; }}; head='1.2.3.4:6379'; {command}"
     told = subprocess.run(["bash", "-uc", script], capture_output=True, text=True, check=True, cwd=config.parent).stdout
@@ -136,7 +139,8 @@ def test_the_command_says_what_was_said(config: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "status", "end"), [(0, 0, 0), (1, 0, 0), (0, 75, "again"), (1, 75, "again"), (2, 75, 2), (0, 3, 3)]
+    ("code", "status", "end"),
+    [(0, 0, 0), (1, 0, 0), (0, 75, "again"), (1, 75, "again"), (2, 75, 2), (0, 3, 3), (1, 2, 2)],
 )
 def test_what_the_run_left_decides_and_not_the_exit_code(config: Path, code: int, status: int, end: int | str) -> None:
     script = f"dist-scvi() {{ return {status}; }}; code={code}\n{judge(job(config))}\necho again"
@@ -160,6 +164,39 @@ def test_files_arrive_as_they_are(tmp_path: Path) -> None:
     text = "\n".join(NASTY) + "\n\n"
     subprocess.run(["bash", "-uc", write_files({"run.yaml": text})], check=True, env={"HOME": str(tmp_path)})
     assert (tmp_path / "dist-scvi" / "run.yaml").read_text() == text
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "dist-scvi==1.0",
+        "dist-scvi[soma]",
+        "git+https://host/repository@main",
+        "dist-scvi @ https://host/a.whl",
+        "https://host/a.whl",
+        "/shared/a b.whl",
+        "file:///shared/a.whl",
+    ],
+)
+def test_what_machines_can_reach_is_installed_and_uv_in_one_version(spec: str) -> None:
+    stubs = 'command() { false; }; curl() { echo "curl $*" >&2; }; uv() { printf \'%s\\n\' "$@"; }\n'
+    told = subprocess.run(["bash", "-euc", stubs + install(spec)], capture_output=True, text=True, check=True)
+    assert spec in told.stdout.splitlines()
+    assert re.fullmatch(r"curl -LsSf https://astral\.sh/uv/\d+\.\d+\.\d+/install\.sh\n", told.stderr)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    ["", " ", "--pre", "-r/x", ".", "./dist", "~/a.whl", "dist/a.whl", "a.whl", "dist-scvi @ ./a", "dist-scvi @ "],
+)
+def test_what_only_this_machine_could_reach_is_not_installed(spec: str) -> None:
+    with pytest.raises(ValueError, match=r"--install .* which the machines have"):
+        install(spec)
+
+
+def test_a_comment_shows_what_cannot_be_printed() -> None:
+    assert comment(["run/a\nb  c\u2028\x07 ä"]) == "# run/a\\nb  c\\u2028\\x07 ä\n"
+    assert comment(["  indented"]) == "#   indented\n"
 
 
 @pytest.mark.parametrize("text", NASTY)

@@ -111,7 +111,9 @@ def test_the_configuration_arrives_as_it_is_written(tmp_path: Path) -> None:
     assert len(worker["volumes"]) == 1
 
 
-@pytest.mark.parametrize(("code", "status", "end"), [(0, 0, 0), (0, 75, 75), (1, 75, 75), (2, 75, 2), (0, 1, 1)])
+@pytest.mark.parametrize(
+    ("code", "status", "end"), [(0, 0, 0), (0, 75, 75), (1, 75, 75), (2, 75, 2), (0, 1, 1), (1, 2, 2)]
+)
 def test_the_entrypoint_fails_unless_the_run_is_finished(job: Job, code: int, status: int, end: int) -> None:
     config, ray_job = rendered(job)
     assert ray_job["spec"]["entrypoint"] == "bash /etc/dist-scvi/train.sh"
@@ -146,17 +148,52 @@ def test_claims_secrets_and_the_account_reach_all_pods(tmp_path: Path) -> None:
     [
         ({"node_selector": {}}, "--spot needs the label"),
         ({"shm_bytes": 80 << 30}, "--shm of 81920 MiB"),
-        ({"image": "a b"}, "at spec/rayClusterSpec/headGroupSpec/template/spec/containers/0/image"),
-        ({"namespace": "Upper"}, "metadata/namespace"),
-        ({"node_selector": {"a": "b c"}}, "nodeSelector"),
-        ({"secrets": ["A B"]}, "secretRef"),
+        ({"image": "a b"}, "--image: .*'a b'"),
+        ({"image": "a\n"}, "--image: "),
+        ({"namespace": "Upper"}, "--namespace: .*'Upper'"),
+        ({"namespace": "a" * 64}, "--namespace: "),
+        ({"namespace": "a.b"}, "--namespace: "),
+        ({"node_selector": {"a b": "c"}}, "--node-selector: .*'a b'"),
+        ({"node_selector": {"a": "b c"}}, "--node-selector: .*'b c'"),
+        ({"node_selector": {"a": "b\n"}}, "--node-selector: "),
+        ({"node_selector": {"Upper.io/a": "b"}}, "--node-selector: "),
+        ({"node_selector": {f"{'a' * 254}/a": "b"}}, "--node-selector: "),
+        ({"node_selector": {"a.io/": "b"}}, "--node-selector: "),
+        ({"node_selector": {"a.io/b/c": "d"}}, "--node-selector: "),
+        ({"node_selector": {"a": "b" * 64}}, "--node-selector: "),
+        ({"head_node_selector": {"-a": "b"}}, "--head-node-selector: .*'-a'"),
+        ({"tolerations": [("a", "b c", "NoSchedule"), ("a", "b", "NoExecute")]}, "--toleration: .*'b c'"),
+        ({"tolerations": [("a b", None, "NoSchedule")]}, "--toleration: .*'a b'"),
+        ({"secrets": ["A B"]}, "--secret: .*'A B'"),
+        ({"volumes": [("a..b", "/atlas")]}, r"--volume: .*'a\.\.b'"),
         ({"volumes": [("claim", "relative")]}, "mountPath"),
-        ({"service_account": "$(x)"}, "serviceAccountName"),
+        ({"service_account": "$(x)"}, "--service-account: "),
     ],
 )
 def test_what_the_cluster_would_refuse_is_refused(job: Job, change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         render_kuberay(job, replace(OPTIONS, **change))  # type: ignore[arg-type]
+
+
+def test_names_as_kubernetes_allows_them_are_taken(job: Job) -> None:
+    options = replace(
+        OPTIONS,
+        namespace="1-lab",
+        node_selector={"Upper_1.a": "", f"{'a.' * 126}b/c": "d" * 63},
+        tolerations=[("a", "", "NoSchedule"), ("a", "b_1.C", "NoExecute")],
+        secrets=["a.b-c", "x" * 253],
+    )
+    assert pods(rendered(job, options)[1])[1]["nodeSelector"] == options.node_selector
+
+
+def test_it_says_how_it_is_started_again_and_what_ends_the_one_before(job: Job) -> None:
+    heading = render_kuberay(job, OPTIONS)
+    for command in (
+        "kubectl create -f THIS_FILE",
+        "kubectl replace --force -f THIS_FILE",
+        "kubectl delete -f THIS_FILE",
+    ):
+        assert command in heading
 
 
 def test_nodes_that_stay_need_no_label(job: Job) -> None:

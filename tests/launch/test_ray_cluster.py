@@ -158,7 +158,7 @@ esac"""
     assert "2 restarts without a new checkpoint" in log[-1]
 
 
-@pytest.mark.parametrize(("codes", "end"), [((2, 75), 2), ((0, 1), 1)])
+@pytest.mark.parametrize(("codes", "end"), [((2, 75), 2), ((0, 1), 1), ((1, 2), 2)])
 def test_a_mistake_or_a_broken_run_ends_it(job: Job, tmp_path: Path, codes: tuple[int, int], end: int) -> None:
     stub = f"case $1 in train) return {codes[0]} ;; *) return {codes[1]} ;; esac"
     code, log = train(job, tmp_path, stub)

@@ -13,7 +13,8 @@ TARGETS = {
     "slurm": "--partition gpu --time 1-00:00:00 --sbatch qos=high --setup 'module load x' --shared /scratch",
     "kuberay": "--image a/b:1 --node-selector spot=true --toleration spot=true:NoSchedule --secret keys --shm 1GiB "
     "--volume claim=/data --head-node-selector pool=steady --service-account me --time 10:00:00 --ttl-s 5",
-    "ray-cluster": "--provider aws --region eu-west-1 --instance m7i.2xlarge --head-instance m7i.large --on-demand",
+    "ray-cluster": "--provider aws --region eu-west-1 --instance m7i.2xlarge --head-instance m7i.large --on-demand "
+    "--install dist-scvi==1.0",
     "skypilot": "--infra gcp --on-demand --mount /atlas=gs://bucket --install git+https://example.org/x",
 }
 
@@ -66,7 +67,11 @@ def test_what_is_written_is_what_is_printed_and_is_not_replaced_unasked(
     [
         ("slurm", "--workers 3", "change train.lanes"),
         ("slurm", "--nodes 3", "same number of workers"),
-        ("slurm", "--name A", "lower-case letters"),
+        ("slurm", "--name A", "lower-case letter"),
+        ("slurm", "--time 00:02:00", "--time 0-00:02:00"),
+        ("kuberay", "--node-selector 'a b=c'", "--node-selector: .*'a b'"),
+        ("ray-cluster", "--install dist/a.whl", "--install 'dist/a.whl'"),
+        ("skypilot", "--install .", "--install '.'"),
         ("skypilot", "--gpus-per-worker 1", "--accelerator"),
     ],
 )
@@ -87,6 +92,8 @@ def test_what_does_not_fit_together_is_refused_and_nothing_is_written(
         ("slurm run.yaml --time 24", "24:00:00"),
         ("slurm run.yaml --spot", "unrecognized arguments: --spot"),
         ("ray-cluster run.yaml --provider azure", "invalid choice"),
+        ("ray-cluster run.yaml --provider aws --region r --instance a --head-instance b", "required: --install"),
+        ("skypilot run.yaml", "required: --install"),
         ("nomad run.yaml", "invalid choice"),
         ("slurm", "RUN.yaml"),
     ],
@@ -98,7 +105,7 @@ def test_arguments_that_make_no_sense_are_refused(words: str, message: str, caps
 
 
 def test_a_machine_of_gcp_has_less_grace_by_default(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    gcp = "--provider gcp --region r --zone z --project p --image i --instance a --head-instance b"
+    gcp = "--provider gcp --region r --zone z --project p --image i --instance a --head-instance b --install x"
     launch(options("ray-cluster", str(config), *gcp.split()))
     assert "DRAIN_TIMEOUT_S=25 " in capsys.readouterr().out
     launch(options("ray-cluster", str(config), *gcp.split(), "--on-demand"))

@@ -127,6 +127,7 @@ def test_the_first_node_waits_for_all_trains_and_ends_its_own_ray_alone(job: Job
         ({"TRAIN": "0", "STATUS": "75"}, 75),
         ({"TRAIN": "2", "STATUS": "75"}, 2),
         ({"TRAIN": "0", "STATUS": "4"}, 4),
+        ({"TRAIN": "1", "STATUS": "2"}, 2),
         ({"WAITED": "1"}, 75),
     ],
 )
@@ -157,7 +158,10 @@ def test_buckets_are_mounted_to_read_and_runs_are_not_written_there(job: Job) ->
     ("change", "message"),
     [
         ({"accelerator": None}, "--accelerator None"),
-        ({"infra": "aws us east"}, "at resources/infra"),
+        ({"accelerator": "H100:8"}, "--accelerator H100:8: the name alone"),
+        ({"infra": "mars/x"}, "--infra mars/x: 'mars' is no cloud of SkyPilot"),
+        ({"infra": "aws us east"}, "--infra aws us east"),
+        ({"infra": "aws/a/b/c"}, "at resources/infra"),
         ({"mounts": [("atlas", "s3://bucket")]}, "at file_mounts"),
         ({"mounts": [("/atlas", "bucket")]}, "at file_mounts//atlas/source"),
     ],
@@ -165,6 +169,19 @@ def test_buckets_are_mounted_to_read_and_runs_are_not_written_there(job: Job) ->
 def test_what_skypilot_would_refuse_is_refused(job: Job, change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         render_skypilot(job, replace(OPTIONS, **change))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("infra", ["AWS/us-east-1", "*/us-east-1", "k8s/a/b/c", "gcp"])
+def test_a_cloud_of_skypilot_is_taken_however_it_is_written(job: Job, infra: str) -> None:
+    assert rendered(job, replace(OPTIONS, infra=infra))["resources"]["infra"] == infra
+
+
+def test_what_could_not_be_checked_is_said(job: Job) -> None:
+    told = render_skypilot(job, replace(OPTIONS, infra="aws/nowhere", install="git+https://host/x"))
+    assert "#   infra, accelerator: only SkyPilot knows" in told
+    assert "#   setup: git+https://host/x is installed" in told
+    steady = replace(job, gpus_per_worker=0)
+    assert "only SkyPilot knows" not in render_skypilot(steady, replace(OPTIONS, accelerator=None))
 
 
 def test_a_range_of_nodes_is_refused(job: Job) -> None:

@@ -147,6 +147,9 @@ def test_directives_stand_before_the_first_command(job: Job, options: SlurmOptio
         ({"directives": ["signal=USR2@10"]}, "at signal: 'USR2@10' does not match"),
         ({"directives": ["mem=lots"]}, "at mem: 'lots' does not match"),
         ({"directives": ["qos=a b"]}, "without spaces"),
+        ({"time_s": 779}, "--time 0-00:12:59: .*180 s before its end .*--grace-s 120.* 0-00:13:00 or more"),
+        ({"directives": ["time=0:12:59"]}, "--time 0:12:59"),
+        ({"time_s": 3600, "directives": ["signal=B:USR1@3001"]}, "told to save 3001 s"),
         ({"partition": "gpu\n#SBATCH --uid=0"}, "--partition=.*without spaces"),
         ({"setup": ["source 'env"]}, "the script is not valid"),
     ],
@@ -156,6 +159,11 @@ def test_what_sbatch_or_bash_would_refuse_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         render_slurm(job, replace(options, **change))  # type: ignore[arg-type]
+
+
+def test_a_time_that_leaves_some_to_train_is_taken(job: Job, options: SlurmOptions) -> None:
+    assert "time=0-00:13:00" in directives(render_slurm(job, replace(options, time_s=780)))
+    assert "time=1-0:00:00" in directives(render_slurm(job, replace(options, directives=["time=1-0:00:00"])))
 
 
 def test_a_run_in_a_folder_of_the_node_is_refused(job: Job, options: SlurmOptions) -> None:
@@ -203,7 +211,7 @@ def test_a_run_that_is_not_finished_is_queued_again_though_ray_says_that_all_is_
     assert (code, "requeue 123" in log) == (0, True)
 
 
-@pytest.mark.parametrize(("train", "status", "end"), [(2, 75, 2), (0, 3, 3)])
+@pytest.mark.parametrize(("train", "status", "end"), [(2, 75, 2), (0, 3, 3), (1, 2, 2)])
 def test_a_mistake_or_a_broken_run_is_not_queued_again(
     job: Job, options: SlurmOptions, site: Site, train: int, status: int, end: int
 ) -> None:
