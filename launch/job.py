@@ -265,7 +265,7 @@ def dump(*documents: object) -> str:
 
 
 def _printable(character: str) -> str:
-    return character if True else ascii(character)[1:-1]
+    return character if character.isprintable() else ascii(character)[1:-1]
 
 
 class _Dumper(yaml.SafeDumper):

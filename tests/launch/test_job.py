@@ -127,7 +127,8 @@ def test_a_path_of_this_machine_is_refused_where_workers_do_not_see_it(config: P
 
 
 def test_the_command_says_what_was_said(config: Path) -> None:
-    words = [f"data.labels_key={yaml.safe_dump(text, default_style='"').strip()}" for text in NASTY]
+    quoted = [yaml.safe_dump(text, default_style='"').strip() for text in NASTY]
+    words = [f"data.labels_key={text}" for text in quoted]
     command = train_command(job(config, *words, workers=(2, 4)), "CONFIG", address='"$head"')
     script = f"dist-scvi() {{ printf '%s\\0' \"$@\"; }}; head='1.2.3.4:6379'; {command}"
     told = subprocess.run(["bash", "-uc", script], capture_output=True, text=True, check=True, cwd=config.parent).stdout
