@@ -58,6 +58,7 @@ def test_workers_that_hang_or_die_are_replaced(train, tmp_path: Path, quiet: Pat
     assert same(run, quiet)
 
 
+@pytest.mark.thorough
 def test_what_supervises_the_workers_leaves_no_process_when_killed_and_the_run_goes_on_at_once(
     train, tmp_path: Path, quiet: Path
 ) -> None:
@@ -83,6 +84,7 @@ def test_what_supervises_the_workers_leaves_no_process_when_killed_and_the_run_g
     assert same(run, quiet)
 
 
+@pytest.mark.thorough
 def test_a_command_that_ends_early_says_so_in_its_exit_code_and_goes_on_when_it_is_given_again(
     train, tmp_path: Path, quiet: Path
 ) -> None:
@@ -113,6 +115,7 @@ def test_a_command_that_ends_early_says_so_in_its_exit_code_and_goes_on_when_it_
     assert same(run, quiet)
 
 
+@pytest.mark.thorough
 def test_a_run_whose_node_breaks_down_under_it_goes_on_where_it_was(train, tmp_path: Path, quiet: Path) -> None:
     run, endless = tmp_path / "run", "train.max_epochs=9999"
     with train(endless, RAY_gcs_rpc_server_reconnect_timeout_s="10") as command:

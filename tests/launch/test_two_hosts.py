@@ -94,6 +94,7 @@ def test_a_run_over_a_cable_that_is_cut_goes_on_when_it_is_mended_and_changes_in
 
 
 @pytest.mark.ray
+@pytest.mark.thorough
 def test_ray_joins_two_hosts_for_those_who_have_the_token(
     hosts: list[tuple[str, ...]], run_yaml: Path, tmp_path: Path, local: Path
 ) -> None:
