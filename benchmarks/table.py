@@ -8,7 +8,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def tables() -> list[str]:
-    return [training_table(), loader_table(), integration_table()]
+    return [training_table(), loader_table(), integration_table(), *scaling_tables()]
 
 
 def training_table() -> str:
