@@ -31,6 +31,7 @@ ALLOWED = {
         "launch/arguments.py",
         "launch/cli.py",
         "launch/query.py",
+        "launch/torchrun.py",
     },
 }
 
