@@ -172,11 +172,12 @@ def ahead(items: Generator[T] | Iterator[T], depth: int, timeout_s: float) -> It
         finally:
             if isinstance(items, Generator):
                 items.close()  # so that a thread that feeds this one ends too
+            _READERS.pop(threading.current_thread(), None)
 
     # A daemon: a read that never returns must not keep the process from ending.
     reader = threading.Thread(target=make, name="reader", daemon=True)
-    reader.start()
     _READERS[reader] = (left, room)
+    reader.start()
     try:
         while True:
             try:
@@ -194,7 +195,9 @@ def ahead(items: Generator[T] | Iterator[T], depth: int, timeout_s: float) -> It
             room.release()
             yield item[0]
     finally:
-        _dismiss(_READERS.pop(reader))
+        _dismiss((left, room))
+        # One that is ended with the process in the middle of a read may hold a lock of HDF5, which the end then needs.
+        reader.join(_LAST_WORDS_S)
 
 
 def _dismiss(signals: tuple[threading.Event, threading.Semaphore]) -> None:

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from scipy import sparse
 from dist_scvi.loaders import CellData, Plan, make_plan, open_data
 from dist_scvi.loaders.minibatch import MiniBatch
 from dist_scvi.loaders.plan import minibatch_rows
-from dist_scvi.loaders.stream import lane_stream, row_stream, rows_minibatch, split_stream, train_stream
+from dist_scvi.loaders.stream import ahead, lane_stream, row_stream, rows_minibatch, split_stream, train_stream
 
 N_CELLS, N_GENES = 333, 11
 
@@ -227,3 +229,24 @@ def test_a_reader_ends_when_its_stream_is_left(data: CellData) -> None:
     for thread in before:
         thread.join(20)
         assert not thread.is_alive()
+
+
+def test_whoever_leaves_waits_for_the_read_that_is_under_way() -> None:
+    reading, done = threading.Event(), []
+
+    def slow() -> Iterator[int]:
+        for number in range(9):
+            if number:
+                reading.set()
+                time.sleep(0.3)
+            done.append(number)
+            yield number
+
+    items = ahead(slow(), 2, timeout_s=20)
+    assert next(items) == 0
+    assert reading.wait(20)
+    items.close()
+    left = list(done)
+    assert not [thread for thread in threading.enumerate() if thread.name == "reader" and thread.is_alive()]
+    time.sleep(0.5)
+    assert done == left
