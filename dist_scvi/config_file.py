@@ -52,12 +52,12 @@ def read_config(text: str, source: str, overrides: Sequence[str] = ()) -> RunCon
     tree.setdefault("data", {})
     config = parse_config(tree)
     uri, genes = config.data.uri, config.data.genes
-    absolute = {
-        "uri": _absolute(uri) if isinstance(uri, str) else tuple(map(_absolute, uri)),
-        "genes": _absolute(genes) if isinstance(genes, str) else genes,
+    of_data = {
+        "uri": absolute(uri) if isinstance(uri, str) else tuple(map(absolute, uri)),
+        "genes": absolute(genes) if isinstance(genes, str) else genes,
     }
-    paths = {"run": _absolute(config.run), "start_from": config.start_from and _absolute(config.start_from)}
-    return config.model_copy(update={**paths, "data": config.data.model_copy(update=absolute)})
+    paths = {"run": absolute(config.run), "start_from": config.start_from and absolute(config.start_from)}
+    return config.model_copy(update={**paths, "data": config.data.model_copy(update=of_data)})
 
 
 def parse_config(tree: dict[str, Any]) -> RunConfig:
@@ -89,7 +89,8 @@ def parse_section(section: type[T], name: str, tree: Mapping[str, Any]) -> T:
         raise ValueError("; ".join(map(_explain, named))) from None
 
 
-def _absolute(path: str) -> str:
+def absolute(path: str) -> str:
+    """Give the absolute path of a file or folder, whatever the working directory will be; a URL stays as it is."""
     return path if "://" in path else str(Path(path).expanduser().resolve())
 
 

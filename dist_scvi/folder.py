@@ -49,7 +49,7 @@ def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
         for name, content in files.items():
             _write_synced(partial / name, content)
         _write_synced(partial / MANIFEST, manifest)
-        _sync_folder(partial)
+        sync_folder(partial)
         put_in_place(partial, path)
     except OSError:
         shutil.rmtree(partial, ignore_errors=True)  # a full disk needs the room
@@ -63,7 +63,7 @@ def put_in_place(partial: Path, path: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
         path.rename(old)
     partial.rename(path)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -131,7 +131,7 @@ def write_file(path: Path, content: bytes) -> None:
     """
     with _partial_file(path, content) as partial:
         partial.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
 def create_file(path: Path, content: bytes) -> bool:
@@ -146,7 +146,7 @@ def create_file(path: Path, content: bytes) -> bool:
         with suppress(FileExistsError):
             os.link(partial, path)
         made = partial.stat().st_nlink > 1  # NFS may lose the answer to a link that it made
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     return made
 
 
@@ -183,7 +183,7 @@ def rename(old: Path, new: Path) -> None:
         raise FileNotFoundError(f"{old} does not exist")
     _make_folder(new.parent)
     put_in_place(found, new)
-    _sync_folder(old.parent)
+    sync_folder(old.parent)
 
 
 def manifest_of(files: Mapping[str, bytes]) -> bytes:
@@ -290,7 +290,7 @@ def _make_folder(path: Path) -> None:
     if not path.is_dir():
         _make_folder(path.parent)
         path.mkdir(exist_ok=True)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
 @contextmanager
@@ -312,7 +312,14 @@ def _write_synced(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _sync_folder(path: Path) -> None:
+def sync_folder(path: Path) -> None:
+    """Bring to the disk which names a folder, or what a file, holds.
+
+    Raises
+    ------
+    OSError
+        If the disk fails; the path is named.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         with naming(path):

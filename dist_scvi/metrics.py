@@ -264,7 +264,7 @@ def history_of(rows: Sequence[Row]) -> dict[str, pd.DataFrame]:
 def read_metrics(place: Place | Path) -> list[Row]:
     """Read the metrics of the run in the folder `place`; none if there are none."""
     try:
-        return metrics_in((open_place(place) if isinstance(place, Path) else place).read(METRICS))
+        return metrics_in(open_place(place).read(METRICS))
     except FileNotFoundError:
         return []
 

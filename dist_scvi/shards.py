@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import zarr
 from numpy.typing import NDArray
 
-from .folder import put_in_place, write_file
+from .folder import put_in_place, sync_folder, write_file
 from .question import digest, plain_text
 from .world import World
 
@@ -88,9 +88,9 @@ class Shards:
                 array[rows] = values
         for chunk in chunks:
             sync_tree(chunk)
-            _sync(chunk.parent)
+            sync_folder(chunk.parent)
             if rows.start == self.spans[0][0]:  # which may have made that folder
-                _sync(chunk.parent.parent)
+                sync_folder(chunk.parent.parent)
 
 
 @contextmanager
@@ -163,8 +163,8 @@ def written_in_shards(
 def sync_tree(path: Path) -> None:
     """Let a file, or a folder with all in it, survive a loss of power."""
     for below in path.rglob("*") if path.is_dir() else ():
-        _sync(below)
-    _sync(path)
+        sync_folder(below)
+    sync_folder(path)
 
 
 def _check_same(world: World, text: str) -> None:
@@ -208,7 +208,7 @@ def _begin(work: Path, question: str, create: Callable[[Path], None], n_shards: 
     create(work / _OUTPUT)
     sync_tree(work)
     write_file(work / _QUESTION, question.encode())
-    _sync(work.parent)
+    sync_folder(work.parent)
     return list(range(n_shards))
 
 
@@ -216,7 +216,7 @@ def _finish(work: Path, path: Path, finish: Callable[[Path], None]) -> None:
     """Complete the output and put it in place."""
     with _telling(work):
         finish(work / _OUTPUT)
-        _sync(work / _OUTPUT)
+        sync_folder(work / _OUTPUT)
         put_in_place(work / _OUTPUT, path)
     shutil.rmtree(work.parent, ignore_errors=True)
 
@@ -264,11 +264,3 @@ def _remove(path: Path) -> None:
     else:
         with suppress(FileNotFoundError):
             path.unlink()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

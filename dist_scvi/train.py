@@ -109,7 +109,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - the whole story, in order
     """
     # --- open and plan
     world, asks, data = world or World(), asks or Asks(), data or open_from(config.data)
-    place = open_place(folder) if isinstance(folder, Path) else folder
+    place = None if folder is None else open_place(folder)
     with held(place, world, driver=driver, fresh=fresh) as (writer, checkpoint):
         module, spec = start or begin(config, data, checkpoint)
         data = fit_to_spec(data, spec)

@@ -8,7 +8,7 @@ import pandas as pd
 
 from .anndata_setup import data_of_setup
 from .config import DataConfig, ModelConfig, RunConfig, TrainConfig
-from .config_file import parse_section
+from .config_file import absolute, parse_section
 from .expression_model import ExpressionModel
 from .loaders.data import CellData, open_data
 from .metrics import Progress, Row, history_of
@@ -142,7 +142,7 @@ class TrainableModel(ExpressionModel):
         self.to_device(choose_device(accelerator, rank=self.world.rank))
         config = self.run_config(section, run=str(run or ""), data_kwargs=data_kwargs)
         shown = Progress() if progress else None
-        folder = open_place(Path(run).expanduser().resolve() if "://" not in str(run) else str(run)) if run else None
+        folder = open_place(absolute(str(run))) if run else None
         rows: list[Row] = []
 
         def tell(row: Row) -> None:

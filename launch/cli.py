@@ -168,10 +168,10 @@ def _resume(options: argparse.Namespace) -> int:
 
 def _run_of(options: argparse.Namespace) -> "Place":
     """Open the folder of the run that a command names."""
+    from dist_scvi.config_file import absolute
     from dist_scvi.places import open_place
 
-    run = options.run if "://" in options.run else Path(options.run).expanduser().resolve()
-    return open_place(run, storage_options=dict(options.storage))
+    return open_place(absolute(options.run), storage_options=dict(options.storage))
 
 
 def _run(config: "RunConfig", options: argparse.Namespace) -> int:
