@@ -1,5 +1,7 @@
 """The processes that train together, and all that they say to each other."""
 
+import gc
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -111,12 +113,16 @@ def process_group(device: torch.device, *, timeout_s: float) -> Iterator[World]:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout_s))
     try:
         yield joined_world(device)
-    except RuntimeError as error:
-        if isinstance(error, dist.DistError) or "gloo" in str(error):
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)
+        if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error)):
             reason = str(error).strip().splitlines()[0]
             raise WorkersFailedError(f"the other workers are gone, or did not answer in time ({reason})") from error
         raise
     finally:
+        # DDP's reducer must go before the group does: as the last to hold it, it would wait for gloo's threads with the
+        # interpreter's lock in its hand, for which one that drops its last message may be waiting.
+        gc.collect()
         dist.destroy_process_group()
 
 

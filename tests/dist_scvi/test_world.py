@@ -1,12 +1,18 @@
 """What workers say to each other: nothing when alone, exact sums when together, and never a wait without end."""
 
+import socket
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
-from dist_scvi.world import World, choose_device, worker_device
+from dist_scvi.ends import WorkersFailedError
+from dist_scvi.world import World, choose_device, process_group, worker_device
 
 TOGETHER = """
 import sys, torch
@@ -50,6 +56,38 @@ def test_two_workers_agree(tmp_path: object) -> None:
 def test_a_worker_that_stays_away_is_waited_for_no_longer_than_allowed(tmp_path: object) -> None:
     done = torchrun(ONE_STAYS_AWAY, f"{tmp_path}/away.py", 50)
     assert done.returncode != 0
+
+
+@pytest.mark.parametrize(
+    ("found", "raised"), [(RuntimeError("gloo: closed"), WorkersFailedError), (ValueError("no counts"), ValueError)]
+)
+def test_a_model_that_workers_share_goes_before_their_group_does(
+    found: Exception, raised: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other way round a process may hang for ever: its end waits for gloo, which waits for Python."""
+    shared: list[weakref.ref[nn.Module]] = []
+
+    def train() -> None:
+        model = DistributedDataParallel(nn.Linear(2, 2))
+        model.hooks = [model.forward]  # a cycle, as a hook would make
+        shared.append(weakref.ref(model))
+        raise found
+
+    def destroy() -> None:
+        assert shared[0]() is None
+        shared.clear()
+        leave()
+
+    leave = dist.destroy_process_group
+    monkeypatch.setattr(dist, "destroy_process_group", destroy)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free.getsockname()[1], "RANK": 0, "WORLD_SIZE": 1}
+    for name, value in where.items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(raised, match=r"closed|no counts"), process_group(torch.device("cpu"), timeout_s=20):
+        train()
+    assert shared == []
 
 
 def test_the_cpu_is_used_where_there_is_no_gpu() -> None:

@@ -54,7 +54,7 @@ class Command:
         found = []
         for process in psutil.process_iter():
             with suppress(psutil.Error):
-                marked = process.status() != psutil.STATUS_ZOMBIE and process.environ().get(_MARK) == self._mark
+                marked = lives(process) and process.environ().get(_MARK) == self._mark
                 if marked and title in " ".join(process.cmdline()):
                     found.append(process)
         return found
@@ -85,6 +85,13 @@ def started(log: Path, *words: Any, **environment: str) -> Iterator[Command]:
             with suppress(psutil.Error):
                 left.kill()
         process.wait(30)
+
+
+def lives(process: psutil.Process) -> bool:
+    """Say whether a process is there, and more than the name of one that has ended."""
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def until(found: Callable[[], T], what: str, *, timeout_s: float = 150) -> T:

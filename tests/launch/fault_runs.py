@@ -135,12 +135,14 @@ class Crew:
     """Workers, of which those that live on are used again."""
 
     idle: list[Worker] = field(default_factory=list)
+    everyone: list[Worker] = field(default_factory=list)
 
     def begin(
         self, toy: "Toy", *overrides: str, workers: int = 2, faults: dict[int, list[Any]] | None = None
     ) -> list[Worker]:
         """Start the run of `toy`; `faults` are those of each rank."""
         team = [self.idle.pop() if self.idle else Worker() for _ in range(workers)]
+        self.everyone += [worker for worker in team if worker not in self.everyone]
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -176,7 +178,7 @@ class Crew:
         return ended
 
     def close(self) -> None:
-        for worker in self.idle:
+        for worker in self.everyone:  # also those that a test which failed has left
             worker.end()
 
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 import psutil
 import pytest
 
+from .commands import lives
 from .fault_runs import (
     REPOSITORY,
     SCRIPT,
@@ -71,7 +72,7 @@ class TestAgents:
             assert len(workers) == 2
             agent.send_signal(getattr(signal, harm))
             assert agent.wait(60) != 0
-            until(lambda: not any(worker.is_running() for worker in workers))
+            until(lambda: not any(map(lives, workers)))
         done = max(note["epoch"] * STEPS + note["step"] + 1 for note in toy.steps_taken())
         assert 3 <= done < 2 * STEPS
         assert toy.saved()[-1] == done

@@ -33,7 +33,7 @@ from dist_scvi.run_folder import CHECKPOINTS, is_finished
 from dist_scvi.train import train
 from dist_scvi.world import World
 
-from .commands import DIST_SCVI, cells_of_steps, started, until
+from .commands import DIST_SCVI, cells_of_steps, lives, started, until
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(280, func_only=True)]
 
@@ -64,6 +64,14 @@ def nodes(cluster: Cluster, number: int, cpus: int = 1) -> Iterator[list[Any]]:
         for node in cluster.worker_nodes.copy():
             cluster.remove_node(node)
         until(lambda: len(cluster.list_all_nodes()) == 1, "the end of the nodes")
+
+
+def lose(cluster: Cluster, node: Any) -> None:
+    """Have a node vanish, and wait until its workers, which outlive it for a moment, are gone too."""
+    [raylet] = node.all_processes["raylet"]
+    workers = psutil.Process(raylet.process.pid).children(recursive=True)
+    cluster.remove_node(node, allow_graceful=False)
+    until(lambda: not any(map(lives, workers)), "the end of the workers of a lost node")
 
 
 class Stops:
@@ -140,7 +148,7 @@ def test_a_run_goes_on_with_the_nodes_that_are_left_and_with_those_that_come_bac
     task = partial(lose_and_find, config, stops)
     with nodes(cluster, 1) as [node], running(cluster, task, workers=(1, 2), max_failures=1, resize_s=2):
         stops.reached("lost")
-        cluster.remove_node(node, allow_graceful=False)
+        lose(cluster, node)
         stops.pass_on("lost")
         stops.reached("alone")
         cluster.add_node()
