@@ -83,11 +83,14 @@ class Case:
     steps: bool = False
     genes: str | None = None
     """Of 2,000 genes, ``read`` them only, or drop the others ``after``."""
+    block_cells: int | None = None
+    """Cells of a block, if others than in all cases."""
 
 
 CASES = [
     Case("csr, 1024 cells", [*OURS, *THEIRS, *OTHERS], steps=True),
     Case("csr, 4096 cells", FAST + OTHERS, batch_size=4096),
+    Case("csr, 4096 cells, blocks of 4096", [OURS[4], OTHERS[3]], batch_size=4096, block_cells=4096),
     Case("csr, 1024 cells, cold", FAST + OTHERS, cold=True),
     Case("dense, 1024 cells", FAST + OTHERS[:3], dense=True),
     Case("dense, 4096 cells", FAST, batch_size=4096, dense=True),
@@ -157,6 +160,7 @@ def measure_round(
             "read_genes": case.genes == "read",
             **asdict(sizes if program.windowed else replace(sizes, window_cells=case.batch_size)),
         }
+        job["block_cells"] = case.block_cells or job["block_cells"]
         answer = run(pythons[program.python], f"with_{program.script}", job)
         runs.append({"case": case.name, "program": program.name, **answer})
         print(json.dumps(runs[-1]), file=sys.stderr)

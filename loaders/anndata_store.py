@@ -10,9 +10,9 @@ from scipy import sparse
 from .buffers import Buffers
 from .chunks import ChunkedArray
 from .columns import Categorical, DamagedError, Numeric, PagedArray, Ranges, read_range
-from .csr import read_rows
+from .csr import keep_rows, read_chosen, read_rows
 from .obs import ObsTable, attribute, index_of, read_whole
-from .rows import CsrRows, concatenate, from_arrays
+from .rows import CsrRows, GeneChoice, concatenate, from_arrays
 from .store import check_not_empty, check_var_names
 
 _RAW = "raw/X"
@@ -83,7 +83,9 @@ class AnnDataStore:
         """Read the counts of rows ``[start, stop)``; see `CellStore`."""
         return self.read_ranges([(start, stop)])
 
-    def read_ranges(self, ranges: Ranges, order: NDArray[np.int64] | None = None) -> CsrRows:
+    def read_ranges(
+        self, ranges: Ranges, order: NDArray[np.int64] | None = None, choice: GeneChoice | None = None
+    ) -> CsrRows:
         """Read several ranges of rows; see `CellStore`."""
         if self._is_another():
             raise DamagedError(
@@ -91,15 +93,28 @@ class AnnDataStore:
                 "start again"
             )
         if self._dense is not None:
-            return concatenate([self._read_dense(start, stop) for start, stop in ranges]).take(order)
+            rows = concatenate([self._read_dense(start, stop) for start, stop in ranges])
+            return keep_rows(rows.take(order), choice)
         starts = [self._row_starts(start, stop) for start, stop in ranges]
-        if isinstance(self._data, ChunkedArray) and isinstance(self._indices, ChunkedArray):
-            given_twice = order is not None and len(order) > 0 and np.bincount(order).max() > 1
-            direct = None if given_twice else order
+        read = self._read_directly(starts, order, choice)
+        if read is not None:
+            return read
+        rows = concatenate([self._read_exactly(*one) for one in zip(ranges, starts, strict=True)])
+        return keep_rows(rows.take(order), choice)
+
+    def _read_directly(
+        self, starts: list[NDArray[np.int64]], order: NDArray[np.int64] | None, choice: GeneChoice | None
+    ) -> CsrRows | None:
+        """Read by all threads, if the arrays can be and nothing in them calls for a closer look."""
+        if not (isinstance(self._data, ChunkedArray) and isinstance(self._indices, ChunkedArray)):
+            return None
+        given_twice = order is not None and len(order) > 0 and np.bincount(order).max() > 1
+        if choice is not None:
+            rows, order_left = read_chosen(self._data, self._indices, starts, choice), order
+        else:
+            direct, order_left = (None, order) if given_twice else (order, None)
             rows = read_rows(self._data, self._indices, starts, direct, len(self.var_names), self._buffers)
-            if rows is not None:
-                return rows.take(order) if given_twice else rows
-        return concatenate([self._read_exactly(*one) for one in zip(ranges, starts, strict=True)]).take(order)
+        return None if rows is None else rows.take(order_left)
 
     def _is_another(self) -> bool:
         """Whether the file is no longer the one that was opened."""

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from .columns import Categorical, Numeric, Ranges, categorical_from_codes, missing_column
 from .csr import keep_rows
-from .rows import CsrRows, concatenate
+from .rows import CsrRows, GeneChoice, concatenate
 from .store import CellStore
 
 T = TypeVar("T")
@@ -106,16 +106,20 @@ class Collection:
         """Read the counts of rows ``[start, stop)``; see `CellStore`."""
         return self.read_ranges([(start, stop)])
 
-    def read_ranges(self, ranges: Ranges, order: NDArray[np.int64] | None = None) -> CsrRows:
+    def read_ranges(
+        self, ranges: Ranges, order: NDArray[np.int64] | None = None, choice: GeneChoice | None = None
+    ) -> CsrRows:
         """Read several ranges of rows; see `CellStore`."""
         wanted: dict[int, list[tuple[int, int]]] = {}
         for start, stop in ranges:
             for part, low, high in self._pieces(start, stop):
                 wanted.setdefault(part, []).append((low, high))
         if len(wanted) == 1:
-            return self._read_part(*wanted.popitem(), order)
-        with ThreadPoolExecutor(_SIDE_BY_SIDE, "stores") as pool:
-            return concatenate(list(pool.map(self._read_part, wanted, wanted.values()))).take(order)
+            rows = self._read_part(*wanted.popitem(), order)
+        else:
+            with ThreadPoolExecutor(_SIDE_BY_SIDE, "stores") as pool:
+                rows = concatenate(list(pool.map(self._read_part, wanted, wanted.values()))).take(order)
+        return keep_rows(rows, choice)
 
     def obs_columns(self) -> list[str]:
         """Names of the obs columns that all stores have, in the order of the first, and that of the sources."""
@@ -167,8 +171,8 @@ class Collection:
         return np.searchsorted(self._edges, np.arange(start, stop), side="right") - 1
 
     def _read_part(self, part: int, spans: Ranges, order: NDArray[np.int64] | None = None) -> CsrRows:
-        rows = self._ask(part, self._stores[part].read_ranges, spans, order)
-        return rows if self._aligned[part] else keep_rows(rows, self._places[part], len(self.var_names))
+        choice = None if self._aligned[part] else GeneChoice(self._places[part], len(self.var_names))
+        return self._ask(part, self._stores[part].read_ranges, spans, order, choice)
 
     def _joined(self, reads: Sequence[Read]) -> "_Joined":
         return _Joined(self.n_cells, partial(self._gather, reads))

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from .buffers import Buffers
 from .chunks import ChunkedArray, run_side_by_side
-from .kernels import REFUSED, falls_at, keep_genes, place_rows, repeated_gene
-from .rows import CsrRows, concatenate, gene_type, row_starts
+from .kernels import REFUSED, falls_at, find_genes, keep_genes, place_rows, repeated_gene, settle
+from .rows import CsrRows, GeneChoice, concatenate, gene_type, row_starts
 
 _KEPT_TOGETHER = 1024
 """Rows of which one thread drops genes in one go."""
@@ -76,22 +76,62 @@ def read_rows(
     return CsrRows(counts_e, genes_e, indptr)
 
 
-def keep_rows(rows: CsrRows, place_g: NDArray[np.int32], n_genes: int) -> CsrRows:
-    """Keep the entries of some genes, renumbered, by all threads. The memory of `rows` is used for it.
+def read_chosen(
+    data: ChunkedArray, indices: ChunkedArray, starts: Sequence[NDArray[np.int64]], choice: GeneChoice
+) -> CsrRows | None:
+    """Read the entries of some genes, renumbered: first which they are, then their counts.
 
     Parameters
     ----------
-    place_g
-        New number of every gene, -1 for one that is dropped.
-    n_genes
-        Genes there are then.
+    starts
+        As for `read_rows`.
+
+    Returns
+    -------
+    CsrRows
+        As `read_rows` gives them. None if `rows.from_arrays` must look: what `read_rows` refuses too, but of the genes
+        that are dropped no more than their numbers.
     """
+    if data.dtype.name not in _NARROWED or indices.dtype.kind not in "iu":
+        return None
+    spans = [(int(start[0]), int(start[-1])) for start in starts]
+    gene_kind = gene_type(choice.n_genes)
+    found: dict[int, tuple[NDArray[np.int64], NDArray[Any]]] = {0: (np.empty(0, np.int64), np.empty(0, gene_kind))}
+    refused: list[int] = []
+
+    def find(values_e: NDArray[Any], first: int) -> None:
+        entry_e, place_e = np.empty(len(values_e), np.int64), np.empty(len(values_e), gene_kind)
+        n = find_genes(values_e, first, choice.place_g, entry_e, place_e)
+        if n == REFUSED:
+            refused.append(first)
+        found[first] = entry_e[:n].copy(), place_e[:n].copy()
+
+    run_side_by_side(list(indices.tasks(spans, find)), remote=indices.remote)
+    entry_e, genes_e = map(np.concatenate, zip(*(found[first] for first in sorted(found)), strict=True))
+    indptr = np.searchsorted(entry_e, row_starts(np.concatenate([np.diff(start) for start in starts])))
+    if refused or repeated_gene(genes_e, indptr, choice.n_genes) >= 0:
+        return None
+    counts_e: NDArray[Any] = np.empty(len(entry_e), np.uint8 if data.dtype == np.uint8 else np.uint16)
+
+    def take_counts(values_e: NDArray[Any], first: int) -> None:
+        low, high = np.searchsorted(entry_e, (first, first + len(values_e)))
+        if not settle(values_e[entry_e[low:high] - first], counts_e[low:high], np.iinfo(counts_e.dtype).max):
+            refused.append(first)
+
+    run_side_by_side(list(data.tasks(spans, take_counts)), remote=data.remote)
+    return None if refused else CsrRows(counts_e, genes_e, indptr)
+
+
+def keep_rows(rows: CsrRows, choice: GeneChoice | None) -> CsrRows:
+    """Keep the entries of some genes, renumbered, by all threads; None for all. The memory of `rows` is used for it."""
+    if choice is None:
+        return rows
     kept: dict[int, CsrRows] = {}
 
     def keep(low: int, high: int) -> None:
         part = rows.part(low, high)
-        genes_e, indptr = part.genes_e.astype(gene_type(n_genes), copy=False), np.empty_like(part.indptr)
-        keep_genes(part.counts_e, part.genes_e, part.indptr, place_g, part.counts_e, genes_e, indptr)
+        genes_e, indptr = part.genes_e.astype(gene_type(choice.n_genes), copy=False), np.empty_like(part.indptr)
+        keep_genes(part.counts_e, part.genes_e, part.indptr, choice.place_g, part.counts_e, genes_e, indptr)
         kept[low] = CsrRows(part.counts_e[: indptr[-1]], genes_e[: indptr[-1]], indptr)
 
     edges = range(0, max(rows.n_cells, 1), _KEPT_TOGETHER)

@@ -88,6 +88,42 @@ def place_rows(
 
 
 @njit(nogil=True, cache=True)
+def find_genes(
+    gene_e: NDArray[Any],
+    first: int,
+    place_g: NDArray[np.int32],
+    out_entry_e: NDArray[np.int64],
+    out_place_e: NDArray[Any],
+) -> int:
+    """Note the entries whose gene has a place, and that place; -1 in `place_g` drops a gene.
+
+    Parameters
+    ----------
+    gene_e
+        The genes from entry `first` on.
+
+    Returns
+    -------
+    int
+        How many they are, `REFUSED` if a gene is out of range.
+    """
+    lowest = highest = gene_e.dtype.type(0)
+    for e in range(len(gene_e)):
+        lowest = min(lowest, gene_e[e])
+        highest = max(highest, gene_e[e])
+    if lowest < 0 or highest >= len(place_g):
+        return REFUSED
+    at = 0
+    for e in range(len(gene_e)):
+        place = place_g[gene_e[e]]
+        if place >= 0:  # a branch after all, for few are
+            out_entry_e[at] = first + e
+            out_place_e[at] = place
+            at += 1
+    return at
+
+
+@njit(nogil=True, cache=True)
 def falls_at(
     gene_e: NDArray[Any], entry_p: NDArray[np.int64], indptr: NDArray[np.int64], to_n: NDArray[np.int64]
 ) -> int:

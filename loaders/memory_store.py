@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from .columns import Categorical, Numeric, Ranges, categorical_from_codes, categorical_from_values, missing_column
-from .rows import CsrRows, concatenate, from_arrays
+from .csr import keep_rows
+from .rows import CsrRows, GeneChoice, concatenate, from_arrays
 from .store import check_not_empty, check_var_names
 
 if TYPE_CHECKING:
@@ -60,9 +61,12 @@ class MemoryStore:
             where=self._where,
         )
 
-    def read_ranges(self, ranges: Ranges, order: NDArray[np.int64] | None = None) -> CsrRows:
+    def read_ranges(
+        self, ranges: Ranges, order: NDArray[np.int64] | None = None, choice: GeneChoice | None = None
+    ) -> CsrRows:
         """Read several ranges of rows; see `CellStore`."""
-        return concatenate([self.read(start, stop) for start, stop in ranges]).take(order)
+        rows = concatenate([self.read(start, stop) for start, stop in ranges])
+        return keep_rows(rows.take(order), choice)
 
     def obs_columns(self) -> list[str]:
         """Names of the obs columns."""

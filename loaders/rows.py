@@ -66,6 +66,16 @@ class CsrRows:
         return total_n.astype(np.int64)
 
 
+@dataclass(frozen=True, slots=True)
+class GeneChoice:
+    """Genes to keep, with new numbers."""
+
+    place_g: NDArray[np.int32]
+    """New number of every gene, -1 for one that is dropped."""
+    n_genes: int
+    """Genes there are then."""
+
+
 def row_starts(length_n: NDArray[np.integer]) -> NDArray[np.int64]:
     """Give where each row begins, and where the last ends, if rows of these lengths are joined."""
     indptr = np.zeros(len(length_n) + 1, dtype=np.int64)

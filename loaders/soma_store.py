@@ -20,8 +20,9 @@ from numba import njit
 from numpy.typing import NDArray
 
 from .columns import Categorical, DamagedError, Numeric, Ranges
+from .csr import keep_rows
 from .kernels import repeated_gene, settle
-from .rows import CsrRows, concatenate, from_arrays, gene_type
+from .rows import CsrRows, GeneChoice, concatenate, from_arrays, gene_type
 from .soma_tables import SomaObs, Tables, read_genes
 from .store import check_not_empty
 
@@ -148,7 +149,9 @@ class SomaStore:
         """Read the counts of rows ``[start, stop)``; see `CellStore`."""
         return self.read_ranges([(start, stop)])
 
-    def read_ranges(self, ranges: Ranges, order: NDArray[np.int64] | None = None) -> CsrRows:
+    def read_ranges(
+        self, ranges: Ranges, order: NDArray[np.int64] | None = None, choice: GeneChoice | None = None
+    ) -> CsrRows:
         """Read several ranges of rows, side by side; see `CellStore`.
 
         TileDB decompresses a tile for any of its rows. So what is wanted of one stretch of tiles is asked for at once.
@@ -166,7 +169,7 @@ class SomaStore:
         widest = int(np.argmax(np.diff(edge)))
         if edge[widest + 1] - edge[widest] > self._silent_cells:
             raise self._silence(*row_n[[edge[widest] + 1, edge[widest + 1] - 1]])
-        return rows.take(order)
+        return keep_rows(rows.take(order), choice)
 
     def obs_columns(self) -> list[str]:
         """Names of the obs columns, in the order of the store."""

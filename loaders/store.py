@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .columns import Categorical, Numeric, Ranges
-from .rows import CsrRows
+from .rows import CsrRows, GeneChoice
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -47,7 +47,9 @@ class CellStore(Protocol):
         """
         ...
 
-    def read_ranges(self, ranges: Ranges, order: NDArray[np.int64] | None = None) -> CsrRows:
+    def read_ranges(
+        self, ranges: Ranges, order: NDArray[np.int64] | None = None, choice: GeneChoice | None = None
+    ) -> CsrRows:
         """Read the rows of each range ``[start, stop)``; ranges rise and do not overlap.
 
         A store that can reads them side by side and straight to their places, so this is the way to read a window.
@@ -57,6 +59,8 @@ class CellStore(Protocol):
         order
             Which of the rows of all ranges, joined, to give, in this order; a row may be given several times. None for
             all as they are.
+        choice
+            Genes to keep; None for all. What is wrong with the others may go unseen.
         """
         ...
 

@@ -10,7 +10,7 @@ from numpy.testing import assert_array_equal
 from scipy import sparse
 
 from dist_scvi.loaders import CellStore
-from dist_scvi.loaders.rows import CsrRows
+from dist_scvi.loaders.rows import CsrRows, GeneChoice
 
 Opened = Callable[..., CellStore]
 
@@ -61,6 +61,15 @@ class StoreContract:
         rows = store.read_ranges([(0, 3), (5, 6), (70, 131)], np.array(order, dtype=np.int64))
         row_n = np.array([*range(3), 5, *range(70, 131)])[order] if order else []
         assert_array_equal(dense(rows, len(store.var_names)), expected_ng[row_n])
+
+    @pytest.mark.parametrize("order", [None, [], [64, 2, 0, 63], [3, 3, 64, 3]])
+    def test_of_chosen_genes_come_the_same_counts_renumbered(self, store, expected_ng, order):
+        chosen, place_g = [22, 0, 7], np.full(23, -1, dtype=np.int32)
+        place_g[chosen] = range(3)
+        order_n = None if order is None else np.array(order, dtype=np.int64)
+        rows = store.read_ranges([(0, 3), (5, 6), (70, 131)], order_n, GeneChoice(place_g, 3))
+        row_n = np.array([*range(3), 5, *range(70, 131)])
+        assert_array_equal(dense(rows, 3), expected_ng[row_n if order is None else row_n[order_n]][:, chosen])
 
     def test_sizes_and_names_are_those_of_the_file(self, store, cells):
         assert (store.n_cells, store.n_entries, list(store.var_names)) == (150, cells.X.nnz, list(cells.var_names))

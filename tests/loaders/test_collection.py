@@ -162,10 +162,10 @@ def test_each_store_is_asked_once_for_all_its_ranges_and_beside_the_others(monke
     stores = [in_memory(["g1"], 10, first) for first in (0, 10, 20)]
     asked, together = {}, threading.Barrier(3, timeout=30)
 
-    def ask(number, read, spans, order=None):
+    def ask(number, read, spans, *more):
         asked.setdefault(number, []).append(spans)
         together.wait()
-        return read(spans, order)
+        return read(spans, *more)
 
     for number, store in enumerate(stores):
         monkeypatch.setattr(store, "read_ranges", partial(ask, number, store.read_ranges))

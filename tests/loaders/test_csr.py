@@ -10,9 +10,9 @@ from scipy import sparse
 
 from dist_scvi.loaders.buffers import Buffers
 from dist_scvi.loaders.chunks import ChunkedArray, decoder_of
-from dist_scvi.loaders.csr import keep_rows, read_rows
+from dist_scvi.loaders.csr import keep_rows, read_chosen, read_rows
 from dist_scvi.loaders.objects import LocalObjects
-from dist_scvi.loaders.rows import CsrRows
+from dist_scvi.loaders.rows import CsrRows, GeneChoice
 
 N_ROWS, N_GENES = 60, 40
 
@@ -98,6 +98,60 @@ def test_chosen_genes_are_kept_renumbered_row_by_row(n_rows):
     place_g = np.full(50, -1, dtype=np.int32)
     chosen = rng.permutation(50)[:12]
     place_g[chosen] = np.arange(12)
-    kept = keep_rows(rows, place_g, 12)
+    kept = keep_rows(rows, GeneChoice(place_g, 12))
     dense_ng = sparse.csr_matrix((kept.counts_e, kept.genes_e.astype(np.int32), kept.indptr), (n_rows, 12)).toarray()
     assert_array_equal(dense_ng, counts_ng[:, chosen])
+
+
+def choice_of(chosen):
+    place_g = np.full(N_GENES, -1, dtype=np.int32)
+    place_g[chosen] = np.arange(len(chosen))
+    return GeneChoice(place_g, len(chosen))
+
+
+@pytest.mark.parametrize(("kind", "gene_kind"), [("u1", "u2"), ("f4", "i4"), ("i8", "i8"), ("u2", "u1")])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("n_chosen", [0, 1, 12, N_GENES])
+def test_chosen_genes_alone_are_read_from_any_ranges(tmp_path, kind, gene_kind, reverse, n_chosen):
+    data_e, indices_e, indptr = matrix(kind, gene_kind, reverse=reverse)
+    arrays = opened(tmp_path / "a.zarr", data_e, indices_e, 37)
+    chosen = np.random.default_rng(1).permutation(N_GENES)[:n_chosen]
+    counts_ng = sparse.csr_matrix((data_e.astype(int), indices_e.astype(int), indptr), (N_ROWS, N_GENES)).toarray()
+
+    @given(st.lists(st.integers(0, N_ROWS), min_size=2, max_size=8, unique=True).map(sorted))
+    @settings(deadline=None, max_examples=20)
+    def check(cuts):
+        ranges = list(zip(cuts[::2], cuts[1::2], strict=False))
+        rows = read_chosen(*arrays, [indptr[low : high + 1] for low, high in ranges], choice_of(chosen))
+        dense_ng = sparse.csr_matrix(
+            (rows.counts_e, rows.genes_e.astype(np.int32), rows.indptr), (rows.n_cells, n_chosen)
+        ).toarray()
+        row_n = np.concatenate([np.arange(low, high) for low, high in ranges])
+        assert_array_equal(dense_ng, counts_ng[row_n][:, chosen])
+        assert rows.genes_e.dtype == np.uint16
+        assert rows.counts_e.dtype == (np.uint8 if kind == "u1" else np.uint16)
+
+    check()
+
+
+@pytest.mark.parametrize("bad", [0.5, -1.0, np.nan, 70_000.0])
+def test_a_count_of_a_chosen_gene_that_is_none_or_large_calls_for_a_closer_look(tmp_path, bad):
+    data_e, indices_e, indptr = matrix("f4", "i4")
+    data_e[100] = bad
+    arrays, chosen = opened(tmp_path / "a.zarr", data_e, indices_e, 37), indices_e[100:101]
+    assert read_chosen(*arrays, [indptr], choice_of(chosen)) is None
+    assert read_chosen(*arrays, [indptr], choice_of(np.setdiff1d(np.arange(N_GENES), chosen))) is not None
+
+
+@pytest.mark.parametrize("bad", [-1, N_GENES, 1 << 30])
+def test_a_gene_that_does_not_exist_is_none_to_drop(tmp_path, bad):
+    data_e, indices_e, indptr = matrix("f4", "i4")
+    indices_e[100] = bad
+    assert read_chosen(*opened(tmp_path / "a.zarr", data_e, indices_e, 37), [indptr], choice_of([3])) is None
+
+
+def test_a_chosen_gene_that_stands_twice_in_a_row_calls_for_a_closer_look(tmp_path):
+    data_e, indices_e, indptr = matrix("f4", "i4")
+    indices_e[indptr[8] - 1] = indices_e[indptr[7]]
+    arrays = opened(tmp_path / "a.zarr", data_e, indices_e, 37)
+    assert read_chosen(*arrays, [indptr], choice_of(indices_e[indptr[7] : indptr[7] + 1])) is None

@@ -11,6 +11,7 @@ from numpy.testing import assert_array_equal
 from dist_scvi.loaders.kernels import (
     REFUSED,
     falls_at,
+    find_genes,
     keep_genes,
     place_rows,
     repeated_gene,
@@ -106,3 +107,19 @@ def test_rows_are_taken_summed_and_thinned_as_by_hand(lengths, draw):
         part = slice(kept_indptr[n], kept_indptr[n + 1])
         expected = [(count, place_g[gene]) for count, gene in row if place_g[gene] >= 0]
         assert list(zip(kept_count_e[part], kept_gene_e[part], strict=True)) == expected
+
+
+@given(st.lists(st.integers(-1, 5), max_size=20), st.sampled_from(["u2", "i4", "i8"]))
+@settings(deadline=None)
+def test_chosen_genes_are_found_and_those_out_of_range_refused(genes, kind):
+    gene_e, place_g = (
+        np.array([gene % 65536 if kind == "u2" else gene for gene in genes], kind),
+        np.array([1, -1, -1, 0, -1]),
+    )
+    entry_e, found_e = np.empty(len(genes), np.int64), np.empty(len(genes), np.uint16)
+    n = find_genes(gene_e, 100, place_g.astype(np.int32), entry_e, found_e)
+    if any(gene not in range(5) for gene in genes):
+        assert n == REFUSED
+    else:
+        expected = [(100 + e, place_g[gene]) for e, gene in enumerate(genes) if place_g[gene] >= 0]
+        assert list(zip(entry_e[:n], found_e[:n], strict=True)) == expected
