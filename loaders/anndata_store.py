@@ -108,13 +108,13 @@ class AnnDataStore:
         """Read by all threads, if the arrays can be and nothing in them calls for a closer look."""
         if not (isinstance(self._data, ChunkedArray) and isinstance(self._indices, ChunkedArray)):
             return None
-        given_twice = order is not None and len(order) > 0 and np.bincount(order).max() > 1
         if choice is not None:
-            rows, order_left = read_chosen(self._data, self._indices, starts, choice), order
-        else:
-            direct, order_left = (None, order) if given_twice else (order, None)
-            rows = read_rows(self._data, self._indices, starts, direct, len(self.var_names), self._buffers)
-        return None if rows is None else rows.take(order_left)
+            rows = read_chosen(self._data, self._indices, starts, choice)
+            return rows and rows.take(order)
+        given_twice = order is not None and len(order) > 0 and np.bincount(order).max() > 1
+        direct, after = (None, order) if given_twice else (order, None)
+        rows = read_rows(self._data, self._indices, starts, direct, len(self.var_names), self._buffers)
+        return rows and rows.take(after)
 
     def _is_another(self) -> bool:
         """Whether the file is no longer the one that was opened."""

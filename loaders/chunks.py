@@ -30,7 +30,7 @@ _LARGEST_CHUNK = 64 << 20
 """Bytes of a chunk, decoded, that each thread may hold; zarr itself reads larger ones in parts where it can."""
 _SHARD_INDICES = 4096
 """Shard indices held, 16 bytes for each chunk."""
-_ABSENT = np.uint64(2**64 - 1)
+_ABSENT = 2**64 - 1
 _REMOTE_THREADS = 32
 _WASTE = 1.25
 """Bytes read for one wanted, up to which chunks are fetched in one piece."""
@@ -128,20 +128,20 @@ class ChunkedArray:
         return held_e
 
     def _decode_chunk(self, number: int, raw: Any, out_e: NDArray[Any]) -> None:
-        key = self._key(number // self._per_object)
         if raw is None:
             if self._fill is None:
-                raise self._damaged(number, number + 1, key, "the chunk is missing")
+                raise self._damaged(number, number + 1, "the chunk is missing")
             out_e[:] = self._fill
             return
         try:
             self._decode.decode(raw, out_e)
         except (ValueError, RuntimeError, TypeError, EOFError, OSError, zlib.error) as error:
-            raise self._damaged(number, number + 1, key, error) from error
+            raise self._damaged(number, number + 1, error) from error
 
-    def _damaged(self, first: int, last: int, key: str, found: object) -> DamagedError:
-        """Build the error for the chunks ``[first, last)``, which lie in the object `key`."""
+    def _damaged(self, first: int, last: int, found: object) -> DamagedError:
+        """Build the error for the chunks ``[first, last)``, which lie in one object."""
         low, high = first * self.chunks[0], min(last * self.chunks[0], len(self)) - 1
+        key = self._key(first // self._per_object)
         return DamagedError(
             f"{self.name} of {self._objects.uri} cannot be read at {low} to {high}: {key} is truncated or damaged "
             f"({found}); restore it from a copy or write the store again"
@@ -167,13 +167,13 @@ class ChunkedArray:
     def _fetch_from_shard(self, shard: int, numbers: range) -> Iterator[tuple[int, Any]]:
         index = self._index(shard)
         origin = shard * self._per_object
-        places = [] if index is None else [(int(index[n - origin, 0]), int(index[n - origin, 1])) for n in numbers]
+        places = [] if index is None else index[numbers.start - origin : numbers.stop - origin].tolist()
         present = [place for place in places if place[0] != _ABSENT]
         if not present:
             yield from ((number, None) for number in numbers)
             return
         key = self._key(shard)
-        begin, end = min(offset for offset, _ in present), max(sum(place) for place in present)
+        begin, end = min(present)[0], max(map(sum, present))
         together = end - begin <= _WASTE * sum(length for _, length in present)
         joined = self._objects.read(key, begin, end - begin) if together else None
         for number, (offset, length) in zip(numbers, places, strict=True):
@@ -187,7 +187,7 @@ class ChunkedArray:
     def _read_index(self, shard: int) -> NDArray[np.uint64] | None:
         """Read where the chunks of a shard lie, shape (chunks, 2), or None if the shard is not there."""
         assert self._sharding is not None
-        key = self._key(shard)
+        key, chunks = self._key(shard), (shard * self._per_object, (shard + 1) * self._per_object)
         size = self._objects.size(key)
         if size is None:
             return None
@@ -195,13 +195,13 @@ class ChunkedArray:
         length = 16 * self._per_object + 4 * summed
         if size < length:
             found = f"it has {size} bytes, the index of its chunks alone takes {length}"
-            raise self._damaged(shard * self._per_object, (shard + 1) * self._per_object, key, found)
+            raise self._damaged(*chunks, found)
         at_end = self._sharding.index_location is ShardingCodecIndexLocation.end
         try:
             raw = self._objects.read(key, size - length if at_end else 0, length)
             index = np.frombuffer(checked_crc32c(raw) if summed else raw, dtype="<u8").reshape(-1, 2).copy()
         except ValueError as error:
-            raise self._damaged(shard * self._per_object, (shard + 1) * self._per_object, key, error) from error
+            raise self._damaged(*chunks, error) from error
         return index
 
 
