@@ -96,12 +96,14 @@ def read_chosen(
         return None
     spans = [(int(start[0]), int(start[-1])) for start in starts]
     gene_kind = gene_type(choice.n_genes)
+    chosen_g = np.pad(choice.place_g >= 0, (0, -len(choice.place_g) % 64))
+    chosen_w = np.packbits(chosen_g, bitorder="little").view(np.uint64)
     found: dict[int, tuple[NDArray[np.int64], NDArray[Any]]] = {0: (np.empty(0, np.int64), np.empty(0, gene_kind))}
     refused: list[int] = []
 
     def find(values_e: NDArray[Any], first: int) -> None:
         entry_e, place_e = np.empty(len(values_e), np.int64), np.empty(len(values_e), gene_kind)
-        n = find_genes(values_e, first, choice.place_g, entry_e, place_e)
+        n = find_genes(values_e, first, chosen_w, choice.place_g, entry_e, place_e)
         if n == REFUSED:
             refused.append(first)
         found[first] = entry_e[:n].copy(), place_e[:n].copy()

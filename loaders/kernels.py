@@ -16,6 +16,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 REFUSED = -1
+_ONE, _SIX, _SIXTY_THREE = np.uint64(1), np.uint64(6), np.uint64(63)
 
 
 @njit(nogil=True, cache=True)
@@ -91,16 +92,19 @@ def place_rows(
 def find_genes(
     gene_e: NDArray[Any],
     first: int,
+    chosen_w: NDArray[np.uint64],
     place_g: NDArray[np.int32],
     out_entry_e: NDArray[np.int64],
     out_place_e: NDArray[Any],
 ) -> int:
-    """Note the entries whose gene has a place, and that place; -1 in `place_g` drops a gene.
+    """Note the entries whose gene is chosen, and its place.
 
     Parameters
     ----------
     gene_e
         The genes from entry `first` on.
+    chosen_w
+        A bit for each gene, lowest first: a table that stays in the fastest cache.
 
     Returns
     -------
@@ -115,11 +119,13 @@ def find_genes(
         return REFUSED
     at = 0
     for e in range(len(gene_e)):
-        place = place_g[gene_e[e]]
-        if place >= 0:  # a branch after all, for few are
-            out_entry_e[at] = first + e
-            out_place_e[at] = place
+        gene = np.uint64(gene_e[e])
+        out_entry_e[at] = e
+        if chosen_w[gene >> _SIX] >> (gene & _SIXTY_THREE) & _ONE:
             at += 1
+    for kept in range(at):
+        out_place_e[kept] = place_g[gene_e[out_entry_e[kept]]]
+        out_entry_e[kept] += first
     return at
 
 

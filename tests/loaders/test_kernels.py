@@ -117,7 +117,7 @@ def test_chosen_genes_are_found_and_those_out_of_range_refused(genes, kind):
         np.array([1, -1, -1, 0, -1]),
     )
     entry_e, found_e = np.empty(len(genes), np.int64), np.empty(len(genes), np.uint16)
-    n = find_genes(gene_e, 100, place_g.astype(np.int32), entry_e, found_e)
+    n = find_genes(gene_e, 100, np.array([0b01001], np.uint64), place_g.astype(np.int32), entry_e, found_e)
     if any(gene not in range(5) for gene in genes):
         assert n == REFUSED
     else:
