@@ -20,6 +20,7 @@ from dist_scvi.loaders.soma_store import is_soma
 from dist_scvi.loaders.strata import TEST, VALIDATION
 
 from .asks import Asks
+from .atlas import open_atlas
 from .checkpoint import check_same_run, fingerprint, newest_checkpoint
 from .config import RunConfig, SomaConfig
 from .config_file import read_config
@@ -29,6 +30,7 @@ from .loggers import check_logger_options
 from .metrics import Row
 from .minify import minify
 from .places import LocalPlace, Place, open_place
+from .question import describe_model
 from .run_folder import CHECKPOINTS, CONFIG, MODEL, is_finished, refuse_foreign
 from .spec import fit_to_spec, load_model, spec_of
 from .start import begin
@@ -86,6 +88,16 @@ def _at_one_moment(config: RunConfig, place: Place) -> RunConfig:
     moment = (recorded and recorded.timestamp_ms) or time.time_ns() // 1_000_000
     soma = soma.model_copy(update={"timestamp_ms": moment})
     return config.model_copy(update={"data": config.data.model_copy(update={"soma": soma})})
+
+
+def is_atlas_of(run: Place, path: Path, obs_columns: Sequence[str] = ()) -> bool:
+    """Say whether `path` is the whole minified atlas of a run, these columns of obs among it."""
+    try:
+        columns = open_atlas(path).obs.columns()
+        of_run, of_atlas = (describe_model(*load_model(folder)) for folder in (run.within(MODEL), path / MODEL))
+    except (FileNotFoundError, ValueError):
+        return False
+    return of_run == of_atlas and set(obs_columns) <= set(columns)
 
 
 def minify_worker(

@@ -212,13 +212,16 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _minify(options: argparse.Namespace) -> int:
-    from dist_scvi.run import ATLAS, minify_worker, run_config
+    from dist_scvi.run import ATLAS, is_atlas_of, minify_worker, run_config
 
     run = _run_of(options)
     if options.out is None and "://" in run.uri:
         raise ValueError(f"an atlas is written to a disk: name a folder for it, as in dist-scvi minify {run.uri} atlas")
     out = options.out.resolve() if options.out else Path(run.uri) / ATLAS
     config = run_config(run)
+    if not options.overwrite and is_atlas_of(run, out, options.obs_columns):
+        print(f"{out} is there already, whole and of this run")
+        return OK
     if out.exists() and not options.overwrite:
         raise ValueError(f"{out} exists: give another path, or allow it to be replaced with --overwrite")
     task = partial(minify_worker, run, out, obs_columns=options.obs_columns, overwrite=options.overwrite)

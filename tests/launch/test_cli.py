@@ -226,9 +226,24 @@ def test_an_atlas_is_not_overwritten_unless_asked(short: Path, capsys: pytest.Ca
     folder = short.parent / "run"
     assert run("train", short) == 0
     assert run("minify", folder) == 0
-    assert run("minify", folder) == 2
+    assert run("minify", folder, "--obs-columns", "donor") == 2
     assert "allow it to be replaced with --overwrite" in capsys.readouterr().err
     assert run("minify", folder, "--overwrite") == 0
+
+
+def test_minifying_again_what_is_minified_does_nothing_unless_the_run_went_on(
+    short: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = short.parent / "run"
+    assert run("train", short) == 0
+    assert run("minify", folder) == 0
+    written_ns = (folder / "atlas" / "ATLAS.json").stat().st_mtime_ns
+    capsys.readouterr()
+    assert run("minify", folder) == 0
+    assert "is there already, whole and of this run" in capsys.readouterr().out
+    assert (folder / "atlas" / "ATLAS.json").stat().st_mtime_ns == written_ns
+    assert run("resume", folder, "train.max_epochs=2") == 0
+    assert run("minify", folder) == 2
 
 
 def test_an_answer_does_not_change_when_it_is_asked_again(short: Path, capsys: pytest.CaptureFixture[str]) -> None:
