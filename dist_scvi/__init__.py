@@ -7,12 +7,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import model, pp
-    from .atlas import Atlas, open_atlas
-    from .hub import import_minified
-    from .loaders.data import open_data as open
-    from .model import SCANVI, SCVI, LinearSCVI
-    from .session import settings
+    from dist_scvi import model, pp
+    from dist_scvi.atlas import Atlas, open_atlas
+    from dist_scvi.hub import import_minified
+    from dist_scvi.loaders.data import open_data as open
+    from dist_scvi.model import SCANVI, SCVI, LinearSCVI
+    from dist_scvi.session import settings
 
 __version__ = "0.1.0"
 __all__ = [

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from .loaders.data import CellData, open_data
+from dist_scvi.loaders.data import CellData, open_data
 
 if TYPE_CHECKING:
     from anndata import AnnData

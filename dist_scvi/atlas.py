@@ -18,16 +18,15 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from dist_scvi.folder import MANIFEST as FOLDER_MANIFEST
+from dist_scvi.infer import Indices, LatentCells, draw_latent, expression_query, normalized_expression, rows_asked
 from dist_scvi.loaders.columns import Categorical, PagedArray, read_range
 from dist_scvi.loaders.obs import ObsTable
 from dist_scvi.loaders.rows import row_runs
 from dist_scvi.loaders.zarr_store import complete_array, open_root
-
-from .folder import MANIFEST as FOLDER_MANIFEST
-from .infer import Indices, LatentCells, draw_latent, expression_query, normalized_expression, rows_asked
-from .posterior import logistic_normal_mean
-from .scanvae import SCANVAE
-from .spec import Covariate, load_model, recode
+from dist_scvi.posterior import logistic_normal_mean
+from dist_scvi.scanvae import SCANVAE
+from dist_scvi.spec import Covariate, load_model, recode
 
 ATLAS_FORMAT = "dist_scvi.atlas/1"
 MANIFEST, CELLS, MODEL = "ATLAS.json", "cells.zarr", "model"

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .world import World
+from dist_scvi.world import World
 
 
 class MicroBatchNorm(nn.BatchNorm1d):

@@ -13,12 +13,11 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from dist_scvi.config import RunConfig
+from dist_scvi.folder import MANIFEST, DamagedFolderError, IncompleteFolderError, listed_files
 from dist_scvi.loaders import CellData, Plan
-
-from .config import RunConfig
-from .folder import MANIFEST, DamagedFolderError, IncompleteFolderError, listed_files
-from .places import Place
-from .spec import differing_names, pack_tensors
+from dist_scvi.places import Place
+from dist_scvi.spec import differing_names, pack_tensors
 
 log = logging.getLogger(__name__)
 

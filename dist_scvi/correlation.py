@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from dist_scvi.loaders.minibatch import MiniBatch
-
-from .selection import Selection
-from .world import World
+from dist_scvi.selection import Selection
+from dist_scvi.world import World
 
 Values = Callable[[MiniBatch], NDArray[np.float32]]
 """Gives of the cells of a minibatch the values to correlate, shape (n, s, g)."""

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from .de_groups import (
+from dist_scvi.de_groups import (
     CellChoice,
     CountMeans,
     Groups,
@@ -36,7 +36,7 @@ from .de_groups import (
     marked_cells,
     rows_at,
 )
-from .de_scores import (
+from dist_scvi.de_scores import (
     Change,
     ChangeTest,
     Domain,
@@ -47,7 +47,7 @@ from .de_scores import (
     pseudocount_offset,
     vanilla_scores,
 )
-from .importance import Importance, importance_of
+from dist_scvi.importance import Importance, importance_of
 
 log = logging.getLogger(__name__)
 

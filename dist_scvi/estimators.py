@@ -17,14 +17,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dist_scvi.likelihood import log_normal, sparse_log_likelihood
 from dist_scvi.loaders.minibatch import Covariates, MiniBatch, Tensors
-
-from .likelihood import log_normal, sparse_log_likelihood
-from .noise import RowNoise
-from .scanvae import SCANVAE
-from .selection import Selection
-from .vae import VAE, LossTerms
-from .world import World
+from dist_scvi.noise import RowNoise
+from dist_scvi.scanvae import SCANVAE
+from dist_scvi.selection import Selection
+from dist_scvi.vae import VAE, LossTerms
+from dist_scvi.world import World
 
 _ROWS_AT_ONCE = 1 << 14
 """Rows of draws times labels that the networks of SCANVI take at a time."""

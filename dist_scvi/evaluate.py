@@ -2,17 +2,16 @@
 
 import torch
 
+from dist_scvi.config import RunConfig
 from dist_scvi.loaders import CellData, Plan
 from dist_scvi.loaders.plan import Split
 from dist_scvi.loaders.stream import split_stream
-
-from .config import RunConfig
-from .losses import cell_losses, loss_means, loss_sums, no_loss_sums
-from .metrics import Row
-from .noise import RowNoise
-from .scanvae import SCANVAE
-from .vae import VAE, Labelled
-from .world import World
+from dist_scvi.losses import cell_losses, loss_means, loss_sums, no_loss_sums
+from dist_scvi.metrics import Row
+from dist_scvi.noise import RowNoise
+from dist_scvi.scanvae import SCANVAE
+from dist_scvi.vae import VAE, Labelled
+from dist_scvi.world import World
 
 _VALIDATION_DRAW = 0
 

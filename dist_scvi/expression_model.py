@@ -18,15 +18,13 @@ import zarr
 from numpy.typing import NDArray
 from scipy import sparse
 
-from dist_scvi.loaders.minibatch import MiniBatch
-
-from . import differential
-from .correlation import pearson_correlation, spearman_correlation
-from .de_groups import CellChoice
-from .de_scores import Change, Domain
-from .expression_source import ModelSource
-from .importance import ImportanceSampling
-from .infer import (
+from dist_scvi import differential
+from dist_scvi.correlation import pearson_correlation, spearman_correlation
+from dist_scvi.de_groups import CellChoice
+from dist_scvi.de_scores import Change, Domain
+from dist_scvi.expression_source import ModelSource
+from dist_scvi.importance import ImportanceSampling
+from dist_scvi.infer import (
     Batches,
     ExpressionQuery,
     expression_query,
@@ -34,12 +32,13 @@ from .infer import (
     latent_cells,
     normalized_expression,
 )
-from .latent_model import LatentModel
-from .overall_samples import Weights, checked_importance, sampled_expression
-from .predictive import PARAMETERS, denoised_rates, likelihood_parameters, predictive_counts
-from .rows_out import Rows, RowsProgress, check_count, chunk_cells_of
-from .selection import Cells, Selection, select
-from .told import told
+from dist_scvi.latent_model import LatentModel
+from dist_scvi.loaders.minibatch import MiniBatch
+from dist_scvi.overall_samples import Weights, checked_importance, sampled_expression
+from dist_scvi.predictive import PARAMETERS, denoised_rates, likelihood_parameters, predictive_counts
+from dist_scvi.rows_out import Rows, RowsProgress, check_count, chunk_cells_of
+from dist_scvi.selection import Cells, Selection, select
+from dist_scvi.told import told
 
 T = TypeVar("T")
 

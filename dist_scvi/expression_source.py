@@ -20,21 +20,20 @@ import torch
 from numpy.typing import NDArray
 from scipy import sparse
 
+from dist_scvi.de_groups import RawMoments
+from dist_scvi.estimators import marginal_log_likelihood
+from dist_scvi.importance import Anchors, Candidates
+from dist_scvi.infer import LatentCells, covariates_of, decoded_with, draw_posterior, latent_cells
+from dist_scvi.likelihood import GeneLikelihood
 from dist_scvi.loaders.data import CellData
 from dist_scvi.loaders.minibatch import MiniBatch
 from dist_scvi.loaders.stream import rows_minibatch
-
-from .de_groups import RawMoments
-from .estimators import marginal_log_likelihood
-from .importance import Anchors, Candidates
-from .infer import LatentCells, covariates_of, decoded_with, draw_posterior, latent_cells
-from .likelihood import GeneLikelihood
-from .obs_query import queried
-from .selection import select
-from .spec import ModelSpec
-from .told import told
-from .vae import VAE
-from .world import World
+from dist_scvi.obs_query import queried
+from dist_scvi.selection import select
+from dist_scvi.spec import ModelSpec
+from dist_scvi.told import told
+from dist_scvi.vae import VAE
+from dist_scvi.world import World
 
 _MARGINAL_VALUES = 1 << 26
 _MARGINAL_KEY = 1 << 40

@@ -19,16 +19,21 @@ import zarr
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dist_scvi.atlas import QZM, QZV
+from dist_scvi.estimators import elbo, marginal_log_likelihood, mean_over_cells, reconstruction_error
 from dist_scvi.loaders.minibatch import MiniBatch
-
-from .atlas import QZM, QZV
-from .estimators import elbo, marginal_log_likelihood, mean_over_cells, reconstruction_error
-from .noise import RowNoise
-from .opened_model import OpenedModel
-from .posterior import AggregatedPosterior, logistic_normal_mean, posterior_moments, posterior_of, rows_by_category
-from .question import describe_model, digest
-from .rows_out import Answers, Rows, answer_rows, check_count, chunk_cells_of
-from .selection import Cells, Selection, select
+from dist_scvi.noise import RowNoise
+from dist_scvi.opened_model import OpenedModel
+from dist_scvi.posterior import (
+    AggregatedPosterior,
+    logistic_normal_mean,
+    posterior_moments,
+    posterior_of,
+    rows_by_category,
+)
+from dist_scvi.question import describe_model, digest
+from dist_scvi.rows_out import Answers, Rows, answer_rows, check_count, chunk_cells_of
+from dist_scvi.selection import Cells, Selection, select
 
 
 class LatentModel(OpenedModel):

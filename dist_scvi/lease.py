@@ -19,8 +19,8 @@ from typing import Any, Self
 
 import psutil
 
-from .ends import LostLeaseError
-from .places import Place
+from dist_scvi.ends import LostLeaseError
+from dist_scvi.places import Place
 
 log = logging.getLogger(__name__)
 

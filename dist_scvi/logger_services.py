@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from .metrics import Row, named
+from dist_scvi.metrics import Row, named
 
 Identity = dict[str, str]
 """Under which name a service knows a run."""

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from .config import RunConfig
-from .logger_services import KINDS, Identity, MLflow, Service, TensorBoard, WeightsAndBiases
-from .metrics import Row
-from .places import Place
+from dist_scvi.config import RunConfig
+from dist_scvi.logger_services import KINDS, Identity, MLflow, Service, TensorBoard, WeightsAndBiases
+from dist_scvi.metrics import Row
+from dist_scvi.places import Place
 
 LOGGER = "logger.json"
 _OPTIONS = {

@@ -12,11 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dist_scvi.classification import classification_metrics, classification_sums, n_classification_sums
 from dist_scvi.loaders.hashing import hash_rows
-
-from .classification import classification_metrics, classification_sums, n_classification_sums
-from .scanvae import SCANVAE
-from .vae import VAE, LossTerms
+from dist_scvi.scanvae import SCANVAE
+from dist_scvi.vae import VAE, LossTerms
 
 _N_PLAIN = 5
 

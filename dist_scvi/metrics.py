@@ -14,13 +14,13 @@ import psutil
 import torch
 from numpy.typing import NDArray
 
-from .ends import WeightsDifferError
-from .folder import naming
-from .losses import loss_means
-from .places import LocalPlace, Place, open_place
-from .step import Step
-from .vae import VAE
-from .world import World
+from dist_scvi.ends import WeightsDifferError
+from dist_scvi.folder import naming
+from dist_scvi.losses import loss_means
+from dist_scvi.places import LocalPlace, Place, open_place
+from dist_scvi.step import Step
+from dist_scvi.vae import VAE
+from dist_scvi.world import World
 
 T = TypeVar("T")
 Row = dict[str, Any]

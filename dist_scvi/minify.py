@@ -16,18 +16,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dist_scvi.atlas import (
+    ATLAS_FORMAT,
+    CELLS,
+    FACTOR,
+    LIBRARY,
+    MANIFEST,
+    MODEL,
+    QZM,
+    QZV,
+    SOURCE_ROW,
+    describing_files,
+)
+from dist_scvi.infer import latent_cells
 from dist_scvi.loaders import CellData
 from dist_scvi.loaders.columns import Categorical, Numeric, Ranges
 from dist_scvi.loaders.layout import finish_table, new_array, new_categorical, new_root, new_strings
 from dist_scvi.loaders.stream import row_stream
-
-from .atlas import ATLAS_FORMAT, CELLS, FACTOR, LIBRARY, MANIFEST, MODEL, QZM, QZV, SOURCE_ROW, describing_files
-from .infer import latent_cells
-from .question import describe_cells, describe_model, digest, probes
-from .shards import Shards, sync_tree, written_in_shards
-from .spec import ModelSpec, fit_to_spec, save_model
-from .vae import VAE
-from .world import World
+from dist_scvi.question import describe_cells, describe_model, digest, probes
+from dist_scvi.shards import Shards, sync_tree, written_in_shards
+from dist_scvi.spec import ModelSpec, fit_to_spec, save_model
+from dist_scvi.vae import VAE
+from dist_scvi.world import World
 
 _CHUNK_CELLS = 4096
 _SHARD_CELLS = 1 << 18

@@ -1,7 +1,7 @@
 """The models, under the names of ``scvi.model``."""
 
-from .linear_model import LinearSCVI
-from .scanvi_model import SCANVI
-from .scvi_model import SCVI
+from dist_scvi.linear_model import LinearSCVI
+from dist_scvi.scanvi_model import SCANVI
+from dist_scvi.scvi_model import SCVI
 
 __all__ = ["SCANVI", "SCVI", "LinearSCVI"]

@@ -18,20 +18,20 @@ import torch
 from anndata import read_h5ad
 from numpy.typing import NDArray
 
-from .atlas import MANIFEST as ATLAS
-from .atlas import Atlas, open_atlas
-from .config import ModelConfig
-from .folder import MANIFEST
-from .infer import LatentCells, latent_cells
-from .loaders.data import CellData
-from .loaders.plan import Plan, Split, split_rows
-from .minify import minify
-from .scvi_files import is_scvi_tools, read_scvi_tools, write_scvi_tools
-from .selection import Cells, Selection, select
-from .spec import ModelSpec, fit_to_spec, load_history, load_model, open_for, save_model
-from .surgery import freeze
-from .vae import VAE
-from .world import World, choose_device, worker_device
+from dist_scvi.atlas import MANIFEST as ATLAS
+from dist_scvi.atlas import Atlas, open_atlas
+from dist_scvi.config import ModelConfig
+from dist_scvi.folder import MANIFEST
+from dist_scvi.infer import LatentCells, latent_cells
+from dist_scvi.loaders.data import CellData
+from dist_scvi.loaders.plan import Plan, Split, split_rows
+from dist_scvi.minify import minify
+from dist_scvi.scvi_files import is_scvi_tools, read_scvi_tools, write_scvi_tools
+from dist_scvi.selection import Cells, Selection, select
+from dist_scvi.spec import ModelSpec, fit_to_spec, load_history, load_model, open_for, save_model
+from dist_scvi.surgery import freeze
+from dist_scvi.vae import VAE
+from dist_scvi.world import World, choose_device, worker_device
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -12,11 +12,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .de_groups import draw_numbers
-from .expression_source import ModelSource
-from .importance import Importance, ImportanceSampling, importance_of
-from .infer import ExpressionQuery, expression_at
-from .selection import Selection
+from dist_scvi.de_groups import draw_numbers
+from dist_scvi.expression_source import ModelSource
+from dist_scvi.importance import Importance, ImportanceSampling, importance_of
+from dist_scvi.infer import ExpressionQuery, expression_at
+from dist_scvi.selection import Selection
 
 Weights = Literal["uniform", "importance"]
 

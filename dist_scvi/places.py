@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from dist_scvi import folder
+from dist_scvi.folder import MANIFEST, DamagedFolderError, IncompleteFolderError
 from dist_scvi.loaders.remote import RemoteObjects
-
-from . import folder
-from .folder import MANIFEST, DamagedFolderError, IncompleteFolderError
 
 _SCHEMES = ("s3", "gs")
 _PART_BYTES = 1 << 26

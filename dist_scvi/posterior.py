@@ -17,10 +17,9 @@ from torch.distributions import Categorical, Distribution, Independent, MixtureS
 
 from dist_scvi.loaders.columns import Categorical as Column
 from dist_scvi.loaders.minibatch import MiniBatch
-
-from .selection import Selection
-from .vae import VAE
-from .world import World
+from dist_scvi.selection import Selection
+from dist_scvi.vae import VAE
+from dist_scvi.world import World
 
 _BLOCK_VALUES = 1 << 22
 _PAGE_ROWS = 1 << 16

@@ -16,18 +16,18 @@ import torch
 import zarr
 from numpy.typing import NDArray
 
-from .infer import decode_draw, latent_cells
-from .linear_model import LinearSCVI
-from .loaders.anndata_store import AnnDataStore
-from .loaders.data import open_data
-from .loaders.layout import finish_table, new_array, new_strings
-from .loaders.minibatch import MiniBatch
-from .loaders.store import open_store
-from .opened_model import held_anndata
-from .posterior import logistic_normal_mean
-from .question import describe_model
-from .rows_out import write_rows
-from .scvi_model import SCVI
+from dist_scvi.infer import decode_draw, latent_cells
+from dist_scvi.linear_model import LinearSCVI
+from dist_scvi.loaders.anndata_store import AnnDataStore
+from dist_scvi.loaders.data import open_data
+from dist_scvi.loaders.layout import finish_table, new_array, new_strings
+from dist_scvi.loaders.minibatch import MiniBatch
+from dist_scvi.loaders.open import open_store
+from dist_scvi.opened_model import held_anndata
+from dist_scvi.posterior import logistic_normal_mean
+from dist_scvi.question import describe_model
+from dist_scvi.rows_out import write_rows
+from dist_scvi.scvi_model import SCVI
 
 if TYPE_CHECKING:
     from anndata import AnnData

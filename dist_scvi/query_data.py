@@ -18,11 +18,10 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from dist_scvi.loaders import CellData, CellStore, open_data, open_store
+from dist_scvi.loaders.cell_store import check_var_names
 from dist_scvi.loaders.collection import Collection, Unmatched, open_collection
 from dist_scvi.loaders.columns import Categorical
-from dist_scvi.loaders.store import check_var_names
-
-from .spec import Covariate, ModelSpec
+from dist_scvi.spec import Covariate, ModelSpec
 
 if TYPE_CHECKING:
     from anndata import AnnData

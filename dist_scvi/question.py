@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 
 from dist_scvi.loaders import CellData
 from dist_scvi.loaders.columns import Ranges
-
-from .spec import ModelSpec, model_files
-from .vae import VAE
+from dist_scvi.spec import ModelSpec, model_files
+from dist_scvi.vae import VAE
 
 _PROBES = 8
 _PROBE_CELLS = 64

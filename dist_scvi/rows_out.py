@@ -15,15 +15,14 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from dist_scvi.atlas import SOURCE_ROW
 from dist_scvi.loaders.layout import finish_table, new_array, new_root, new_strings
 from dist_scvi.loaders.minibatch import MiniBatch
 from dist_scvi.loaders.stream import ahead, rows_minibatch
-
-from .atlas import SOURCE_ROW
-from .question import describe_cells, digest
-from .selection import Selection
-from .shards import Shards, sync_tree, written_in_shards
-from .world import World
+from dist_scvi.question import describe_cells, digest
+from dist_scvi.selection import Selection
+from dist_scvi.shards import Shards, sync_tree, written_in_shards
+from dist_scvi.world import World
 
 _CHUNK_CELLS = 1024
 _CHUNK_BYTES, _CHUNK_ROWS = 1 << 22, 4096

@@ -12,30 +12,29 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from dist_scvi.asks import Asks
+from dist_scvi.atlas import open_atlas
+from dist_scvi.checkpoint import check_same_run, fingerprint, newest_checkpoint
+from dist_scvi.config import RunConfig, SomaConfig
+from dist_scvi.config_file import read_config
+from dist_scvi.ends import StoppedError
+from dist_scvi.lease import Driver, refuse_if_held
 from dist_scvi.loaders import CellData, Plan
 from dist_scvi.loaders.collection import Collection, format_unmatched
 from dist_scvi.loaders.plan import check_world_size
 from dist_scvi.loaders.sampling import ColumnSplit
 from dist_scvi.loaders.soma_store import is_soma
 from dist_scvi.loaders.strata import TEST, VALIDATION
-
-from .asks import Asks
-from .atlas import open_atlas
-from .checkpoint import check_same_run, fingerprint, newest_checkpoint
-from .config import RunConfig, SomaConfig
-from .config_file import read_config
-from .ends import StoppedError
-from .lease import Driver, refuse_if_held
-from .loggers import check_logger_options
-from .metrics import Row
-from .minify import minify
-from .places import LocalPlace, Place, open_place
-from .question import describe_model
-from .run_folder import CHECKPOINTS, CONFIG, MODEL, is_finished, refuse_foreign
-from .spec import fit_to_spec, load_model, spec_of
-from .start import begin
-from .train import labelled_plan_of, open_from, resolve, train
-from .world import World
+from dist_scvi.loggers import check_logger_options
+from dist_scvi.metrics import Row
+from dist_scvi.minify import minify
+from dist_scvi.places import LocalPlace, Place, open_place
+from dist_scvi.question import describe_model
+from dist_scvi.run_folder import CHECKPOINTS, CONFIG, MODEL, is_finished, refuse_foreign
+from dist_scvi.spec import fit_to_spec, load_model, spec_of
+from dist_scvi.start import begin
+from dist_scvi.train import labelled_plan_of, open_from, resolve, train
+from dist_scvi.world import World
 
 ATLAS = "atlas"
 

@@ -12,18 +12,18 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from .checkpoint import Checkpoint, newest_checkpoint, write_checkpoint
-from .config import RunConfig
-from .ends import LostLeaseError
-from .folder import MANIFEST, DamagedFolderError
-from .lease import Driver, Lease, claim
-from .loggers import Logger, open_logger
-from .metrics import METRICS, MetricsLog, Row, history_of
-from .places import Place
-from .saving import Saver
-from .spec import ModelSpec, load_model, model_files, save_model
-from .vae import VAE
-from .world import World
+from dist_scvi.checkpoint import Checkpoint, newest_checkpoint, write_checkpoint
+from dist_scvi.config import RunConfig
+from dist_scvi.ends import LostLeaseError
+from dist_scvi.folder import MANIFEST, DamagedFolderError
+from dist_scvi.lease import Driver, Lease, claim
+from dist_scvi.loggers import Logger, open_logger
+from dist_scvi.metrics import METRICS, MetricsLog, Row, history_of
+from dist_scvi.places import Place
+from dist_scvi.saving import Saver
+from dist_scvi.spec import ModelSpec, load_model, model_files, save_model
+from dist_scvi.vae import VAE
+from dist_scvi.world import World
 
 CONFIG, MODEL, RESULT, CHECKPOINTS = "config.yaml", "model", "RESULT.json", "checkpoints"
 _BEST = "best-"

@@ -17,13 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from dist_scvi.batch_norm import MicroBatchNorm, norms_of
+from dist_scvi.config import ModelConfig
 from dist_scvi.loaders.minibatch import Covariates, Tensors
-
-from .batch_norm import MicroBatchNorm, norms_of
-from .config import ModelConfig
-from .nn import Classifier, Encoder, LatentDecoder
-from .noise import Noise
-from .vae import VAE, Expression, Labelled, LossTerms, kl_normal
+from dist_scvi.nn import Classifier, Encoder, LatentDecoder
+from dist_scvi.noise import Noise
+from dist_scvi.vae import VAE, Expression, Labelled, LossTerms, kl_normal
 
 _ROWS_AT_ONCE = 1 << 14
 """Rows of cells times labels that inference takes at a time; training keeps an eighth of it for the backward pass."""

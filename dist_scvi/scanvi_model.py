@@ -15,23 +15,23 @@ import torch
 import zarr
 from numpy.typing import NDArray
 
-from .anndata_setup import setup_anndata
-from .config import ModelConfig
-from .config_file import parse_section
-from .loaders.minibatch import MiniBatch
-from .noise import RowNoise
-from .opened_model import held_anndata
-from .question import describe_model
-from .rows_out import Rows, RowsProgress, chunk_cells_of, write_rows
-from .scanvae import SCANVAE
-from .scvi_model import SCVI, Where
-from .selection import Cells
-from .semi_supervised import labelled_data, scanvi_from
-from .session import settings
-from .spec import fit_to_spec
-from .trainable_model import Accelerator, TrainableModel
-from .trainer_arguments import trainer_options
-from .world import World
+from dist_scvi.anndata_setup import setup_anndata
+from dist_scvi.config import ModelConfig
+from dist_scvi.config_file import parse_section
+from dist_scvi.loaders.minibatch import MiniBatch
+from dist_scvi.noise import RowNoise
+from dist_scvi.opened_model import held_anndata
+from dist_scvi.question import describe_model
+from dist_scvi.rows_out import Rows, RowsProgress, chunk_cells_of, write_rows
+from dist_scvi.scanvae import SCANVAE
+from dist_scvi.scvi_model import SCVI, Where
+from dist_scvi.selection import Cells
+from dist_scvi.semi_supervised import labelled_data, scanvi_from
+from dist_scvi.session import settings
+from dist_scvi.spec import fit_to_spec
+from dist_scvi.trainable_model import Accelerator, TrainableModel
+from dist_scvi.trainer_arguments import trainer_options
+from dist_scvi.world import World
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -14,11 +14,11 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from .folder import MANIFEST, put_in_place
-from .scvi_pickle import Foreign, read_pickle, read_torch
-from .scvi_registry import attributes_of, spec_of_attributes
-from .spec import ModelSpec, differing_names
-from .vae import VAE
+from dist_scvi.folder import MANIFEST, put_in_place
+from dist_scvi.scvi_pickle import Foreign, read_pickle, read_torch
+from dist_scvi.scvi_registry import attributes_of, spec_of_attributes
+from dist_scvi.spec import ModelSpec, differing_names
+from dist_scvi.vae import VAE
 
 _MODEL = "model.pt"
 _LEGACY = ("model_params.pt", "attr.pkl", "var_names.csv")

@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from .anndata_setup import setup_anndata
-from .config import ModelConfig
-from .config_file import parse_section
-from .trainable_model import TrainableModel
-from .world import World
+from dist_scvi.anndata_setup import setup_anndata
+from dist_scvi.config import ModelConfig
+from dist_scvi.config_file import parse_section
+from dist_scvi.trainable_model import TrainableModel
+from dist_scvi.world import World
 
 if TYPE_CHECKING:
     from anndata import AnnData

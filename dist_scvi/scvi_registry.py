@@ -13,8 +13,8 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from .config import ClassifierConfig, ModelConfig
-from .spec import Covariate, ModelSpec
+from dist_scvi.config import ClassifierConfig, ModelConfig
+from dist_scvi.spec import Covariate, ModelSpec
 
 VERSION = "1.4.2"
 """The scvi-tools whose layout is written."""

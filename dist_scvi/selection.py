@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dist_scvi.infer import Indices, rows_asked
 from dist_scvi.loaders import CellData
 from dist_scvi.loaders.minibatch import MiniBatch
 from dist_scvi.loaders.stream import ahead, rows_minibatch
-
-from .infer import Indices, rows_asked
-from .world import World
+from dist_scvi.world import World
 
 Where = Mapping[str, str | Sequence[str]]
 """obs columns and the values that a cell may have in them, as in ``{"cell_type": ["B", "NK"]}``."""

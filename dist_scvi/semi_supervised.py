@@ -10,12 +10,11 @@ from dataclasses import replace
 
 import torch
 
+from dist_scvi.config import ModelConfig
 from dist_scvi.loaders import CellData
 from dist_scvi.loaders.data import without_category
-
-from .config import ModelConfig
-from .spec import ModelSpec, fit_to_spec, spec_of
-from .vae import VAE
+from dist_scvi.spec import ModelSpec, fit_to_spec, spec_of
+from dist_scvi.vae import VAE
 
 OF_SCANVI = frozenset({"model_name", "linear_classifier", "classifier_parameters", "y_prior", "objective"})
 """Options that a model of SCVI does not have, or not so."""

@@ -21,9 +21,9 @@ from typing import Any, TypeVar
 import zarr
 from numpy.typing import NDArray
 
-from .folder import put_in_place, sync_folder, write_file
-from .question import digest, plain_text
-from .world import World
+from dist_scvi.folder import put_in_place, sync_folder, write_file
+from dist_scvi.question import digest, plain_text
+from dist_scvi.world import World
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)

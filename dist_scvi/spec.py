@@ -13,15 +13,15 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
+from dist_scvi.config import ModelConfig
 from dist_scvi.loaders import CellData
+from dist_scvi.loaders.cell_store import CellStore
 from dist_scvi.loaders.columns import Categorical
 from dist_scvi.loaders.data import open_data, without_category
-from dist_scvi.loaders.store import CellStore, open_store
-
-from .config import ModelConfig
-from .places import Place, open_place
-from .scanvae import SCANVAE
-from .vae import LDVAE, VAE
+from dist_scvi.loaders.open import open_store
+from dist_scvi.places import Place, open_place
+from dist_scvi.scanvae import SCANVAE
+from dist_scvi.vae import LDVAE, VAE
 
 _WEIGHTS, _SPEC, _HISTORY = "weights.safetensors", "spec.json", "history.json"
 

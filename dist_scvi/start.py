@@ -4,16 +4,15 @@ from pathlib import Path
 
 import torch
 
+from dist_scvi.checkpoint import Checkpoint
+from dist_scvi.config import ModelConfig, RunConfig
 from dist_scvi.loaders import CellData
 from dist_scvi.loaders.library import library_sums, prior_from
-
-from .checkpoint import Checkpoint
-from .config import ModelConfig, RunConfig
-from .semi_supervised import OF_SCANVI, check_options, scanvi_from
-from .spec import ModelSpec, load_model, spec_of
-from .surgery import freeze
-from .vae import VAE
-from .world import World
+from dist_scvi.semi_supervised import OF_SCANVI, check_options, scanvi_from
+from dist_scvi.spec import ModelSpec, load_model, spec_of
+from dist_scvi.surgery import freeze
+from dist_scvi.vae import VAE
+from dist_scvi.world import World
 
 
 def begin(config: RunConfig, data: CellData, checkpoint: Checkpoint | None = None) -> tuple[VAE, ModelSpec]:

@@ -20,15 +20,14 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from dist_scvi.config import TrainConfig
 from dist_scvi.loaders.minibatch import Covariates, MiniBatch, Tensors
-
-from .config import TrainConfig
-from .losses import cell_losses, loss_sums
-from .nn import Linear
-from .noise import StepNoise, step_noise
-from .scanvae import SCANVAE
-from .vae import VAE, Labelled
-from .world import World
+from dist_scvi.losses import cell_losses, loss_sums
+from dist_scvi.nn import Linear
+from dist_scvi.noise import StepNoise, step_noise
+from dist_scvi.scanvae import SCANVAE
+from dist_scvi.vae import VAE, Labelled
+from dist_scvi.world import World
 
 _BY_CELL = ("batch_n", "label_n", "categorical_nc", "continuous_nc", "library_n", "row_n")
 

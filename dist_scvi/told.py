@@ -4,9 +4,8 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from dist_scvi.loaders.minibatch import MiniBatch
-
-from .selection import Selection
-from .world import World
+from dist_scvi.selection import Selection
+from dist_scvi.world import World
 
 T = TypeVar("T")
 

@@ -12,32 +12,31 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dist_scvi.asks import Asks
+from dist_scvi.checkpoint import check_same_run, checkpoint_files, fingerprint, restore
+from dist_scvi.config import DataConfig, RunConfig
+from dist_scvi.ends import StoppedError
+from dist_scvi.evaluate import evaluate
+from dist_scvi.lease import Driver
 from dist_scvi.loaders import CellData, Plan, make_plan, open_data, open_store
 from dist_scvi.loaders.labelled import count_labelled, labelled_plan, labelled_stream
 from dist_scvi.loaders.minibatch import MiniBatch
+from dist_scvi.loaders.open import read_names
 from dist_scvi.loaders.plan import check_world_size
 from dist_scvi.loaders.sampling import open_sampling
 from dist_scvi.loaders.soma_store import SomaOptions
-from dist_scvi.loaders.store import read_names
 from dist_scvi.loaders.strata import shares_of
 from dist_scvi.loaders.stream import train_stream
-
-from .asks import Asks
-from .checkpoint import check_same_run, checkpoint_files, fingerprint, restore
-from .config import DataConfig, RunConfig
-from .ends import StoppedError
-from .evaluate import evaluate
-from .lease import Driver
-from .metrics import Meter, MetricsLog, Row, named
-from .places import Place, open_place
-from .run_folder import held
-from .schedule import Schedule, kl_weight
-from .semi_supervised import FROM_SCVI
-from .spec import ModelSpec, fit_to_spec
-from .start import begin, set_library_prior
-from .step import average_gradients, check_weights, make_optimizer, take_step
-from .vae import VAE
-from .world import World
+from dist_scvi.metrics import Meter, MetricsLog, Row, named
+from dist_scvi.places import Place, open_place
+from dist_scvi.run_folder import held
+from dist_scvi.schedule import Schedule, kl_weight
+from dist_scvi.semi_supervised import FROM_SCVI
+from dist_scvi.spec import ModelSpec, fit_to_spec
+from dist_scvi.start import begin, set_library_prior
+from dist_scvi.step import average_gradients, check_weights, make_optimizer, take_step
+from dist_scvi.vae import VAE
+from dist_scvi.world import World
 
 
 @dataclass(frozen=True, slots=True)

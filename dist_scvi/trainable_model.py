@@ -6,22 +6,22 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import pandas as pd
 
-from .anndata_setup import data_of_setup
-from .config import DataConfig, ModelConfig, RunConfig, TrainConfig
-from .config_file import absolute, parse_section
-from .expression_model import ExpressionModel
-from .loaders.data import CellData, open_data
-from .metrics import Progress, Row, history_of
-from .opened_model import held_anndata, read_model
-from .places import open_place
-from .query_data import prepare_query_anndata, prepare_query_data
-from .session import settings
-from .spec import ModelSpec, fit_to_spec, spec_of
-from .start import set_library_prior
-from .surgery import load_query
-from .train import train
-from .trainer_arguments import trainer_options
-from .world import World, choose_device
+from dist_scvi.anndata_setup import data_of_setup
+from dist_scvi.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from dist_scvi.config_file import absolute, parse_section
+from dist_scvi.expression_model import ExpressionModel
+from dist_scvi.loaders.data import CellData, open_data
+from dist_scvi.metrics import Progress, Row, history_of
+from dist_scvi.opened_model import held_anndata, read_model
+from dist_scvi.places import open_place
+from dist_scvi.query_data import prepare_query_anndata, prepare_query_data
+from dist_scvi.session import settings
+from dist_scvi.spec import ModelSpec, fit_to_spec, spec_of
+from dist_scvi.start import set_library_prior
+from dist_scvi.surgery import load_query
+from dist_scvi.train import train
+from dist_scvi.trainer_arguments import trainer_options
+from dist_scvi.world import World, choose_device
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -20,13 +20,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from dist_scvi.batch_norm import MicroBatchNorm, norms_of
+from dist_scvi.config import ModelConfig
+from dist_scvi.likelihood import dense_log_likelihood, sparse_log_likelihood
 from dist_scvi.loaders.minibatch import Covariates, Tensors
-
-from .batch_norm import MicroBatchNorm, norms_of
-from .config import ModelConfig
-from .likelihood import dense_log_likelihood, sparse_log_likelihood
-from .nn import Decoder, Encoder, LinearDecoder
-from .noise import Noise
+from dist_scvi.nn import Decoder, Encoder, LinearDecoder
+from dist_scvi.noise import Noise
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from dist_scvi.ends import WorkersFailedError
 from dist_scvi.loaders.plan import usable_workers
-
-from .ends import WorkersFailedError
 
 T = TypeVar("T")
 

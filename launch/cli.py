@@ -14,9 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .arguments import parse
-from .exits import AGAIN, MISTAKE, OK, exit_code
-from .render import launch
+from dist_scvi.launch.arguments import parse
+from dist_scvi.launch.exits import AGAIN, MISTAKE, OK, exit_code
+from dist_scvi.launch.render import launch
 
 if TYPE_CHECKING:
     from dist_scvi.asks import Asks
@@ -55,7 +55,7 @@ def _simulate(options: argparse.Namespace) -> int:
 
 def _source(options: argparse.Namespace) -> "Callable[..., CellStore]":
     """Give what opens the store, or stores, that a command names; it takes another layer."""
-    from dist_scvi.loaders.store import open_store, read_names
+    from dist_scvi.loaders.open import open_store, read_names
 
     sources = options.sources if len(options.sources) > 1 else options.sources[0]
     genes = None if options.genes is None else read_names(options.genes)
@@ -242,11 +242,10 @@ def _start(
 ) -> None:
     """Run `task` here for one worker, on Ray Train for more; show the metrics of the run in `shown`."""
     from dist_scvi.asks import Asks
+    from dist_scvi.launch.follow import shown_progress
+    from dist_scvi.launch.signals import heeded
     from dist_scvi.metrics import Progress
     from dist_scvi.world import World, worker_device
-
-    from .follow import shown_progress
-    from .signals import heeded
 
     with shown_progress(shown, Progress()):
         least, most = options.workers
@@ -255,7 +254,7 @@ def _start(
             with heeded(asks.stop):
                 task(World(device=worker_device(0)), asks)
             return
-        from .ray_train import run_on_ray
+        from dist_scvi.launch.ray_train import run_on_ray
 
         run_on_ray(
             task,
@@ -270,7 +269,7 @@ def _start(
 
 
 def _query(options: argparse.Namespace) -> int:
-    from .query import query
+    from dist_scvi.launch.query import query
 
     query(options).to_csv(options.out or sys.stdout, float_format="%.6g")
     return OK

@@ -7,8 +7,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from dist_scvi.ends import LostLeaseError, StoppedError, WeightsDifferError, WorkersFailedError
-
-from .signals import ended_by
+from dist_scvi.launch.signals import ended_by
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 OK, FAILED, MISTAKE, AGAIN, INTERRUPTED = 0, 1, 2, 75, 130

@@ -3,8 +3,19 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from .job import FOLDER, Job, comment, dump, install, judge, refuse_local, saved_step, train_command, write_files
-from .schema_check import RAY_CLUSTER, check, check_shell
+from dist_scvi.launch.job import (
+    FOLDER,
+    Job,
+    comment,
+    dump,
+    install,
+    judge,
+    refuse_local,
+    saved_step,
+    train_command,
+    write_files,
+)
+from dist_scvi.launch.schema_check import RAY_CLUSTER, check, check_shell
 
 _GCP_SPOT_S = 30
 _CLIENT = {"aws": "boto3", "gcp": "google-api-python-client"}  # with which Ray starts machines

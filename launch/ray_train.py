@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from dist_scvi.asks import Asks
 from dist_scvi.ends import LostLeaseError, StoppedError, WorkersFailedError
-
-from .signals import heeded
+from dist_scvi.launch.signals import heeded
 
 if TYPE_CHECKING:  # the board, in a process of its own, does without torch
     from dist_scvi.world import World

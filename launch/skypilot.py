@@ -4,8 +4,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .job import AGAIN, FOLDER, MISTAKE, Job, comment, dump, install, judge, refuse_local, train_command, write_files
-from .schema_check import check, check_shell
+from dist_scvi.launch.job import (
+    AGAIN,
+    FOLDER,
+    MISTAKE,
+    Job,
+    comment,
+    dump,
+    install,
+    judge,
+    refuse_local,
+    train_command,
+    write_files,
+)
+from dist_scvi.launch.schema_check import check, check_shell
 
 _PORT = 6399
 _START_S = 600

@@ -14,13 +14,12 @@ from pathlib import Path
 
 from dist_scvi.asks import Asks
 from dist_scvi.config_file import load_config
+from dist_scvi.launch.arguments import add_permissions
+from dist_scvi.launch.exits import exit_code
+from dist_scvi.launch.signals import heeded
 from dist_scvi.metrics import Progress
 from dist_scvi.run import train_worker
 from dist_scvi.world import process_group, worker_device
-
-from .arguments import add_permissions
-from .exits import exit_code
-from .signals import heeded
 
 _LOOK_S = 1.0
 

@@ -1,7 +1,8 @@
 """Stores of raw counts to minibatches: opened lazily, read in order, checked as they are read."""
 
-from .data import CellData, open_data
-from .plan import Plan, make_plan
-from .store import CellStore, open_store
+from dist_scvi.loaders.cell_store import CellStore
+from dist_scvi.loaders.data import CellData, open_data
+from dist_scvi.loaders.open import open_store
+from dist_scvi.loaders.plan import Plan, make_plan
 
 __all__ = ["CellData", "CellStore", "Plan", "make_plan", "open_data", "open_store"]

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
 
-from .collection import Collection
-from .store import open_store
-from .zarr_store import open_root
+from dist_scvi.loaders.collection import Collection
+from dist_scvi.loaders.zarr_store import open_root, open_zarr
 
 _KIND = "annbatch-preshuffled"
 _VERSION = "0.1.0"
@@ -44,7 +43,7 @@ def open_annbatch(path: Path, *, layer: str | None = None) -> Collection:
             f"{path} lacks dataset_{lost[0]} ({len(numbers)} groups are there, {len(lost)} are not): restore it from a "
             "copy, or write the collection again"
         )
-    stores = [open_store(path / f"dataset_{number}", layer=layer) for number in numbers]
+    stores = [open_zarr(path / f"dataset_{number}", layer=layer) for number in numbers]
     genes = list(stores[0].var_names)
     for number, store in enumerate(stores):
         _check_genes(list(store.var_names), genes, f"dataset_{number} of {path}")

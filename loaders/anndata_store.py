@@ -7,13 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from .buffers import Buffers
-from .chunks import ChunkedArray
-from .columns import Categorical, DamagedError, Numeric, PagedArray, Ranges, read_range
-from .csr import keep_rows, read_chosen, read_rows
-from .obs import ObsTable, attribute, index_of, read_whole
-from .rows import CsrRows, GeneChoice, concatenate, from_arrays
-from .store import check_not_empty, check_var_names
+from dist_scvi.loaders.buffers import Buffers
+from dist_scvi.loaders.cell_store import check_not_empty, check_var_names
+from dist_scvi.loaders.chunks import ChunkedArray
+from dist_scvi.loaders.columns import Categorical, DamagedError, Numeric, PagedArray, Ranges, read_range
+from dist_scvi.loaders.csr import keep_rows, read_chosen, read_rows
+from dist_scvi.loaders.obs import ObsTable, attribute, index_of, read_whole
+from dist_scvi.loaders.rows import CsrRows, GeneChoice, concatenate, from_arrays
 
 _RAW = "raw/X"
 

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, ShardingCodec
 from zarr.codecs.sharding import ShardingCodecIndexLocation
 
-from .codecs import Decoder, checked_crc32c, decoder, decoder_v2
-from .columns import DamagedError
-from .objects import Objects
+from dist_scvi.loaders.codecs import Decoder, checked_crc32c, decoder, decoder_v2
+from dist_scvi.loaders.columns import DamagedError
+from dist_scvi.loaders.objects import Objects
 
 _TASK_CHUNKS = 8
 """Chunks that one thread fetches and decodes in one go."""

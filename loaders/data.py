@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .columns import Categorical, Numeric, Ranges
-from .minibatch import MiniBatch
-from .rows import CsrRows
-from .store import CellStore, open_store
+from dist_scvi.loaders.cell_store import CellStore
+from dist_scvi.loaders.columns import Categorical, Numeric, Ranges
+from dist_scvi.loaders.minibatch import MiniBatch
+from dist_scvi.loaders.open import open_store
+from dist_scvi.loaders.rows import CsrRows
 
 if TYPE_CHECKING:
     from anndata import AnnData

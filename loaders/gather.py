@@ -16,13 +16,13 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-from .columns import Categorical
-from .layout import finish_table, new_array, new_categorical, new_root, new_strings
-from .pack_plan import CODEC_LEVELS, SOURCE_ROW, PackJob, chunk_entries, write_file
-from .packed import COLLECTION, FORMAT_VERSION, MANIFEST_KEY, MEMBER, SUMS, Manifest
-from .pieces import COUNTS, ENTRIES, ROWS, gather_entries, gather_records, joint_types, sum_edges
-from .rows import gene_type
-from .scatter import Source, list_parts
+from dist_scvi.loaders.columns import Categorical
+from dist_scvi.loaders.layout import finish_table, new_array, new_categorical, new_root, new_strings
+from dist_scvi.loaders.pack_plan import CODEC_LEVELS, SOURCE_ROW, PackJob, chunk_entries, write_file
+from dist_scvi.loaders.packed import COLLECTION, FORMAT_VERSION, MANIFEST_KEY, MEMBER, SUMS, Manifest
+from dist_scvi.loaders.pieces import COUNTS, ENTRIES, ROWS, gather_entries, gather_records, joint_types, sum_edges
+from dist_scvi.loaders.rows import gene_type
+from dist_scvi.loaders.scatter import Source, list_parts
 
 _NAMES_CHUNK = 1 << 16
 

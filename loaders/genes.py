@@ -16,9 +16,9 @@ from numba import njit
 from numpy.typing import NDArray
 from skmisc.loess import loess
 
-from .rows import CsrRows
-from .store import CellStore
-from .stream import ahead
+from dist_scvi.loaders.cell_store import CellStore
+from dist_scvi.loaders.rows import CsrRows
+from dist_scvi.loaders.stream import ahead
 
 Progress = Callable[[int, int], None]
 

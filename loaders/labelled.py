@@ -21,15 +21,15 @@ from itertools import groupby
 import numpy as np
 from numpy.typing import NDArray
 
-from .columns import Categorical
-from .data import CellData, ColumnValues, minibatch
-from .hashing import hash_keys, permute
-from .minibatch import MiniBatch
-from .plan import Plan, count_steps, make_plan
-from .rows import CsrRows, gene_type
-from .sampling import Sampling, make_sampling
-from .strata import LEFT_OUT, TRAIN
-from .stream import Window, ahead, dealt, lane_stream, reads_of, windows
+from dist_scvi.loaders.columns import Categorical
+from dist_scvi.loaders.data import CellData, ColumnValues, minibatch
+from dist_scvi.loaders.hashing import hash_keys, permute
+from dist_scvi.loaders.minibatch import MiniBatch
+from dist_scvi.loaders.plan import Plan, count_steps, make_plan
+from dist_scvi.loaders.rows import CsrRows, gene_type
+from dist_scvi.loaders.sampling import Sampling, make_sampling
+from dist_scvi.loaders.strata import LEFT_OUT, TRAIN
+from dist_scvi.loaders.stream import Window, ahead, dealt, lane_stream, reads_of, windows
 
 _ORDER_KEY, _SAMPLE_KEY, _LABELLED_KEY = 6, 7, 8
 _PAGE_ROWS = 1024

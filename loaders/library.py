@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from .data import CellData
-from .stream import ahead
+from dist_scvi.loaders.data import CellData
+from dist_scvi.loaders.stream import ahead
 
 Progress = Callable[[int, int], None]
 

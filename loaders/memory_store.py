@@ -6,10 +6,17 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from .columns import Categorical, Numeric, Ranges, categorical_from_codes, categorical_from_values, missing_column
-from .csr import keep_rows
-from .rows import CsrRows, GeneChoice, concatenate, from_arrays
-from .store import check_not_empty, check_var_names
+from dist_scvi.loaders.cell_store import check_not_empty, check_var_names
+from dist_scvi.loaders.columns import (
+    Categorical,
+    Numeric,
+    Ranges,
+    categorical_from_codes,
+    categorical_from_values,
+    missing_column,
+)
+from dist_scvi.loaders.csr import keep_rows
+from dist_scvi.loaders.rows import CsrRows, GeneChoice, concatenate, from_arrays
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .kernels import spread_rows
-from .rows import CsrRows
+from dist_scvi.loaders.kernels import spread_rows
+from dist_scvi.loaders.rows import CsrRows
 
 
 @dataclass(frozen=True, slots=True)

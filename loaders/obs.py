@@ -7,7 +7,7 @@ import numpy as np
 from anndata.io import read_elem
 from numpy.typing import NDArray
 
-from .columns import (
+from dist_scvi.loaders.columns import (
     Categorical,
     Numeric,
     PagedArray,

@@ -12,11 +12,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .columns import missing_column
-from .packed import PackSource
-from .pieces import settle_rows
-from .rows import gene_type
-from .store import CellStore
+from dist_scvi.loaders.cell_store import CellStore
+from dist_scvi.loaders.columns import missing_column
+from dist_scvi.loaders.packed import PackSource
+from dist_scvi.loaders.pieces import settle_rows
+from dist_scvi.loaders.rows import gene_type
 
 SOURCE_ROW = "source_row"
 Codec = Literal["lz4hc", "lz4", "zstd"]

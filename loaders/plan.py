@@ -21,10 +21,10 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from .hashing import hash_rows
-from .line import Line, MassLine
-from .sampling import Sampling
-from .strata import TRAIN, VALIDATION, Strata, shares_of
+from dist_scvi.loaders.hashing import hash_rows
+from dist_scvi.loaders.line import Line, MassLine
+from dist_scvi.loaders.sampling import Sampling
+from dist_scvi.loaders.strata import TRAIN, VALIDATION, Strata, shares_of
 
 Split = Literal["train", "validation", "test"]
 

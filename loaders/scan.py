@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .columns import Categorical
-from .scan_cells import CellPass, NamePass, Probe, probe_layers
-from .scan_columns import BLOCK_CELLS, MISSING, ColumnPass, ColumnSummary, suggested
-from .scan_counts import LibrarySummary
-from .scan_duplicates import Copies
-from .store import CellStore
+from dist_scvi.loaders.cell_store import CellStore
+from dist_scvi.loaders.columns import Categorical
+from dist_scvi.loaders.scan_cells import CellPass, NamePass, Probe, probe_layers
+from dist_scvi.loaders.scan_columns import BLOCK_CELLS, MISSING, ColumnPass, ColumnSummary, suggested
+from dist_scvi.loaders.scan_counts import LibrarySummary
+from dist_scvi.loaders.scan_duplicates import Copies
 
 _READ_ENTRIES = 1 << 22
 """Entries held at once, by the mean number in a cell."""

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .columns import Categorical
-from .scan_columns import groups
-from .scan_counts import Counts, Libraries
-from .scan_duplicates import Hashes, hash_counts, hash_names
-from .store import CellStore
+from dist_scvi.loaders.cell_store import CellStore
+from dist_scvi.loaders.columns import Categorical
+from dist_scvi.loaders.scan_columns import groups
+from dist_scvi.loaders.scan_counts import Counts, Libraries
+from dist_scvi.loaders.scan_duplicates import Hashes, hash_counts, hash_names
 
 _REFUSALS = 8
 """First reads after which the counts are given up, if all of them were refused."""

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .columns import Categorical, Numeric
-from .layout import code_type
-from .pack_plan import PackJob, gene_places, read_cells
-from .pieces import MovingRows, destinations, settle_rows, write_part
-from .store import CellStore
+from dist_scvi.loaders.cell_store import CellStore
+from dist_scvi.loaders.columns import Categorical, Numeric
+from dist_scvi.loaders.layout import code_type
+from dist_scvi.loaders.pack_plan import PackJob, gene_places, read_cells
+from dist_scvi.loaders.pieces import MovingRows, destinations, settle_rows, write_part
 
 _NAMED_CELLS = 64
 """Cells by whose names the room for all is estimated."""

@@ -19,12 +19,12 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from .columns import Categorical, DamagedError, Numeric, Ranges
-from .csr import keep_rows
-from .kernels import repeated_gene, settle
-from .rows import CsrRows, GeneChoice, concatenate, from_arrays, gene_type
-from .soma_tables import SomaObs, Tables, read_genes
-from .store import check_not_empty
+from dist_scvi.loaders.cell_store import check_not_empty
+from dist_scvi.loaders.columns import Categorical, DamagedError, Numeric, Ranges
+from dist_scvi.loaders.csr import keep_rows
+from dist_scvi.loaders.kernels import repeated_gene, settle
+from dist_scvi.loaders.rows import CsrRows, GeneChoice, concatenate, from_arrays, gene_type
+from dist_scvi.loaders.soma_tables import SomaObs, Tables, read_genes
 
 _BUFFER_BYTES = 4 << 20
 """Bytes of a column that TileDB gives at a time; its own default of 1 GiB takes more time for the same entries."""

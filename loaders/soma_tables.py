@@ -13,9 +13,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .columns import Categorical, DamagedError, Numeric, PagedArray, categorical_from_codes, missing_column
-from .layout import code_type
-from .store import check_var_names
+from dist_scvi.loaders.cell_store import check_var_names
+from dist_scvi.loaders.columns import (
+    Categorical,
+    DamagedError,
+    Numeric,
+    PagedArray,
+    categorical_from_codes,
+    missing_column,
+)
+from dist_scvi.loaders.layout import code_type
 
 _JOINID = "soma_joinid"
 _NAMES = ("obs_id", "observation_joinid", "cell_id", "barcode", "_index", "index")

@@ -13,11 +13,11 @@ import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec, ShardingCodec
 
-from .anndata_store import AnnDataStore
-from .chunks import ChunkedArray, decoder_of
-from .obs import attribute
-from .packed import read_manifest
-from .remote import open_objects, storage_errors, zarr_store_of
+from dist_scvi.loaders.anndata_store import AnnDataStore
+from dist_scvi.loaders.chunks import ChunkedArray, decoder_of
+from dist_scvi.loaders.obs import attribute
+from dist_scvi.loaders.packed import read_manifest
+from dist_scvi.loaders.remote import open_objects, storage_errors, zarr_store_of
 
 
 def open_zarr(

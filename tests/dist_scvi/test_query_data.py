@@ -11,7 +11,7 @@ from scipy import sparse
 from dist_scvi.config import ModelConfig
 from dist_scvi.loaders.collection import format_unmatched
 from dist_scvi.loaders.data import CellData, open_data
-from dist_scvi.loaders.store import open_store
+from dist_scvi.loaders.open import open_store
 from dist_scvi.query_data import prepare_query_anndata, prepare_query_data, unmatched_genes
 from dist_scvi.spec import ModelSpec, fit_to_spec, spec_of
 

@@ -1,0 +1,115 @@
+"""`CellStore`, the protocol that every store of cells follows, and the checks that all of them make."""
+
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dist_scvi.loaders.columns import Categorical, Numeric, Ranges
+from dist_scvi.loaders.rows import CsrRows, GeneChoice
+
+
+@runtime_checkable
+class CellStore(Protocol):
+    """Raw counts and obs of many cells, read by row range.
+
+    A store is opened once per process and never loaded. It refuses what it cannot read rightly: see `read`.
+    """
+
+    uri: str
+    """Where it lies, for messages and records."""
+    n_cells: int
+    n_entries: int
+    """Stored entries of the whole count matrix."""
+    var_names: NDArray[np.object_]
+    """Gene names, shape (g,), unique."""
+    chunk_cells: int
+    """Rows that are decompressed together: a read of fewer costs as much."""
+    shuffled: bool
+    """Whether the rows lie in a random order, as those of a packed store do."""
+    layer: str | None
+    """Name of the layer that is read, None for ``X``."""
+
+    def read(self, start: int, stop: int) -> CsrRows:
+        """Read the counts of rows ``[start, stop)``.
+
+        Raises
+        ------
+        ValueError
+            If the rows are damaged or are not raw counts; the message names store, array, row, and what to do.
+        """
+        ...
+
+    def read_ranges(
+        self, ranges: Ranges, order: NDArray[np.int64] | None = None, choice: GeneChoice | None = None
+    ) -> CsrRows:
+        """Read the rows of each range ``[start, stop)``; ranges rise and do not overlap.
+
+        A store that can reads them side by side and straight to their places, so this is the way to read a window.
+
+        Parameters
+        ----------
+        order
+            Which of the rows of all ranges, joined, to give, in this order; a row may be given several times. None for
+            all as they are.
+        choice
+            Genes to keep; None for all. What is wrong with the others may go unseen.
+        """
+        ...
+
+    def obs_columns(self) -> list[str]:
+        """Names of the obs columns."""
+        ...
+
+    def categorical(self, key: str) -> Categorical:
+        """Open an obs column as categories; numbers and booleans are taken by their names."""
+        ...
+
+    def numeric(self, key: str) -> Numeric:
+        """Open an obs column as numbers."""
+        ...
+
+    def obs_names(self, start: int, stop: int) -> NDArray[np.object_]:
+        """Names of the cells ``[start, stop)``."""
+        ...
+
+    def layers(self) -> list[str]:
+        """Names of the layers, of which one can be read instead of ``X``."""
+        ...
+
+    def close(self) -> None:
+        """Let go of open files."""
+        ...
+
+
+def check_var_names(names: Any, where: str) -> NDArray[np.object_]:
+    """Return gene names as an array of strings.
+
+    Raises
+    ------
+    ValueError
+        If two genes share a name.
+    """
+    var_names = np.asarray([str(name) for name in names], dtype=object)
+    unique, count = np.unique(var_names, return_counts=True)
+    if len(unique) < len(var_names):
+        twice = ", ".join(unique[count > 1][:3])
+        raise ValueError(
+            f"{where} has {len(var_names) - len(unique)} duplicated gene names ({twice}): genes are told apart by "
+            "name, call adata.var_names_make_unique() and save again"
+        )
+    return var_names
+
+
+def check_not_empty(n_cells: int, n_genes: int, where: str) -> None:
+    """Refuse a matrix without cells or genes.
+
+    Raises
+    ------
+    ValueError
+        If there is nothing to train on.
+    """
+    if n_cells == 0 or n_genes == 0:
+        raise ValueError(
+            f"{where} is empty ({n_cells} cells x {n_genes} genes): at least one cell and one gene are needed"
+        )
