@@ -18,19 +18,21 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from dist_scvi.fit_data import recode
 from dist_scvi.folder import MANIFEST as FOLDER_MANIFEST
 from dist_scvi.infer import Indices, LatentCells, draw_latent, expression_query, normalized_expression, rows_asked
 from dist_scvi.loaders.columns import Categorical, PagedArray, read_range
+from dist_scvi.loaders.layout import LIBRARY, QZM, QZV, SOURCE_ROW
 from dist_scvi.loaders.obs import ObsTable
 from dist_scvi.loaders.rows import row_runs
 from dist_scvi.loaders.zarr_store import complete_array, open_root
+from dist_scvi.model_files import load_model
 from dist_scvi.posterior import logistic_normal_mean
 from dist_scvi.scanvae import SCANVAE
-from dist_scvi.spec import Covariate, load_model, recode
+from dist_scvi.spec import Covariate
 
 ATLAS_FORMAT = "dist_scvi.atlas/1"
 MANIFEST, CELLS, MODEL = "ATLAS.json", "cells.zarr", "model"
-QZM, QZV, LIBRARY, SOURCE_ROW = "scvi_latent_qzm", "scvi_latent_qzv", "observed_lib_size", "source_row"
 FACTOR = "library_factor"
 """obs column of what shares are multiplied by, where that is not the total count."""
 

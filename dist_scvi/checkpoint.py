@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from dist_scvi.config import RunConfig
 from dist_scvi.folder import MANIFEST, DamagedFolderError, IncompleteFolderError, listed_files
 from dist_scvi.loaders import CellData, Plan
+from dist_scvi.model_files import differing_names, pack_tensors
 from dist_scvi.places import Place
-from dist_scvi.spec import differing_names, pack_tensors
 
 log = logging.getLogger(__name__)
 

@@ -14,14 +14,15 @@ import pandas as pd
 from anndata import AnnData
 from scipy.sparse import csr_array
 
-from dist_scvi.atlas import LIBRARY, Atlas, open_atlas
+from dist_scvi.atlas import Atlas, open_atlas
+from dist_scvi.fit_data import open_for
 from dist_scvi.loaders.columns import Ranges
 from dist_scvi.loaders.data import CellData
+from dist_scvi.loaders.layout import LIBRARY
 from dist_scvi.loaders.memory_store import MemoryStore
 from dist_scvi.minify import Minified, write_atlas
 from dist_scvi.scvi_files import ScviModel, read_scvi_tools
 from dist_scvi.scvi_minified import MinifiedCells, open_minified_h5ad
-from dist_scvi.spec import open_for
 from dist_scvi.world import World
 
 _OWN = ("_scvi_", "_scanvi_", "_ldvae_")

@@ -19,8 +19,8 @@ import zarr
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dist_scvi.atlas import QZM, QZV
 from dist_scvi.estimators import elbo, marginal_log_likelihood, mean_over_cells, reconstruction_error
+from dist_scvi.loaders.layout import QZM, QZV
 from dist_scvi.loaders.minibatch import MiniBatch
 from dist_scvi.noise import RowNoise
 from dist_scvi.opened_model import OpenedModel

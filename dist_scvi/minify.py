@@ -16,26 +16,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_scvi.atlas import (
-    ATLAS_FORMAT,
-    CELLS,
-    FACTOR,
-    LIBRARY,
-    MANIFEST,
-    MODEL,
-    QZM,
-    QZV,
-    SOURCE_ROW,
-    describing_files,
-)
+from dist_scvi.atlas import ATLAS_FORMAT, CELLS, FACTOR, MANIFEST, MODEL, describing_files
+from dist_scvi.fit_data import fit_to_spec
 from dist_scvi.infer import latent_cells
 from dist_scvi.loaders import CellData
 from dist_scvi.loaders.columns import Categorical, Numeric, Ranges
-from dist_scvi.loaders.layout import finish_table, new_array, new_categorical, new_root, new_strings
+from dist_scvi.loaders.layout import (
+    LIBRARY,
+    QZM,
+    QZV,
+    SOURCE_ROW,
+    finish_table,
+    new_array,
+    new_categorical,
+    new_root,
+    new_strings,
+)
 from dist_scvi.loaders.stream import row_stream
+from dist_scvi.model_files import save_model
 from dist_scvi.question import describe_cells, describe_model, digest, probes
 from dist_scvi.shards import Shards, sync_tree, written_in_shards
-from dist_scvi.spec import ModelSpec, fit_to_spec, save_model
+from dist_scvi.spec import ModelSpec
 from dist_scvi.vae import VAE
 from dist_scvi.world import World
 

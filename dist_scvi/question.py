@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from dist_scvi.loaders import CellData
 from dist_scvi.loaders.columns import Ranges
-from dist_scvi.spec import ModelSpec, model_files
+from dist_scvi.model_files import model_files
+from dist_scvi.spec import ModelSpec
 from dist_scvi.vae import VAE
 
 _PROBES = 8

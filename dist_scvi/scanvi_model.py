@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from dist_scvi.anndata_setup import setup_anndata
 from dist_scvi.config import ModelConfig
 from dist_scvi.config_file import parse_section
+from dist_scvi.fit_data import fit_to_spec
 from dist_scvi.loaders.minibatch import MiniBatch
 from dist_scvi.noise import RowNoise
 from dist_scvi.opened_model import held_anndata
@@ -28,7 +29,6 @@ from dist_scvi.scvi_model import SCVI, Where
 from dist_scvi.selection import Cells
 from dist_scvi.semi_supervised import labelled_data, scanvi_from
 from dist_scvi.session import settings
-from dist_scvi.spec import fit_to_spec
 from dist_scvi.trainable_model import Accelerator, TrainableModel
 from dist_scvi.trainer_arguments import trainer_options
 from dist_scvi.world import World

@@ -11,9 +11,10 @@ from dataclasses import replace
 import torch
 
 from dist_scvi.config import ModelConfig
+from dist_scvi.fit_data import fit_to_spec
 from dist_scvi.loaders import CellData
 from dist_scvi.loaders.data import without_category
-from dist_scvi.spec import ModelSpec, fit_to_spec, spec_of
+from dist_scvi.spec import ModelSpec, spec_of
 from dist_scvi.vae import VAE
 
 OF_SCANVI = frozenset({"model_name", "linear_classifier", "classifier_parameters", "y_prior", "objective"})

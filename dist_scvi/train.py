@@ -14,25 +14,22 @@ from torch import Tensor
 
 from dist_scvi.asks import Asks
 from dist_scvi.checkpoint import check_same_run, checkpoint_files, fingerprint, restore
-from dist_scvi.config import DataConfig, RunConfig
+from dist_scvi.config import RunConfig
 from dist_scvi.ends import StoppedError
 from dist_scvi.evaluate import evaluate
+from dist_scvi.fit_data import fit_to_spec
 from dist_scvi.lease import Driver
-from dist_scvi.loaders import CellData, Plan, make_plan, open_data, open_store
-from dist_scvi.loaders.labelled import count_labelled, labelled_plan, labelled_stream
+from dist_scvi.loaders import CellData, Plan
+from dist_scvi.loaders.labelled import labelled_stream
 from dist_scvi.loaders.minibatch import MiniBatch
-from dist_scvi.loaders.open import read_names
 from dist_scvi.loaders.plan import check_world_size
-from dist_scvi.loaders.sampling import open_sampling
-from dist_scvi.loaders.soma_store import SomaOptions
-from dist_scvi.loaders.strata import shares_of
 from dist_scvi.loaders.stream import train_stream
 from dist_scvi.metrics import Meter, MetricsLog, Row, named
 from dist_scvi.places import Place, open_place
+from dist_scvi.resolve import labelled_plan_of, open_from, resolve
 from dist_scvi.run_folder import held
 from dist_scvi.schedule import Schedule, kl_weight
-from dist_scvi.semi_supervised import FROM_SCVI
-from dist_scvi.spec import ModelSpec, fit_to_spec
+from dist_scvi.spec import ModelSpec
 from dist_scvi.start import begin, set_library_prior
 from dist_scvi.step import average_gradients, check_weights, make_optimizer, take_step
 from dist_scvi.vae import VAE
@@ -230,133 +227,6 @@ def train(  # noqa: C901, PLR0912, PLR0915 - the whole story, in order
             ends = "early_stopping" if schedule.ends(settings) else "max_epochs"
             writer.finish(module, spec, epoch=done // steps, step=done, ends=ends)
         return Trained(module, spec, config, data, plan, log.rows)
-
-
-def resolve(config: RunConfig, data: CellData, spec: ModelSpec | None = None) -> tuple[RunConfig, Plan]:
-    """Fill in what the configuration leaves to the data, and to the model, so that it stands in the run's record.
-
-    Returns
-    -------
-    RunConfig, Plan
-        ``train.max_epochs`` by the rules of scvi-tools 1.4.2 (model/_utils.py: get_max_epochs_heuristic; of SCANVI that
-        begins with SCVI, model/base/_training_mixin.py), the length of the KL warm-up, the validation share, the sizes
-        of blocks and windows, and the options of the network that `spec` has.
-
-    Raises
-    ------
-    ValueError
-        If sizes do not fit, or there is no validation that the learning rate or the end can depend on.
-    """
-    settings, plan = config.train, plan_of(config, data)
-    shares = (None, None) if config.data.split_key else shares_of(settings.train_size, settings.validation_size)
-    max_epochs = max(1, min(round(20_000 / data.n_cells * 400), 400))
-    if spec is not None and FROM_SCVI in spec.lineage:
-        max_epochs = min(10, max(2, round(max_epochs / 3)))
-    max_epochs = settings.max_epochs or max_epochs
-    warmup = settings.n_steps_kl_warmup
-    if warmup is None and settings.n_epochs_kl_warmup is None:
-        warmup = max(1, min(400, max_epochs // 2 or 1) * plan.steps_per_epoch)
-    watching = [key for key in ("reduce_lr_on_plateau", "early_stopping", "load_best") if getattr(settings, key)]
-    if watching and not (plan.split_cells("validation") and settings.check_val_every_n_epoch):
-        raise ValueError(
-            f"train.{watching[0]} depends on validations, and there are none: set train.validation_size and "
-            "train.check_val_every_n_epoch above 0"
-        )
-    return (
-        config.model_copy(
-            update={
-                "model": config.model if spec is None else spec.model,
-                "data": config.data.model_copy(
-                    update={"block_cells": plan.block_cells, "window_cells": plan.window_steps * plan.batch_size}
-                ),
-                "train": settings.model_copy(
-                    update={
-                        "max_epochs": max_epochs,
-                        "n_steps_kl_warmup": warmup,
-                        "train_size": shares[0],
-                        "validation_size": shares[1],
-                    }
-                ),
-            }
-        ),
-        plan,
-    )
-
-
-def plan_of(config: RunConfig, data: CellData) -> Plan:
-    """Lay out the run; obs columns that say which cells are drawn, and how often, are read once."""
-    settings = config.train
-    sampling = open_sampling(
-        data.store,
-        seed=config.seed,
-        train_size=settings.train_size,
-        validation_size=settings.validation_size,
-        split_key=config.data.split_key,
-        holdout_key=config.data.holdout_key,
-        weight_key=config.data.weight_key,
-        balance_key=config.data.balance_key,
-    )
-    return make_plan(
-        n_cells=data.n_cells,
-        n_entries=data.store.n_entries,
-        n_genes=data.n_genes,
-        batch_size=settings.batch_size,
-        lanes=settings.lanes,
-        micro_cells=settings.micro_cells,
-        train_size=None if sampling else settings.train_size,
-        validation_size=None if sampling else settings.validation_size,
-        sampling=sampling,
-        seed=config.seed,
-        memory_bytes=config.data.memory_mib << 20,
-        block_cells=config.data.block_cells,
-        window_cells=config.data.window_cells,
-        chunk_cells=data.store.chunk_cells,
-        shuffled=data.store.shuffled,
-    )
-
-
-def open_from(config: DataConfig) -> CellData:
-    """Open the cells that a configuration names.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        As `open_store` and `open_data`, or if the file of genes is not there.
-    """
-    soma = None if config.soma is None else SomaOptions(**config.soma.model_dump())
-    genes = read_names(Path(config.genes)) if isinstance(config.genes, str) else config.genes
-    store = open_store(
-        config.uri,
-        layer=config.layer,
-        genes=genes,
-        join=config.join,
-        source_key=config.source_key,
-        soma=soma,
-        storage_options=config.storage_options,
-    )
-    return open_data(
-        store,
-        batch_key=config.batch_key,
-        labels_key=config.labels_key,
-        unlabeled_category=config.unlabeled_category,
-        size_factor_key=config.size_factor_key,
-        categorical_covariate_keys=config.categorical_covariate_keys,
-        continuous_covariate_keys=config.continuous_covariate_keys,
-    )
-
-
-def labelled_plan_of(config: RunConfig, spec: ModelSpec | None, data: CellData, plan: Plan) -> Plan | None:
-    """Lay out the passes over labelled cells, for SCANVI; a choice of them is kept for an epoch, as in scvi-tools.
-
-    A query may have no labels: then there are none.
-    """
-    if config.model.model_name != "SCANVI":
-        return None
-    if spec is not None and "reference" in spec.lineage and not count_labelled(data, plan):
-        return None
-    return labelled_plan(
-        data, plan, n_samples_per_label=config.train.n_samples_per_label, redraw_steps=plan.steps_per_epoch
-    )
 
 
 def _minibatches(

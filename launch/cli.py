@@ -178,9 +178,10 @@ def _run(config: "RunConfig", options: argparse.Namespace) -> int:
     """Check a run at the door, then start its workers."""
     from dist_scvi.lease import Driver
     from dist_scvi.loaders.plan import usable_workers
-    from dist_scvi.run import preview, run_place, train_worker
+    from dist_scvi.preview import preview
+    from dist_scvi.resolve import open_from
+    from dist_scvi.run import run_place, train_worker
     from dist_scvi.run_folder import MODEL
-    from dist_scvi.train import open_from
 
     workers = usable_workers(config.train.lanes, *options.workers)
     told = preview(config, open_from(config.data), workers=workers, allow=options.allow, fresh=options.allow_fresh)
@@ -212,7 +213,8 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _minify(options: argparse.Namespace) -> int:
-    from dist_scvi.run import ATLAS, is_atlas_of, minify_worker, run_config
+    from dist_scvi.atlas_worker import ATLAS, is_atlas_of, minify_worker
+    from dist_scvi.run import run_config
 
     run = _run_of(options)
     if options.out is None and "://" in run.uri:
@@ -276,9 +278,9 @@ def _query(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
+    from dist_scvi.model_files import load_model
     from dist_scvi.run_folder import MODEL
     from dist_scvi.scvi_files import write_scvi_tools
-    from dist_scvi.spec import load_model
 
     folder = options.run / MODEL if (options.run / MODEL).is_dir() else options.run
     write_scvi_tools(options.out.resolve(), *load_model(folder), overwrite=options.overwrite)

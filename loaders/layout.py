@@ -12,6 +12,11 @@ from numpy.typing import DTypeLike
 from zarr.abc.codec import BytesBytesCodec
 from zarr.codecs import BloscCodec, ZstdCodec
 
+QZM, QZV, LIBRARY = "scvi_latent_qzm", "scvi_latent_qzv", "observed_lib_size"
+"""Keys of the minified cells of scvi-tools: latent mean and variance in obsm, total count in obs."""
+SOURCE_ROW = "source_row"
+"""obs column that holds the row of a cell in the store it was read from."""
+
 _STRING: dict[str, Any] = {"encoding-type": "string-array", "encoding-version": "0.2.0"}
 _ARRAY: dict[str, Any] = {"encoding-type": "array", "encoding-version": "0.2.0"}
 # The checksum is that of zstd: zarrs 0.2.3 passes over crc32c wherever it reads a part of a chunk or shard, and gives

@@ -14,11 +14,11 @@ import numpy as np
 
 from dist_scvi.loaders.cell_store import CellStore
 from dist_scvi.loaders.columns import missing_column
+from dist_scvi.loaders.layout import SOURCE_ROW
 from dist_scvi.loaders.packed import PackSource
 from dist_scvi.loaders.pieces import settle_rows
 from dist_scvi.loaders.rows import gene_type
 
-SOURCE_ROW = "source_row"
 Codec = Literal["lz4hc", "lz4", "zstd"]
 CODEC_LEVELS: dict[Codec, int] = {"lz4hc": 9, "lz4": 3, "zstd": 3}
 """Compressors of the counts, and how hard each tries."""

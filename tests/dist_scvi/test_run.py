@@ -11,13 +11,15 @@ import pytest
 import yaml
 
 from dist_scvi.atlas import open_atlas
+from dist_scvi.atlas_worker import minify_worker
 from dist_scvi.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from dist_scvi.folder import read_folder
+from dist_scvi.model_files import load_history, load_model
 from dist_scvi.places import LocalPlace
-from dist_scvi.run import _at_one_moment, minify_worker, preview, run_config, train_worker
+from dist_scvi.preview import preview
+from dist_scvi.resolve import open_from
+from dist_scvi.run import fix_soma_timestamp, run_config, train_worker
 from dist_scvi.run_folder import is_finished
-from dist_scvi.spec import load_history, load_model
-from dist_scvi.train import open_from
 from dist_scvi.world import World
 
 
@@ -154,15 +156,15 @@ def test_a_preview_names_the_categories_that_are_held_out(store: Path, tmp_path:
 
 def test_soma_is_read_as_of_one_moment_in_every_start_of_a_run(tmp_path: Path) -> None:
     config = config_of(tmp_path / "experiment", tmp_path / "run")
-    assert _at_one_moment(config, LocalPlace(tmp_path / "run")) == config
+    assert fix_soma_timestamp(config, LocalPlace(tmp_path / "run")) == config
     (tmp_path / "experiment" / "__group").mkdir(parents=True)
-    first = _at_one_moment(config, LocalPlace(tmp_path / "run"))
+    first = fix_soma_timestamp(config, LocalPlace(tmp_path / "run"))
     assert first.data.soma is not None
     assert first.data.soma.timestamp_ms is not None
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(first.model_dump(mode="json")))
     time.sleep(0.01)
-    assert _at_one_moment(config, LocalPlace(tmp_path / "run")) == first
+    assert fix_soma_timestamp(config, LocalPlace(tmp_path / "run")) == first
 
 
 def test_scanvi_from_the_model_of_another_run_trains_and_is_resumed_without_it(

@@ -10,20 +10,13 @@ import safetensors.torch
 import torch
 
 from dist_scvi.config import ModelConfig
+from dist_scvi.fit_data import fit_to_spec, open_for
 from dist_scvi.folder import read_folder, write_folder
 from dist_scvi.loaders import CellData, open_data
 from dist_scvi.model import SCVI
+from dist_scvi.model_files import load_history, load_model, save_model
 from dist_scvi.places import open_place
-from dist_scvi.spec import (
-    Covariate,
-    ModelSpec,
-    fit_to_spec,
-    load_history,
-    load_model,
-    open_for,
-    save_model,
-    spec_of,
-)
+from dist_scvi.spec import Covariate, ModelSpec, spec_of
 
 from ..loaders.object_server import ObjectServer  # noqa: TID252 - tests are no package
 

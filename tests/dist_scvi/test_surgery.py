@@ -9,13 +9,15 @@ import pytest
 import torch
 
 from dist_scvi.config import ModelConfig
+from dist_scvi.fit_data import fit_to_spec
 from dist_scvi.loaders import CellData
 from dist_scvi.loaders.data import open_data
 from dist_scvi.loaders.library import library_prior
 from dist_scvi.loaders.stream import rows_minibatch
+from dist_scvi.model_files import load_model, save_model
 from dist_scvi.noise import step_noise
 from dist_scvi.query_data import prepare_query_data
-from dist_scvi.spec import ModelSpec, fit_to_spec, load_model, save_model, spec_of
+from dist_scvi.spec import ModelSpec, spec_of
 from dist_scvi.surgery import extend, freeze, load_query, query_spec
 from dist_scvi.vae import VAE, Labelled
 

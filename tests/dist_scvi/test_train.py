@@ -16,8 +16,9 @@ from dist_scvi.loaders import open_data
 from dist_scvi.loaders.hashing import hash_rows
 from dist_scvi.loaders.plan import minibatch_rows
 from dist_scvi.metrics import Row
+from dist_scvi.resolve import resolve
 from dist_scvi.step import Step, take_step
-from dist_scvi.train import Trained, resolve, train
+from dist_scvi.train import Trained, train
 from dist_scvi.vae import VAE
 from dist_scvi.world import World
 

@@ -12,9 +12,11 @@ from dist_scvi.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from dist_scvi.loaders import CellData, open_data
 from dist_scvi.loaders.library import library_prior
 from dist_scvi.metrics import Row, history_of
+from dist_scvi.model_files import load_model
+from dist_scvi.resolve import resolve
 from dist_scvi.semi_supervised import scanvi_from
-from dist_scvi.spec import load_model, spec_of
-from dist_scvi.train import Trained, resolve, train
+from dist_scvi.spec import spec_of
+from dist_scvi.train import Trained, train
 
 
 class Stopped(Exception):  # noqa: N818

@@ -1,0 +1,78 @@
+"""What every worker of `minify` does, however it was started."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from dist_scvi.asks import Asks
+from dist_scvi.atlas import open_atlas
+from dist_scvi.ends import StoppedError
+from dist_scvi.minify import minify
+from dist_scvi.model_files import load_model
+from dist_scvi.places import Place
+from dist_scvi.question import describe_model
+from dist_scvi.resolve import open_from
+from dist_scvi.run import run_config
+from dist_scvi.run_folder import MODEL, is_finished
+from dist_scvi.world import World
+
+ATLAS = "atlas"
+
+
+def is_atlas_of(run: Place, path: Path, obs_columns: Sequence[str] = ()) -> bool:
+    """Say whether `path` is the whole minified atlas of a run, these columns of obs among it."""
+    try:
+        columns = open_atlas(path).obs.columns()
+        of_run, of_atlas = (describe_model(*load_model(folder)) for folder in (run.within(MODEL), path / MODEL))
+    except (FileNotFoundError, ValueError):
+        return False
+    return of_run == of_atlas and set(obs_columns) <= set(columns)
+
+
+def minify_worker(
+    run: Place,
+    out: Path,
+    world: World,
+    asks: Asks | None = None,
+    *,
+    obs_columns: Sequence[str] = (),
+    overwrite: bool = False,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Write the minified atlas `out` of a finished run. Started again, it goes on where it was.
+
+    Raises
+    ------
+    ValueError
+        If the run has not ended yet.
+    StoppedError
+        If `asks` says so.
+    """
+
+    def heeding(done: int, share: int) -> None:
+        if asks is not None and asks.read()[1]:
+            raise StoppedError(f"stopped as asked after {done} of {share} cells; all of it is kept")
+        if on_progress is not None:
+            on_progress(done, share)
+
+    config = run_config(run)
+    if not is_finished(run):
+        raise ValueError(f"{run.uri} has no finished model: continue it with 'dist-scvi resume {run.uri}'")
+    module, spec = load_model(run.within(MODEL))
+    module.to(world.device)
+    lineage = {
+        "run": run.uri,
+        "seed": config.seed,
+        "model": config.model.model_dump(),
+        "train": config.train.model_dump(),
+    }
+    minify(
+        module,
+        spec,
+        open_from(config.data),
+        out,
+        obs_columns=obs_columns,
+        world=world,
+        lineage=lineage,
+        overwrite=overwrite,
+        on_progress=heeding,
+    )

@@ -1,0 +1,115 @@
+"""Cells as a model needs them: its genes in its order, its codes of categories."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from dist_scvi.loaders import CellData
+from dist_scvi.loaders.cell_store import CellStore
+from dist_scvi.loaders.columns import Categorical
+from dist_scvi.loaders.data import open_data, without_category
+from dist_scvi.loaders.open import open_store
+from dist_scvi.spec import Covariate, ModelSpec
+
+
+def open_for(source: Any, spec: ModelSpec) -> CellData:
+    """Open an AnnData or a store as a model needs it, its genes in any order.
+
+    Raises
+    ------
+    ValueError
+        If genes, columns or categories are missing, or there are categories that the model was not trained on.
+    """
+    store = source if isinstance(source, CellStore) else open_store(source, layer=spec.layer)
+    if tuple(store.var_names) != spec.var_names and set(spec.var_names) <= set(store.var_names):
+        store = open_store(source, layer=spec.layer, genes=spec.var_names)
+    labelled = spec.label is not None and spec.label.key in store.obs_columns()
+    data = open_data(
+        store,
+        batch_key=spec.batch.key if spec.batch else None,
+        labels_key=spec.label.key if spec.label and labelled else None,
+        unlabeled_category=spec.unlabeled_category if labelled else None,
+        size_factor_key=spec.size_factor_key,
+        categorical_covariate_keys=[covariate.key for covariate in spec.categorical_covariates],
+        continuous_covariate_keys=spec.continuous_covariates,
+    )
+    return fit_to_spec(data, spec)
+
+
+def fit_to_spec(data: CellData, spec: ModelSpec) -> CellData:
+    """Give the cells of `data` the codes that the model was trained with.
+
+    Raises
+    ------
+    ValueError
+        If genes differ, a covariate is missing, or has categories the model was not trained on.
+    """
+    found = tuple(str(name) for name in data.store.var_names)
+    if found != spec.var_names:
+        lacking = [name for name in spec.var_names if name not in set(found)]
+        what = f"lacks {len(lacking)} of them ({', '.join(lacking[:3])})" if lacking else "has others, or another order"
+        raise ValueError(
+            f"the model was trained on {len(spec.var_names)} genes, {data.store.uri} {what}: prepare_query_anndata "
+            "puts genes into its order, and 0 where they are absent"
+        )
+    _check_columns(data, spec)
+    return replace(
+        data,
+        batch=recode(data.batch, spec.batch) if data.batch and spec.batch else None,
+        label=_labels(data, spec),
+        unlabeled_category=spec.unlabeled_category,
+        labels_required=spec.model.model_name == "SCVI" and spec.model.dispersion == "gene-label",
+        categorical_covariates=tuple(
+            recode(column, covariate)
+            for column, covariate in zip(data.categorical_covariates, spec.categorical_covariates, strict=True)
+        ),
+    )
+
+
+def _check_columns(data: CellData, spec: ModelSpec) -> None:
+    """Refuse data that was opened without what the model needs."""
+    found: dict[str, Any] = {
+        "batch_key": data.batch.key if data.batch else None,
+        "size_factor_key": data.size_factor.key if data.size_factor else None,
+        "categorical_covariate_keys": tuple(column.key for column in data.categorical_covariates),
+        "continuous_covariate_keys": tuple(column.key for column in data.continuous_covariates),
+    }
+    needed: dict[str, Any] = {
+        "batch_key": spec.batch.key if spec.batch else None,
+        "size_factor_key": spec.size_factor_key,
+        "categorical_covariate_keys": tuple(covariate.key for covariate in spec.categorical_covariates),
+        "continuous_covariate_keys": spec.continuous_covariates,
+    }
+    if spec.decodes_labels and spec.model.model_name == "SCVI":
+        found["labels_key"], needed["labels_key"] = data.label and data.label.key, spec.label and spec.label.key
+    differ = [f"{key}={needed[key]!r} (found {found[key]!r})" for key in needed if found[key] != needed[key]]
+    if differ:
+        raise ValueError(f"{data.store.uri} was not opened as the model needs it: open it with {', '.join(differ)}")
+
+
+def _labels(data: CellData, spec: ModelSpec) -> Categorical | None:
+    """Give the labels the codes of the model; to SCANVI, cells of which none are known are unlabelled."""
+    if spec.label is None or (data.label is None and spec.model.model_name != "SCANVI"):
+        return data.label
+    if data.label is None:
+        nothing = np.broadcast_to(np.int8(0), (data.n_cells,))
+        return Categorical(spec.label.key, spec.label.categories, nothing, np.array([-1], dtype=np.int32))
+    column = data.label
+    if spec.unlabeled_category is not None:
+        column = without_category(column, spec.unlabeled_category)
+    return recode(column, spec.label)
+
+
+def recode(column: Categorical, covariate: Covariate) -> Categorical:
+    """Give the categories of `column` the codes that the model knows them by."""
+    unknown = [name for name in column.vocabulary if name not in covariate.categories]
+    if unknown:
+        raise ValueError(
+            f"obs column '{column.key}' has {len(unknown)} categories that the model was not trained on "
+            f"({', '.join(unknown[:10])}{', ...' * (len(unknown) > 10)}): extend the model by load_query_data, "
+            f"retrain, or leave these cells out; it knows {', '.join(covariate.categories[:10])}"
+        )
+    lookup = {name: code for code, name in enumerate(covariate.categories)}
+    to_model = np.array([*(lookup[name] for name in column.vocabulary), -1], dtype=np.int32)
+    return replace(column, vocabulary=covariate.categories, place=to_model[column.place])
