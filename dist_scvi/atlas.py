@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from dist_scvi.fit_data import recode
 from dist_scvi.folder import MANIFEST as FOLDER_MANIFEST
 from dist_scvi.infer import Indices, LatentCells, draw_latent, expression_query, normalized_expression, rows_asked
-from dist_scvi.loaders.columns import Categorical, PagedArray, read_range
-from dist_scvi.loaders.layout import LIBRARY, QZM, QZV, SOURCE_ROW
-from dist_scvi.loaders.obs import ObsTable
-from dist_scvi.loaders.rows import row_runs
+from dist_scvi.loaders.arrays.anndata_layout import LIBRARY, QZM, QZV, SOURCE_ROW
+from dist_scvi.loaders.arrays.csr_rows import row_runs
+from dist_scvi.loaders.arrays.obs_columns import Categorical, PagedArray, read_range
+from dist_scvi.loaders.arrays.obs_table import ObsTable
 from dist_scvi.loaders.zarr_store import complete_array, open_root
 from dist_scvi.model_files import load_model
 from dist_scvi.posterior import logistic_normal_mean

@@ -20,8 +20,7 @@ from dist_scvi.atlas import ATLAS_FORMAT, CELLS, FACTOR, MANIFEST, MODEL, descri
 from dist_scvi.fit_data import fit_to_spec
 from dist_scvi.infer import latent_cells
 from dist_scvi.loaders import CellData
-from dist_scvi.loaders.columns import Categorical, Numeric, Ranges
-from dist_scvi.loaders.layout import (
+from dist_scvi.loaders.arrays.anndata_layout import (
     LIBRARY,
     QZM,
     QZV,
@@ -32,6 +31,7 @@ from dist_scvi.loaders.layout import (
     new_root,
     new_strings,
 )
+from dist_scvi.loaders.arrays.obs_columns import Categorical, Numeric, Ranges
 from dist_scvi.loaders.stream import row_stream
 from dist_scvi.model_files import save_model
 from dist_scvi.question import describe_cells, describe_model, digest, probes

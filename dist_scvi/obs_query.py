@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from dist_scvi.loaders.arrays.obs_columns import Categorical
 from dist_scvi.loaders.cell_store import CellStore
-from dist_scvi.loaders.columns import Categorical
 
 _PAGE_ROWS = 1 << 16
 

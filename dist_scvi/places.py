@@ -7,7 +7,7 @@ from typing import Protocol
 
 from dist_scvi import folder
 from dist_scvi.folder import MANIFEST, DamagedFolderError, IncompleteFolderError
-from dist_scvi.loaders.remote import RemoteObjects
+from dist_scvi.loaders.arrays.remote import RemoteObjects
 
 _SCHEMES = ("s3", "gs")
 _PART_BYTES = 1 << 26
@@ -97,7 +97,7 @@ def open_place(uri: str | Path | Place, *, storage_options: Mapping[str, str] | 
     uri
         The folder; a place that is open already is given back.
     storage_options
-        Of a URL; see `dist_scvi.loaders.remote.RemoteObjects`.
+        Of a URL; see `dist_scvi.loaders.arrays.remote.RemoteObjects`.
 
     Raises
     ------

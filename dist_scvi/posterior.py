@@ -15,7 +15,7 @@ from scipy.special import ndtri
 from torch import Tensor
 from torch.distributions import Categorical, Distribution, Independent, MixtureSameFamily, Normal, StudentT
 
-from dist_scvi.loaders.columns import Categorical as Column
+from dist_scvi.loaders.arrays.obs_columns import Categorical as Column
 from dist_scvi.loaders.minibatch import MiniBatch
 from dist_scvi.selection import Selection
 from dist_scvi.vae import VAE

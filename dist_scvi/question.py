@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_scvi.loaders import CellData
-from dist_scvi.loaders.columns import Ranges
+from dist_scvi.loaders.arrays.obs_columns import Ranges
 from dist_scvi.model_files import model_files
 from dist_scvi.spec import ModelSpec
 from dist_scvi.vae import VAE

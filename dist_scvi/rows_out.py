@@ -15,7 +15,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from dist_scvi.loaders.layout import SOURCE_ROW, finish_table, new_array, new_root, new_strings
+from dist_scvi.loaders.arrays.anndata_layout import SOURCE_ROW, finish_table, new_array, new_root, new_strings
 from dist_scvi.loaders.minibatch import MiniBatch
 from dist_scvi.loaders.stream import ahead, rows_minibatch
 from dist_scvi.question import describe_cells, digest

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from dist_scvi.batch_norm import MicroBatchNorm
 from dist_scvi.fit_data import fit_to_spec
 from dist_scvi.loaders import CellData
-from dist_scvi.loaders.columns import Categorical
+from dist_scvi.loaders.arrays.obs_columns import Categorical
 from dist_scvi.loaders.library import library_prior
 from dist_scvi.nn import FCLayers
 from dist_scvi.spec import Covariate, ModelSpec

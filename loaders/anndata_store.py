@@ -7,13 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from dist_scvi.loaders.buffers import Buffers
+from dist_scvi.loaders.arrays.buffers import Buffers
+from dist_scvi.loaders.arrays.chunked_array import ChunkedArray
+from dist_scvi.loaders.arrays.csr import keep_rows, read_chosen, read_rows
+from dist_scvi.loaders.arrays.csr_rows import CsrRows, GeneChoice, concatenate, from_arrays
+from dist_scvi.loaders.arrays.obs_columns import Categorical, DamagedError, Numeric, PagedArray, Ranges, read_range
+from dist_scvi.loaders.arrays.obs_table import ObsTable, attribute, index_of, read_whole
 from dist_scvi.loaders.cell_store import check_not_empty, check_var_names
-from dist_scvi.loaders.chunks import ChunkedArray
-from dist_scvi.loaders.columns import Categorical, DamagedError, Numeric, PagedArray, Ranges, read_range
-from dist_scvi.loaders.csr import keep_rows, read_chosen, read_rows
-from dist_scvi.loaders.obs import ObsTable, attribute, index_of, read_whole
-from dist_scvi.loaders.rows import CsrRows, GeneChoice, concatenate, from_arrays
 
 _RAW = "raw/X"
 

@@ -5,8 +5,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_scvi.loaders.columns import Categorical, Numeric, Ranges
-from dist_scvi.loaders.rows import CsrRows, GeneChoice
+from dist_scvi.loaders.arrays.csr_rows import CsrRows, GeneChoice
+from dist_scvi.loaders.arrays.obs_columns import Categorical, Numeric, Ranges
 
 
 @runtime_checkable

@@ -17,10 +17,10 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from dist_scvi.loaders.arrays.csr import keep_rows
+from dist_scvi.loaders.arrays.csr_rows import CsrRows, GeneChoice, concatenate
+from dist_scvi.loaders.arrays.obs_columns import Categorical, Numeric, Ranges, categorical_from_codes, missing_column
 from dist_scvi.loaders.cell_store import CellStore
-from dist_scvi.loaders.columns import Categorical, Numeric, Ranges, categorical_from_codes, missing_column
-from dist_scvi.loaders.csr import keep_rows
-from dist_scvi.loaders.rows import CsrRows, GeneChoice, concatenate
 
 T = TypeVar("T")
 Read = Callable[[int, int], NDArray[Any]]

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dist_scvi.loaders.arrays.csr_rows import CsrRows
+from dist_scvi.loaders.arrays.obs_columns import Categorical, Numeric, Ranges
 from dist_scvi.loaders.cell_store import CellStore
-from dist_scvi.loaders.columns import Categorical, Numeric, Ranges
 from dist_scvi.loaders.minibatch import MiniBatch
 from dist_scvi.loaders.open import open_store
-from dist_scvi.loaders.rows import CsrRows
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -16,12 +16,19 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-from dist_scvi.loaders.columns import Categorical
-from dist_scvi.loaders.layout import SOURCE_ROW, finish_table, new_array, new_categorical, new_root, new_strings
+from dist_scvi.loaders.arrays.anndata_layout import (
+    SOURCE_ROW,
+    finish_table,
+    new_array,
+    new_categorical,
+    new_root,
+    new_strings,
+)
+from dist_scvi.loaders.arrays.csr_rows import gene_type
+from dist_scvi.loaders.arrays.obs_columns import Categorical
+from dist_scvi.loaders.arrays.pack_manifest import COLLECTION, FORMAT_VERSION, MANIFEST_KEY, MEMBER, SUMS, Manifest
 from dist_scvi.loaders.pack_plan import CODEC_LEVELS, PackJob, chunk_entries, write_file
-from dist_scvi.loaders.packed import COLLECTION, FORMAT_VERSION, MANIFEST_KEY, MEMBER, SUMS, Manifest
 from dist_scvi.loaders.pieces import COUNTS, ENTRIES, ROWS, gather_entries, gather_records, joint_types, sum_edges
-from dist_scvi.loaders.rows import gene_type
 from dist_scvi.loaders.scatter import Source, list_parts
 
 _NAMES_CHUNK = 1 << 16

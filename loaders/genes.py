@@ -16,8 +16,8 @@ from numba import njit
 from numpy.typing import NDArray
 from skmisc.loess import loess
 
+from dist_scvi.loaders.arrays.csr_rows import CsrRows
 from dist_scvi.loaders.cell_store import CellStore
-from dist_scvi.loaders.rows import CsrRows
 from dist_scvi.loaders.stream import ahead
 
 Progress = Callable[[int, int], None]

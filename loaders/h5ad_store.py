@@ -7,7 +7,7 @@ from typing import Any
 import h5py
 
 from dist_scvi.loaders.anndata_store import AnnDataStore
-from dist_scvi.loaders.objects import LocalObjects
+from dist_scvi.loaders.arrays.objects import LocalObjects
 
 
 def open_h5ad(path: Path, *, layer: str | None = None) -> AnnDataStore:

@@ -21,12 +21,12 @@ from itertools import groupby
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_scvi.loaders.columns import Categorical
+from dist_scvi.loaders.arrays.csr_rows import CsrRows, gene_type
+from dist_scvi.loaders.arrays.obs_columns import Categorical
 from dist_scvi.loaders.data import CellData, ColumnValues, minibatch
 from dist_scvi.loaders.hashing import hash_keys, permute
 from dist_scvi.loaders.minibatch import MiniBatch
 from dist_scvi.loaders.plan import Plan, count_steps, make_plan
-from dist_scvi.loaders.rows import CsrRows, gene_type
 from dist_scvi.loaders.sampling import Sampling, make_sampling
 from dist_scvi.loaders.strata import LEFT_OUT, TRAIN
 from dist_scvi.loaders.stream import Window, ahead, dealt, lane_stream, reads_of, windows

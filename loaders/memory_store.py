@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from dist_scvi.loaders.cell_store import check_not_empty, check_var_names
-from dist_scvi.loaders.columns import (
+from dist_scvi.loaders.arrays.csr import keep_rows
+from dist_scvi.loaders.arrays.csr_rows import CsrRows, GeneChoice, concatenate, from_arrays
+from dist_scvi.loaders.arrays.obs_columns import (
     Categorical,
     Numeric,
     Ranges,
@@ -15,8 +16,7 @@ from dist_scvi.loaders.columns import (
     categorical_from_values,
     missing_column,
 )
-from dist_scvi.loaders.csr import keep_rows
-from dist_scvi.loaders.rows import CsrRows, GeneChoice, concatenate, from_arrays
+from dist_scvi.loaders.cell_store import check_not_empty, check_var_names
 
 if TYPE_CHECKING:
     from anndata import AnnData

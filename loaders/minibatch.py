@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dist_scvi.loaders.kernels import spread_rows
-from dist_scvi.loaders.rows import CsrRows
+from dist_scvi.loaders.arrays.csr_rows import CsrRows
+from dist_scvi.loaders.arrays.kernels import spread_rows
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,9 +25,10 @@ from dask.local import get_sync
 from dask.multiprocessing import RemoteException, get
 from numpy.typing import NDArray
 
+from dist_scvi.loaders.arrays.anndata_layout import check_free, put_in_place
+from dist_scvi.loaders.arrays.pack_manifest import Manifest, PackSource, read_manifest
 from dist_scvi.loaders.cell_store import CellStore
 from dist_scvi.loaders.gather import begin_gathering, create_store, finish_store, unfinished, write_shard, write_table
-from dist_scvi.loaders.layout import check_free, put_in_place
 from dist_scvi.loaders.pack_plan import (
     BLOCK_CELLS,
     SHARD_CELLS,
@@ -46,7 +47,6 @@ from dist_scvi.loaders.pack_plan import (
     source_bytes,
     write_file,
 )
-from dist_scvi.loaders.packed import Manifest, PackSource, read_manifest
 from dist_scvi.loaders.scatter import Source, count_groups, open_columns, record_bytes, unfinished_pieces, write_piece
 
 Progress = Callable[[int, int], None]

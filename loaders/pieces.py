@@ -21,8 +21,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from dist_scvi.loaders.arrays.csr_rows import CsrRows, concatenate, gene_type
 from dist_scvi.loaders.hashing import hash_keys, permute
-from dist_scvi.loaders.rows import CsrRows, concatenate, gene_type
 
 _SHUFFLE_KEY = 5
 ROWS, ENTRIES, COUNTS = 0, 1, 2

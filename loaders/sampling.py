@@ -15,8 +15,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from dist_scvi.loaders.arrays.obs_columns import Categorical, Numeric
 from dist_scvi.loaders.cell_store import CellStore
-from dist_scvi.loaders.columns import Categorical, Numeric
 from dist_scvi.loaders.strata import LEFT_OUT, TEST, TRAIN, VALIDATION, Strata, shares_of
 
 _PAGE_ROWS = 1 << 16

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dist_scvi.loaders.arrays.obs_columns import Categorical
 from dist_scvi.loaders.cell_store import CellStore
-from dist_scvi.loaders.columns import Categorical
 from dist_scvi.loaders.scan_cells import CellPass, NamePass, Probe, probe_layers
 from dist_scvi.loaders.scan_columns import BLOCK_CELLS, MISSING, ColumnPass, ColumnSummary, suggested
 from dist_scvi.loaders.scan_counts import LibrarySummary

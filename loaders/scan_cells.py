@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dist_scvi.loaders.arrays.obs_columns import Categorical
 from dist_scvi.loaders.cell_store import CellStore
-from dist_scvi.loaders.columns import Categorical
 from dist_scvi.loaders.scan_columns import groups
 from dist_scvi.loaders.scan_counts import Counts, Libraries
 from dist_scvi.loaders.scan_duplicates import Hashes, hash_counts, hash_names

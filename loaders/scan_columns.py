@@ -13,8 +13,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from dist_scvi.loaders.arrays.obs_columns import Categorical, Numeric
 from dist_scvi.loaders.cell_store import CellStore
-from dist_scvi.loaders.columns import Categorical, Numeric
 
 BLOCK_CELLS = 320
 """Rows over which mixing is measured: blocks of this length are always worth reading together."""

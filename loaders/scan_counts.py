@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_scvi.loaders.rows import CsrRows
+from dist_scvi.loaders.arrays.csr_rows import CsrRows
 
 _BINS_PER_DOUBLING = 64
 """Bins of library size; quantiles are exact to 1.1 %."""

@@ -15,7 +15,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from dist_scvi.loaders.rows import CsrRows
+from dist_scvi.loaders.arrays.csr_rows import CsrRows
 
 _HELD = 1 << 24
 """Hashes held, with their rows: 256 MiB. Two different rows among so many share one with a chance of 1 in 10^5."""

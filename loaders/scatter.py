@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dist_scvi.loaders.arrays.anndata_layout import code_type
+from dist_scvi.loaders.arrays.obs_columns import Categorical, Numeric
 from dist_scvi.loaders.cell_store import CellStore
-from dist_scvi.loaders.columns import Categorical, Numeric
-from dist_scvi.loaders.layout import code_type
 from dist_scvi.loaders.pack_plan import PackJob, gene_places, read_cells
 from dist_scvi.loaders.pieces import MovingRows, destinations, settle_rows, write_part
 

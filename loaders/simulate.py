@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betainc
 
-from dist_scvi.loaders.rows import CsrRows, concatenate
-from dist_scvi.loaders.write import AnnDataZarrWriter
+from dist_scvi.loaders.arrays.anndata_writer import AnnDataZarrWriter
+from dist_scvi.loaders.arrays.csr_rows import CsrRows, concatenate
 
 _BLOCK_CELLS = 4096
 _DENSE_VALUES = 1 << 19

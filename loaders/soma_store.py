@@ -19,11 +19,11 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from dist_scvi.loaders.arrays.csr import keep_rows
+from dist_scvi.loaders.arrays.csr_rows import CsrRows, GeneChoice, concatenate, from_arrays, gene_type
+from dist_scvi.loaders.arrays.kernels import repeated_gene, settle
+from dist_scvi.loaders.arrays.obs_columns import Categorical, DamagedError, Numeric, Ranges
 from dist_scvi.loaders.cell_store import check_not_empty
-from dist_scvi.loaders.columns import Categorical, DamagedError, Numeric, Ranges
-from dist_scvi.loaders.csr import keep_rows
-from dist_scvi.loaders.kernels import repeated_gene, settle
-from dist_scvi.loaders.rows import CsrRows, GeneChoice, concatenate, from_arrays, gene_type
 from dist_scvi.loaders.soma_tables import SomaObs, Tables, read_genes
 
 _BUFFER_BYTES = 4 << 20

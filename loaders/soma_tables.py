@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_scvi.loaders.cell_store import check_var_names
-from dist_scvi.loaders.columns import (
+from dist_scvi.loaders.arrays.anndata_layout import code_type
+from dist_scvi.loaders.arrays.obs_columns import (
     Categorical,
     DamagedError,
     Numeric,
@@ -22,7 +22,7 @@ from dist_scvi.loaders.columns import (
     categorical_from_codes,
     missing_column,
 )
-from dist_scvi.loaders.layout import code_type
+from dist_scvi.loaders.cell_store import check_var_names
 
 _JOINID = "soma_joinid"
 _NAMES = ("obs_id", "observation_joinid", "cell_id", "barcode", "_index", "index")

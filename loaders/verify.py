@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dist_scvi.loaders.arrays.obs_columns import Categorical, DamagedError
 from dist_scvi.loaders.cell_store import CellStore
-from dist_scvi.loaders.columns import Categorical, DamagedError
 from dist_scvi.loaders.lost_rows import Losses, Lost, budget, narrow, steps
 from dist_scvi.loaders.open import open_store
 from dist_scvi.loaders.scan_columns import open_column

@@ -11,13 +11,13 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from dist_scvi.loaders.chunks import ChunkedArray, decoder_of
-from dist_scvi.loaders.columns import read_range
+from dist_scvi.loaders.arrays.chunked_array import ChunkedArray, decoder_of
+from dist_scvi.loaders.arrays.csr_rows import CsrRows
+from dist_scvi.loaders.arrays.objects import LocalObjects
+from dist_scvi.loaders.arrays.obs_columns import read_range
+from dist_scvi.loaders.arrays.obs_table import attribute, index_of
+from dist_scvi.loaders.arrays.pack_manifest import MEMBER, Manifest, PackSums, packed_root, read_manifest, read_sums
 from dist_scvi.loaders.lost_rows import Losses, budget, narrow, steps, without
-from dist_scvi.loaders.objects import LocalObjects
-from dist_scvi.loaders.obs import attribute, index_of
-from dist_scvi.loaders.packed import MEMBER, Manifest, PackSums, packed_root, read_manifest, read_sums
-from dist_scvi.loaders.rows import CsrRows
 
 _READ_ENTRIES = 1 << 22
 """Entries read at once."""

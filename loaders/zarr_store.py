@@ -14,10 +14,10 @@ import zarr
 from zarr.codecs import Crc32cCodec, ShardingCodec
 
 from dist_scvi.loaders.anndata_store import AnnDataStore
-from dist_scvi.loaders.chunks import ChunkedArray, decoder_of
-from dist_scvi.loaders.obs import attribute
-from dist_scvi.loaders.packed import read_manifest
-from dist_scvi.loaders.remote import open_objects, storage_errors, zarr_store_of
+from dist_scvi.loaders.arrays.chunked_array import ChunkedArray, decoder_of
+from dist_scvi.loaders.arrays.obs_table import attribute
+from dist_scvi.loaders.arrays.pack_manifest import read_manifest
+from dist_scvi.loaders.arrays.remote import open_objects, storage_errors, zarr_store_of
 
 
 def open_zarr(

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from dist_scvi.folder import MANIFEST, DamagedFolderError, IncompleteFolderError
-from dist_scvi.loaders import remote
-from dist_scvi.loaders.objects import StorageError
-from dist_scvi.loaders.remote import RemoteObjects
+from dist_scvi.loaders.arrays import remote
+from dist_scvi.loaders.arrays.objects import StorageError
+from dist_scvi.loaders.arrays.remote import RemoteObjects
 from dist_scvi.places import LocalPlace, ObjectPlace, Place, open_place
 
 from ..loaders.object_server import ObjectServer  # noqa: TID252 - tests are no package

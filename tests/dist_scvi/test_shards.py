@@ -13,7 +13,7 @@ import pytest
 import zarr
 
 from dist_scvi import shards
-from dist_scvi.loaders.layout import new_array, new_root, new_strings
+from dist_scvi.loaders.arrays.anndata_layout import new_array, new_root, new_strings
 from dist_scvi.shards import Shards, written_in_shards
 from dist_scvi.world import World
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from dist_scvi import run_folder
-from dist_scvi.loaders import remote
+from dist_scvi.loaders.arrays import remote
 from dist_scvi.metrics import MetricsLog
 from dist_scvi.places import LocalPlace
 
@@ -132,7 +132,7 @@ class TestObjectStorage:
     def test_killed_in_a_save_it_goes_on_as_if_it_had_not(
         self, at: int, when: str, stored: Toy, server: ObjectServer, crew: Crew, undisturbed: Callable[[int], Toy]
     ) -> None:
-        kill = fault("dist_scvi.loaders.remote.RemoteObjects.write", "SIGKILL", at, when=when, thread="saver")
+        kill = fault("dist_scvi.loaders.arrays.remote.RemoteObjects.write", "SIGKILL", at, when=when, thread="saver")
         assert crew.train(stored, *told(server), workers=1, faults={0: [kill]}).codes == [-9]
         assert_at_most_one_save_lost(stored)
         finish_here(stored, *told(server))

@@ -25,7 +25,7 @@ from dist_scvi.config import RunConfig
 from dist_scvi.config_file import load_config
 from dist_scvi.ends import StoppedError
 from dist_scvi.launch.ray_train import _check_room, _end, _fit, run_on_ray
-from dist_scvi.loaders.objects import StorageError
+from dist_scvi.loaders.arrays.objects import StorageError
 from dist_scvi.metrics import Row, read_metrics
 from dist_scvi.places import LocalPlace
 from dist_scvi.run import train_worker

@@ -10,7 +10,7 @@ from numpy.testing import assert_array_equal
 from scipy import sparse
 
 from dist_scvi.loaders import CellStore
-from dist_scvi.loaders.rows import CsrRows, GeneChoice
+from dist_scvi.loaders.arrays.csr_rows import CsrRows, GeneChoice
 
 Opened = Callable[..., CellStore]
 

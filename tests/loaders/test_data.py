@@ -9,7 +9,7 @@ import pytest
 from anndata import AnnData
 
 from dist_scvi.loaders import open_data, open_store
-from dist_scvi.loaders.columns import categorical_from_codes, categorical_from_values
+from dist_scvi.loaders.arrays.obs_columns import categorical_from_codes, categorical_from_values
 from dist_scvi.loaders.data import without_category
 from dist_scvi.loaders.stream import row_stream
 

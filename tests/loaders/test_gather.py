@@ -6,6 +6,7 @@ import zarr
 from numpy.testing import assert_array_equal
 
 from dist_scvi.loaders import open_store, pack_plan
+from dist_scvi.loaders.arrays.pack_manifest import read_manifest, read_sums
 from dist_scvi.loaders.gather import (
     begin_gathering,
     create_store,
@@ -14,7 +15,6 @@ from dist_scvi.loaders.gather import (
     write_shard,
     write_table,
 )
-from dist_scvi.loaders.packed import read_manifest, read_sums
 from dist_scvi.loaders.scatter import open_columns
 
 from .store_contract import dense

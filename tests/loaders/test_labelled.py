@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from dist_scvi.loaders import CellData, Plan, labelled, make_plan, open_data
-from dist_scvi.loaders.columns import Categorical
+from dist_scvi.loaders.arrays.obs_columns import Categorical
 from dist_scvi.loaders.labelled import LabelledSplit, LabelSample, ListedLine, labelled_plan, labelled_stream
 from dist_scvi.loaders.line import MassLine
 from dist_scvi.loaders.minibatch import MiniBatch

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
-from dist_scvi.loaders.columns import Categorical, Numeric
+from dist_scvi.loaders.arrays.obs_columns import Categorical, Numeric
 from dist_scvi.loaders.hashing import hash_keys
 from dist_scvi.loaders.line import MassLine
 from dist_scvi.loaders.plan import make_plan, minibatch_rows, split_rows

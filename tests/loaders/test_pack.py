@@ -15,8 +15,8 @@ from numpy.testing import assert_array_equal
 from scipy import sparse
 
 from dist_scvi.loaders import CellStore, open_store, pack, pack_plan
+from dist_scvi.loaders.arrays.pack_manifest import Manifest, PackSource, read_manifest
 from dist_scvi.loaders.pack import pack_store
-from dist_scvi.loaders.packed import Manifest, PackSource, read_manifest
 
 from .store_contract import dense
 

@@ -6,6 +6,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from dist_scvi.loaders import open_store, pack_plan
+from dist_scvi.loaders.arrays.pack_manifest import PackSource
 from dist_scvi.loaders.pack_plan import (
     Budget,
     PackJob,
@@ -22,7 +23,6 @@ from dist_scvi.loaders.pack_plan import (
     probe_store,
     read_cells,
 )
-from dist_scvi.loaders.packed import PackSource
 
 JOB = PackJob(
     source=PackSource("a.zarr", None, 150, 23, 900),

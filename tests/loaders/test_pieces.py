@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
+from dist_scvi.loaders.arrays.csr_rows import CsrRows
 from dist_scvi.loaders.pieces import (
     COUNTS,
     ENTRIES,
@@ -19,7 +20,6 @@ from dist_scvi.loaders.pieces import (
     sum_edges,
     write_part,
 )
-from dist_scvi.loaders.rows import CsrRows
 
 from .store_contract import dense
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dist_scvi.loaders.columns import Categorical, Numeric
+from dist_scvi.loaders.arrays.obs_columns import Categorical, Numeric
 from dist_scvi.loaders.line import MassLine
 from dist_scvi.loaders.plan import (
     Plan,

@@ -10,7 +10,7 @@ from numpy.testing import assert_array_equal
 from scipy import sparse
 
 from dist_scvi.loaders import open_store
-from dist_scvi.loaders.columns import Categorical, Numeric
+from dist_scvi.loaders.arrays.obs_columns import Categorical, Numeric
 from dist_scvi.loaders.sampling import holdout_split, make_sampling, named_split, open_sampling
 from dist_scvi.loaders.strata import LEFT_OUT, TEST, TRAIN, VALIDATION, Strata
 

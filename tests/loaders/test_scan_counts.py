@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from dist_scvi.loaders.rows import CsrRows
+from dist_scvi.loaders.arrays.csr_rows import CsrRows
 from dist_scvi.loaders.scan_counts import Counts, Libraries
 
 

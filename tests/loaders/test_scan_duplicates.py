@@ -3,7 +3,7 @@ import pytest
 from scipy import sparse
 
 from dist_scvi.loaders import scan_duplicates
-from dist_scvi.loaders.rows import CsrRows
+from dist_scvi.loaders.arrays.csr_rows import CsrRows
 from dist_scvi.loaders.scan_duplicates import Hashes, hash_counts, hash_names, n_parts
 
 

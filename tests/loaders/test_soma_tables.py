@@ -5,7 +5,7 @@ import pytest
 import tiledbsoma
 from numpy.testing import assert_array_equal
 
-from dist_scvi.loaders.columns import PagedArray
+from dist_scvi.loaders.arrays.obs_columns import PagedArray
 from dist_scvi.loaders.soma_store import SomaOptions, open_soma
 from dist_scvi.loaders.soma_tables import read_genes
 

@@ -7,7 +7,7 @@ import pytest
 import zarr
 from scipy import sparse
 
-from dist_scvi.loaders import open_store, scan_duplicates, verify, write
+from dist_scvi.loaders import open_store, scan_duplicates, verify
 from dist_scvi.loaders.simulate import simulate
 from dist_scvi.loaders.verify import Verification, format_verification, verify_store
 

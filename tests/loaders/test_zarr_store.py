@@ -4,8 +4,9 @@ import zarr
 from numpy.testing import assert_array_equal
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-from dist_scvi.loaders import open_data, open_store, remote
-from dist_scvi.loaders.objects import StorageError
+from dist_scvi.loaders import open_data, open_store
+from dist_scvi.loaders.arrays import remote
+from dist_scvi.loaders.arrays.objects import StorageError
 from dist_scvi.loaders.stream import row_stream
 
 from .object_server import ObjectServer

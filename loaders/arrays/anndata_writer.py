@@ -15,7 +15,7 @@ import numpy as np
 import zarr
 from numpy.typing import DTypeLike, NDArray
 
-from dist_scvi.loaders.layout import (
+from dist_scvi.loaders.arrays.anndata_layout import (
     check_free,
     code_type,
     finish_table,
@@ -25,7 +25,7 @@ from dist_scvi.loaders.layout import (
     new_strings,
     put_in_place,
 )
-from dist_scvi.loaders.rows import CsrRows
+from dist_scvi.loaders.arrays.csr_rows import CsrRows
 
 _CHUNK_CELLS = 64
 """Cells whose entries are decompressed together."""

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, ShardingCodec
 from zarr.codecs.sharding import ShardingCodecIndexLocation
 
-from dist_scvi.loaders.codecs import Decoder, checked_crc32c, decoder, decoder_v2
-from dist_scvi.loaders.columns import DamagedError
-from dist_scvi.loaders.objects import Objects
+from dist_scvi.loaders.arrays.codecs import Decoder, checked_crc32c, decoder, decoder_v2
+from dist_scvi.loaders.arrays.objects import Objects
+from dist_scvi.loaders.arrays.obs_columns import DamagedError
 
 _TASK_CHUNKS = 8
 """Chunks that one thread fetches and decodes in one go."""

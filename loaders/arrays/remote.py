@@ -22,7 +22,7 @@ from obstore.store import from_url
 from zarr.abc.store import Store
 from zarr.storage import LocalStore, ObjectStore
 
-from dist_scvi.loaders.objects import LocalObjects, Objects, StorageError, check_length
+from dist_scvi.loaders.arrays.objects import LocalObjects, Objects, StorageError, check_length
 
 T = TypeVar("T")
 

@@ -6,11 +6,11 @@ import pytest
 from anndata import AnnData
 from numpy.testing import assert_array_equal
 
-from dist_scvi.loaders import open_store, write
-from dist_scvi.loaders.rows import CsrRows, concatenate
-from dist_scvi.loaders.write import AnnDataZarrWriter
+from dist_scvi.loaders import open_store
+from dist_scvi.loaders.arrays.anndata_writer import AnnDataZarrWriter
+from dist_scvi.loaders.arrays.csr_rows import CsrRows, concatenate
 
-from .store_contract import dense
+from ..store_contract import dense
 
 
 @pytest.fixture

@@ -7,10 +7,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_scvi.loaders.buffers import Buffers
-from dist_scvi.loaders.chunks import ChunkedArray, run_side_by_side
-from dist_scvi.loaders.kernels import REFUSED, falls_at, find_genes, keep_genes, place_rows, repeated_gene, settle
-from dist_scvi.loaders.rows import CsrRows, GeneChoice, concatenate, gene_type, row_starts
+from dist_scvi.loaders.arrays.buffers import Buffers
+from dist_scvi.loaders.arrays.chunked_array import ChunkedArray, run_side_by_side
+from dist_scvi.loaders.arrays.csr_rows import CsrRows, GeneChoice, concatenate, gene_type, row_starts
+from dist_scvi.loaders.arrays.kernels import (
+    REFUSED,
+    falls_at,
+    find_genes,
+    keep_genes,
+    place_rows,
+    repeated_gene,
+    settle,
+)
 
 _KEPT_TOGETHER = 1024
 """Rows of which one thread drops genes in one go."""

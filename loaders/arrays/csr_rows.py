@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_scvi.loaders.kernels import repeated_gene, sum_rows, take_rows
+from dist_scvi.loaders.arrays.kernels import repeated_gene, sum_rows, take_rows
 
 _GAP_CELLS = 64
 """Rows between two wanted ones that are read along rather than asked for separately."""

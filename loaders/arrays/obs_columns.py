@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dist_scvi.loaders.objects import StorageError
+from dist_scvi.loaders.arrays.objects import StorageError
 
 _PAGE_ROWS = (4096, 65_536)
 """Fewest and most values read together."""

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec
 
-from dist_scvi.loaders.chunks import ChunkedArray, decoder_of, run_side_by_side
-from dist_scvi.loaders.columns import DamagedError
-from dist_scvi.loaders.objects import LocalObjects
+from dist_scvi.loaders.arrays.chunked_array import ChunkedArray, decoder_of, run_side_by_side
+from dist_scvi.loaders.arrays.objects import LocalObjects
+from dist_scvi.loaders.arrays.obs_columns import DamagedError
 
 LENGTH = 1000
 VALUES = (np.arange(LENGTH) * 7 % 251).astype(np.uint16)

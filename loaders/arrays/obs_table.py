@@ -7,7 +7,7 @@ import numpy as np
 from anndata.io import read_elem
 from numpy.typing import NDArray
 
-from dist_scvi.loaders.columns import (
+from dist_scvi.loaders.arrays.obs_columns import (
     Categorical,
     Numeric,
     PagedArray,

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dist_scvi.loaders.buffers import Buffers
+from dist_scvi.loaders.arrays.buffers import Buffers
 
 
 def address(array: np.ndarray) -> int:

@@ -10,7 +10,7 @@ from numpy.testing import assert_array_equal
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, ZstdCodec
 from zarr.codecs import numcodecs as zarr3
 
-from dist_scvi.loaders.codecs import checked_crc32c, decoder, decoder_v2
+from dist_scvi.loaders.arrays.codecs import checked_crc32c, decoder, decoder_v2
 
 VALUES = (np.arange(1000) % 37).astype(np.uint16)
 

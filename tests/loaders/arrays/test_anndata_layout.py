@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 import zarr
 
-from dist_scvi.loaders.layout import code_type, finish_table, new_array, new_categorical, new_root, new_strings
+from dist_scvi.loaders.arrays.anndata_layout import (
+    code_type,
+    finish_table,
+    new_array,
+    new_categorical,
+    new_root,
+    new_strings,
+)
 
 
 @pytest.fixture

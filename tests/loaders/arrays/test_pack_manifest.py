@@ -4,8 +4,16 @@ import numpy as np
 import pytest
 import zarr
 
-from dist_scvi.loaders.layout import new_array, new_root
-from dist_scvi.loaders.packed import COLLECTION, MANIFEST_KEY, SUMS, Manifest, PackSource, read_manifest, read_sums
+from dist_scvi.loaders.arrays.anndata_layout import new_array, new_root
+from dist_scvi.loaders.arrays.pack_manifest import (
+    COLLECTION,
+    MANIFEST_KEY,
+    SUMS,
+    Manifest,
+    PackSource,
+    read_manifest,
+    read_sums,
+)
 
 MANIFEST = Manifest(
     format_version=1,

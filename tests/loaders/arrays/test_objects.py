@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dist_scvi.loaders.objects import LocalObjects, StorageError, check_length
+from dist_scvi.loaders.arrays.objects import LocalObjects, StorageError, check_length
 
 BODY = np.random.default_rng(0).bytes(10_000)
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
-from dist_scvi.loaders.kernels import (
+from dist_scvi.loaders.arrays.kernels import (
     REFUSED,
     falls_at,
     find_genes,

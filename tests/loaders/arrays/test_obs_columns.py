@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 from numpy.testing import assert_array_equal
 
-from dist_scvi.loaders.columns import (
+from dist_scvi.loaders.arrays.obs_columns import (
     Numeric,
     PagedArray,
     categorical_from_codes,
