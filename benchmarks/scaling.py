@@ -34,9 +34,9 @@ from scale.gpus import ASSUMED, predictions
 from scale.summary import CELLS, Run
 from table import scaling_tables
 
-from dist_scvi.loaders.open import open_store
 from dist_scvi.loaders.pack import pack_store
 from dist_scvi.loaders.simulate import simulate
+from dist_scvi.loaders.stores.open import open_store
 
 HERE = Path(__file__).parent
 RESULT = HERE / "results" / "scaling.json"

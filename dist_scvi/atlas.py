@@ -25,7 +25,7 @@ from dist_scvi.loaders.arrays.anndata_layout import LIBRARY, QZM, QZV, SOURCE_RO
 from dist_scvi.loaders.arrays.csr_rows import row_runs
 from dist_scvi.loaders.arrays.obs_columns import Categorical, PagedArray, read_range
 from dist_scvi.loaders.arrays.obs_table import ObsTable
-from dist_scvi.loaders.zarr_store import complete_array, open_root
+from dist_scvi.loaders.stores.zarr_store import complete_array, open_root
 from dist_scvi.model_files import load_model
 from dist_scvi.posterior import logistic_normal_mean
 from dist_scvi.scanvae import SCANVAE

@@ -19,7 +19,7 @@ from dist_scvi.fit_data import open_for
 from dist_scvi.loaders.arrays.anndata_layout import LIBRARY
 from dist_scvi.loaders.arrays.obs_columns import Ranges
 from dist_scvi.loaders.data import CellData
-from dist_scvi.loaders.memory_store import MemoryStore
+from dist_scvi.loaders.stores.memory_store import MemoryStore
 from dist_scvi.minify import Minified, write_atlas
 from dist_scvi.scvi_files import ScviModel, read_scvi_tools
 from dist_scvi.scvi_minified import MinifiedCells, open_minified_h5ad

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from dist_scvi.infer import decode_draw, latent_cells
 from dist_scvi.linear_model import LinearSCVI
-from dist_scvi.loaders.anndata_store import AnnDataStore
 from dist_scvi.loaders.arrays.anndata_layout import finish_table, new_array, new_strings
 from dist_scvi.loaders.data import open_data
 from dist_scvi.loaders.minibatch import MiniBatch
-from dist_scvi.loaders.open import open_store
+from dist_scvi.loaders.stores.anndata_store import AnnDataStore
+from dist_scvi.loaders.stores.open import open_store
 from dist_scvi.opened_model import held_anndata
 from dist_scvi.posterior import logistic_normal_mean
 from dist_scvi.question import describe_model

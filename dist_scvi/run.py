@@ -15,7 +15,7 @@ from dist_scvi.asks import Asks
 from dist_scvi.config import RunConfig, SomaConfig
 from dist_scvi.config_file import read_config
 from dist_scvi.lease import Driver
-from dist_scvi.loaders.soma_store import is_soma
+from dist_scvi.loaders.stores.soma_store import is_soma
 from dist_scvi.metrics import Row
 from dist_scvi.places import Place, open_place
 from dist_scvi.resolve import open_from

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dist_scvi.asks import Asks
     from dist_scvi.config import RunConfig, TrainConfig
     from dist_scvi.loaders import CellStore
-    from dist_scvi.loaders.soma_store import SomaOptions
+    from dist_scvi.loaders.stores.soma_store import SomaOptions
     from dist_scvi.places import Place
     from dist_scvi.world import World
 
@@ -55,7 +55,7 @@ def _simulate(options: argparse.Namespace) -> int:
 
 def _source(options: argparse.Namespace) -> "Callable[..., CellStore]":
     """Give what opens the store, or stores, that a command names; it takes another layer."""
-    from dist_scvi.loaders.open import open_store, read_names
+    from dist_scvi.loaders.stores.open import open_store, read_names
 
     sources = options.sources if len(options.sources) > 1 else options.sources[0]
     genes = None if options.genes is None else read_names(options.genes)
@@ -72,14 +72,14 @@ def _source(options: argparse.Namespace) -> "Callable[..., CellStore]":
 
 def _tell_unmatched(store: "CellStore") -> None:
     """Say which genes of several stores do not match."""
-    from dist_scvi.loaders.collection import Collection, format_unmatched
+    from dist_scvi.loaders.stores.collection import Collection, format_unmatched
 
     if isinstance(store, Collection):
         print(format_unmatched(store.unmatched), file=sys.stderr)
 
 
 def _soma(options: argparse.Namespace) -> "SomaOptions | None":
-    from dist_scvi.loaders.soma_store import SomaOptions
+    from dist_scvi.loaders.stores.soma_store import SomaOptions
 
     asked = {"measurement": options.soma_measurement, "obs_value_filter": options.soma_filter}
     asked = {key: value for key, value in asked.items() if value is not None}

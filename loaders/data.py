@@ -13,7 +13,7 @@ from dist_scvi.loaders.arrays.csr_rows import CsrRows
 from dist_scvi.loaders.arrays.obs_columns import Categorical, Numeric, Ranges
 from dist_scvi.loaders.cell_store import CellStore
 from dist_scvi.loaders.minibatch import MiniBatch
-from dist_scvi.loaders.open import open_store
+from dist_scvi.loaders.stores.open import open_store
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -10,9 +10,9 @@ from scipy import sparse
 
 from dist_scvi.config import ModelConfig
 from dist_scvi.fit_data import fit_to_spec
-from dist_scvi.loaders.collection import format_unmatched
 from dist_scvi.loaders.data import CellData, open_data
-from dist_scvi.loaders.open import open_store
+from dist_scvi.loaders.stores.collection import format_unmatched
+from dist_scvi.loaders.stores.open import open_store
 from dist_scvi.query_data import prepare_query_anndata, prepare_query_data, unmatched_genes
 from dist_scvi.spec import ModelSpec, spec_of
 

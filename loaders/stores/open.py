@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from dist_scvi.loaders.annbatch_store import is_annbatch, open_annbatch
 from dist_scvi.loaders.cell_store import CellStore
-from dist_scvi.loaders.collection import open_collection
-from dist_scvi.loaders.h5ad_store import open_h5ad
-from dist_scvi.loaders.memory_store import MemoryStore
-from dist_scvi.loaders.soma_store import SomaOptions, is_soma, open_soma
-from dist_scvi.loaders.zarr_store import open_zarr
+from dist_scvi.loaders.stores.annbatch_store import is_annbatch, open_annbatch
+from dist_scvi.loaders.stores.collection import open_collection
+from dist_scvi.loaders.stores.h5ad_store import open_h5ad
+from dist_scvi.loaders.stores.memory_store import MemoryStore
+from dist_scvi.loaders.stores.soma_store import SomaOptions, is_soma, open_soma
+from dist_scvi.loaders.stores.zarr_store import open_zarr
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -6,8 +6,8 @@ import tiledbsoma
 from numpy.testing import assert_array_equal
 
 from dist_scvi.loaders.arrays.obs_columns import PagedArray
-from dist_scvi.loaders.soma_store import SomaOptions, open_soma
-from dist_scvi.loaders.soma_tables import read_genes
+from dist_scvi.loaders.stores.soma_store import SomaOptions, open_soma
+from dist_scvi.loaders.stores.soma_tables import read_genes
 
 from .test_soma_store import only, write_adata, write_counts
 
@@ -103,7 +103,7 @@ def test_a_column_of_names_that_is_not_there_is_refused_with_those_that_are(uri,
 
 
 def test_genes_without_a_known_column_of_names_are_refused(uri, tmp_path, expected_ng, monkeypatch):
-    monkeypatch.setattr("dist_scvi.loaders.soma_tables._GENE_NAMES", ("id",))
+    monkeypatch.setattr("dist_scvi.loaders.stores.soma_tables._GENE_NAMES", ("id",))
     with pytest.raises(ValueError, match=r"set data.soma.var_names_column, present are soma_joinid, gene_name"):
         open_soma(write_counts(tmp_path / "cells", expected_ng, range(150), range(23)))
 
@@ -116,7 +116,7 @@ def test_genes_come_by_rising_soma_joinid_however_they_are_read():
 
 
 def test_cells_without_names_are_called_by_their_soma_joinid(tmp_path, expected_ng, monkeypatch):
-    monkeypatch.setattr("dist_scvi.loaders.soma_tables._NAMES", ("id",))
+    monkeypatch.setattr("dist_scvi.loaders.stores.soma_tables._NAMES", ("id",))
     store = open_soma(write_counts(tmp_path / "cells", expected_ng, range(10, 160), range(23)))
     assert list(store.obs_names(3, 5)) == ["13", "14"]
 

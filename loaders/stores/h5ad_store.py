@@ -6,8 +6,8 @@ from typing import Any
 
 import h5py
 
-from dist_scvi.loaders.anndata_store import AnnDataStore
 from dist_scvi.loaders.arrays.objects import LocalObjects
+from dist_scvi.loaders.stores.anndata_store import AnnDataStore
 
 
 def open_h5ad(path: Path, *, layer: str | None = None) -> AnnDataStore:

@@ -13,11 +13,11 @@ import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec, ShardingCodec
 
-from dist_scvi.loaders.anndata_store import AnnDataStore
 from dist_scvi.loaders.arrays.chunked_array import ChunkedArray, decoder_of
 from dist_scvi.loaders.arrays.obs_table import attribute
 from dist_scvi.loaders.arrays.pack_manifest import read_manifest
 from dist_scvi.loaders.arrays.remote import open_objects, storage_errors, zarr_store_of
+from dist_scvi.loaders.stores.anndata_store import AnnDataStore
 
 
 def open_zarr(

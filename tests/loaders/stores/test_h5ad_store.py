@@ -3,7 +3,7 @@ import pytest
 
 from dist_scvi.loaders import open_store
 
-from .store_contract import Opened, StoreContract
+from ..store_contract import Opened, StoreContract
 
 
 class TestH5adStore(StoreContract):

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
 
-from dist_scvi.loaders.collection import Collection
-from dist_scvi.loaders.zarr_store import open_root, open_zarr
+from dist_scvi.loaders.stores.collection import Collection
+from dist_scvi.loaders.stores.zarr_store import open_root, open_zarr
 
 _KIND = "annbatch-preshuffled"
 _VERSION = "0.1.0"

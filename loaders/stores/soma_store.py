@@ -24,7 +24,7 @@ from dist_scvi.loaders.arrays.csr_rows import CsrRows, GeneChoice, concatenate, 
 from dist_scvi.loaders.arrays.kernels import repeated_gene, settle
 from dist_scvi.loaders.arrays.obs_columns import Categorical, DamagedError, Numeric, Ranges
 from dist_scvi.loaders.cell_store import check_not_empty
-from dist_scvi.loaders.soma_tables import SomaObs, Tables, read_genes
+from dist_scvi.loaders.stores.soma_tables import SomaObs, Tables, read_genes
 
 _BUFFER_BYTES = 4 << 20
 """Bytes of a column that TileDB gives at a time; its own default of 1 GiB takes more time for the same entries."""

@@ -6,7 +6,7 @@ from scipy import sparse
 
 from dist_scvi.loaders import open_store
 
-from .store_contract import Opened, StoreContract, dense
+from ..store_contract import Opened, StoreContract, dense
 
 
 class TestMemoryStore(StoreContract):

@@ -9,7 +9,7 @@ from numpy.testing import assert_array_equal
 
 from dist_scvi.loaders import open_store
 
-from .store_contract import dense
+from ..store_contract import dense
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ import tiledbsoma
 import tiledbsoma.io
 from numpy.testing import assert_array_equal
 
-from dist_scvi.loaders import soma_store
-from dist_scvi.loaders.soma_store import SomaOptions, is_soma, open_soma
+from dist_scvi.loaders.stores import soma_store
+from dist_scvi.loaders.stores.soma_store import SomaOptions, is_soma, open_soma
 
-from .store_contract import Opened, StoreContract, dense
+from ..store_contract import Opened, StoreContract, dense
 
 
 def write_adata(path: Path, adata, layer: str = "raw") -> str:

@@ -10,9 +10,9 @@ import pytest
 import zarr
 from numpy.testing import assert_array_equal
 
-from dist_scvi.loaders.annbatch_store import is_annbatch, open_annbatch
+from dist_scvi.loaders.stores.annbatch_store import is_annbatch, open_annbatch
 
-from .store_contract import Opened, StoreContract, dense
+from ..store_contract import Opened, StoreContract, dense
 
 ENCODING = {"encoding-type": "annbatch-preshuffled", "encoding-version": "0.1.0"}
 BORDERS = [0, 60, 100, 150]
