@@ -23,7 +23,7 @@ import torch
 import dist_scvi
 from dist_scvi.config import DataConfig, RunConfig, TrainConfig
 from dist_scvi.loaders import CellData
-from dist_scvi.loaders.plan import split_rows
+from dist_scvi.loaders.order.plan import split_rows
 from dist_scvi.resolve import resolve
 
 N_DRAWS = 5

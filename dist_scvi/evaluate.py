@@ -4,7 +4,7 @@ import torch
 
 from dist_scvi.config import RunConfig
 from dist_scvi.loaders import CellData, Plan
-from dist_scvi.loaders.plan import Split
+from dist_scvi.loaders.order.plan import Split
 from dist_scvi.loaders.stream import split_stream
 from dist_scvi.losses import cell_losses, loss_means, loss_sums, no_loss_sums
 from dist_scvi.metrics import Row

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betainc, ndtri, pdtr
 
-from dist_scvi.loaders.hashing import hash_rows
+from dist_scvi.loaders.order.keyed_hash import hash_rows
 
 _CELL_KEY, _GENE_KEY = 104, 105
 _NORMAL, _ACCEPT, _BOOST = 0, 1, 2

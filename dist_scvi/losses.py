@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dist_scvi.classification import classification_metrics, classification_sums, n_classification_sums
-from dist_scvi.loaders.hashing import hash_rows
+from dist_scvi.loaders.order.keyed_hash import hash_rows
 from dist_scvi.scanvae import SCANVAE
 from dist_scvi.vae import VAE, LossTerms
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 from torch import Tensor
 
-from dist_scvi.loaders.hashing import hash_keys, hash_rows
+from dist_scvi.loaders.order.keyed_hash import hash_keys, hash_rows
 
 _STEP_KEY, _ROW_KEY, _PART_KEY = 101, 102, 103
 

@@ -25,7 +25,7 @@ from dist_scvi.fit_data import fit_to_spec, open_for
 from dist_scvi.folder import MANIFEST
 from dist_scvi.infer import LatentCells, latent_cells
 from dist_scvi.loaders.data import CellData
-from dist_scvi.loaders.plan import Plan, Split, split_rows
+from dist_scvi.loaders.order.plan import Plan, Split, split_rows
 from dist_scvi.minify import minify
 from dist_scvi.model_files import load_history, load_model, save_model
 from dist_scvi.scvi_files import is_scvi_tools, read_scvi_tools, write_scvi_tools

@@ -8,10 +8,10 @@ from dist_scvi.config import RunConfig
 from dist_scvi.fit_data import fit_to_spec
 from dist_scvi.lease import refuse_if_held
 from dist_scvi.loaders import CellData, Plan
-from dist_scvi.loaders.plan import check_world_size
-from dist_scvi.loaders.sampling import ColumnSplit
+from dist_scvi.loaders.order.column_sampling import ColumnSplit
+from dist_scvi.loaders.order.plan import check_world_size
+from dist_scvi.loaders.order.seeded_split import TEST, VALIDATION
 from dist_scvi.loaders.stores.collection import Collection, format_unmatched
-from dist_scvi.loaders.strata import TEST, VALIDATION
 from dist_scvi.loggers import check_logger_options
 from dist_scvi.places import LocalPlace
 from dist_scvi.resolve import labelled_plan_of, resolve

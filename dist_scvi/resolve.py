@@ -5,10 +5,10 @@ from pathlib import Path
 from dist_scvi.config import DataConfig, RunConfig
 from dist_scvi.loaders import CellData, Plan, make_plan, open_data, open_store
 from dist_scvi.loaders.labelled import count_labelled, labelled_plan
-from dist_scvi.loaders.sampling import open_sampling
+from dist_scvi.loaders.order.column_sampling import open_sampling
+from dist_scvi.loaders.order.seeded_split import shares_of
 from dist_scvi.loaders.stores.open import read_names
 from dist_scvi.loaders.stores.soma_store import SomaOptions
-from dist_scvi.loaders.strata import shares_of
 from dist_scvi.semi_supervised import FROM_SCVI
 from dist_scvi.spec import ModelSpec
 

@@ -22,7 +22,7 @@ from dist_scvi.lease import Driver
 from dist_scvi.loaders import CellData, Plan
 from dist_scvi.loaders.labelled import labelled_stream
 from dist_scvi.loaders.minibatch import MiniBatch
-from dist_scvi.loaders.plan import check_world_size
+from dist_scvi.loaders.order.plan import check_world_size
 from dist_scvi.loaders.stream import train_stream
 from dist_scvi.metrics import Meter, MetricsLog, Row, named
 from dist_scvi.places import Place, open_place

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dist_scvi.ends import WorkersFailedError
-from dist_scvi.loaders.plan import usable_workers
+from dist_scvi.loaders.order.plan import usable_workers
 
 T = TypeVar("T")
 

@@ -177,7 +177,7 @@ def _run_of(options: argparse.Namespace) -> "Place":
 def _run(config: "RunConfig", options: argparse.Namespace) -> int:
     """Check a run at the door, then start its workers."""
     from dist_scvi.lease import Driver
-    from dist_scvi.loaders.plan import usable_workers
+    from dist_scvi.loaders.order.plan import usable_workers
     from dist_scvi.preview import preview
     from dist_scvi.resolve import open_from
     from dist_scvi.run import run_place, train_worker

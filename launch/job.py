@@ -115,7 +115,7 @@ def job_of(
         If it is not valid, or workers, nodes, lanes or name do not fit.
     """
     from dist_scvi.config_file import load_config
-    from dist_scvi.loaders.plan import usable_workers
+    from dist_scvi.loaders.order.plan import usable_workers
 
     run = load_config(config, words)
     nodes = nodes or workers

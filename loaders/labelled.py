@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 from dist_scvi.loaders.arrays.csr_rows import CsrRows, gene_type
 from dist_scvi.loaders.arrays.obs_columns import Categorical
 from dist_scvi.loaders.data import CellData, ColumnValues, minibatch
-from dist_scvi.loaders.hashing import hash_keys, permute
 from dist_scvi.loaders.minibatch import MiniBatch
-from dist_scvi.loaders.plan import Plan, count_steps, make_plan
-from dist_scvi.loaders.sampling import Sampling, make_sampling
-from dist_scvi.loaders.strata import LEFT_OUT, TRAIN
+from dist_scvi.loaders.order.column_sampling import Sampling, make_sampling
+from dist_scvi.loaders.order.keyed_hash import hash_keys, permute
+from dist_scvi.loaders.order.plan import Plan, count_steps, make_plan
+from dist_scvi.loaders.order.seeded_split import LEFT_OUT, TRAIN
 from dist_scvi.loaders.stream import Window, ahead, dealt, lane_stream, reads_of, windows
 
 _ORDER_KEY, _SAMPLE_KEY, _LABELLED_KEY = 6, 7, 8

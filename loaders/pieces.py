@@ -22,7 +22,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from dist_scvi.loaders.arrays.csr_rows import CsrRows, concatenate, gene_type
-from dist_scvi.loaders.hashing import hash_keys, permute
+from dist_scvi.loaders.order.keyed_hash import hash_keys, permute
 
 _SHUFFLE_KEY = 5
 ROWS, ENTRIES, COUNTS = 0, 1, 2

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dist_scvi.loaders.arrays.csr_rows import CsrRows, row_runs
 from dist_scvi.loaders.data import CellData, ColumnValues, minibatch
 from dist_scvi.loaders.minibatch import MiniBatch
-from dist_scvi.loaders.plan import Plan, Split, check_world_size, lane_span, micro_sizes, split_rows, window_rows
+from dist_scvi.loaders.order.plan import Plan, Split, check_world_size, lane_span, micro_sizes, split_rows, window_rows
 
 T = TypeVar("T")
 Reads = tuple[list[tuple[int, int]], NDArray[np.int64]]

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_scvi.loaders.arrays.obs_columns import Categorical
-from dist_scvi.loaders.plan import Plan, make_plan
-from dist_scvi.loaders.sampling import Sampling, make_sampling, named_split
+from dist_scvi.loaders.order.column_sampling import Sampling, make_sampling, named_split
+from dist_scvi.loaders.order.plan import Plan, make_plan
 from dist_scvi.loaders.stream import Window, reads_of, windows
 
 T = TypeVar("T")

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from dist_scvi.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from dist_scvi.evaluate import evaluate
 from dist_scvi.loaders import open_data
-from dist_scvi.loaders.plan import split_rows
+from dist_scvi.loaders.order.plan import split_rows
 from dist_scvi.loaders.stream import rows_minibatch
 from dist_scvi.noise import RowNoise
 from dist_scvi.resolve import resolve

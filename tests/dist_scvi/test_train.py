@@ -13,8 +13,8 @@ from scipy import sparse
 from dist_scvi.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from dist_scvi.evaluate import evaluate
 from dist_scvi.loaders import open_data
-from dist_scvi.loaders.hashing import hash_rows
-from dist_scvi.loaders.plan import minibatch_rows
+from dist_scvi.loaders.order.keyed_hash import hash_rows
+from dist_scvi.loaders.order.plan import minibatch_rows
 from dist_scvi.metrics import Row
 from dist_scvi.resolve import resolve
 from dist_scvi.step import Step, take_step

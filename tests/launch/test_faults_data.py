@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from anndata import AnnData
 
-from dist_scvi.loaders.plan import minibatch_rows
+from dist_scvi.loaders.order.plan import minibatch_rows
 
 from .fault_runs import (
     STEP,

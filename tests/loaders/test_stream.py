@@ -18,7 +18,7 @@ from scipy import sparse
 
 from dist_scvi.loaders import CellData, Plan, make_plan, open_data
 from dist_scvi.loaders.minibatch import MiniBatch
-from dist_scvi.loaders.plan import minibatch_rows
+from dist_scvi.loaders.order.plan import minibatch_rows
 from dist_scvi.loaders.stream import ahead, lane_stream, row_stream, rows_minibatch, split_stream, train_stream
 
 N_CELLS, N_GENES = 333, 11

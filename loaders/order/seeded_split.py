@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_scvi.loaders.hashing import hash_keys, hash_rows, permute
+from dist_scvi.loaders.order.keyed_hash import hash_keys, hash_rows, permute
 
 TRAIN, VALIDATION, TEST, LEFT_OUT = 0, 1, 2, -1
 """Numbers of the splits."""

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dist_scvi.loaders.arrays.obs_columns import Categorical, Numeric
-from dist_scvi.loaders.line import MassLine
-from dist_scvi.loaders.plan import (
+from dist_scvi.loaders.order.column_sampling import Sampling, holdout_split, make_sampling, named_split
+from dist_scvi.loaders.order.plan import (
     Plan,
     check_world_size,
     lane_span,
@@ -19,8 +19,8 @@ from dist_scvi.loaders.plan import (
     split_rows,
     window_rows,
 )
-from dist_scvi.loaders.sampling import Sampling, holdout_split, make_sampling, named_split
-from dist_scvi.loaders.strata import LEFT_OUT, Strata
+from dist_scvi.loaders.order.seeded_split import LEFT_OUT, Strata
+from dist_scvi.loaders.order.weighted_order import MassLine
 
 
 @st.composite

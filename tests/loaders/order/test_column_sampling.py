@@ -11,8 +11,8 @@ from scipy import sparse
 
 from dist_scvi.loaders import open_store
 from dist_scvi.loaders.arrays.obs_columns import Categorical, Numeric
-from dist_scvi.loaders.sampling import holdout_split, make_sampling, named_split, open_sampling
-from dist_scvi.loaders.strata import LEFT_OUT, TEST, TRAIN, VALIDATION, Strata
+from dist_scvi.loaders.order.column_sampling import holdout_split, make_sampling, named_split, open_sampling
+from dist_scvi.loaders.order.seeded_split import LEFT_OUT, TEST, TRAIN, VALIDATION, Strata
 
 STEP = 1 << 20
 

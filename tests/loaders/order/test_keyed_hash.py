@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
-from dist_scvi.loaders.hashing import hash_keys, hash_rows, permute
+from dist_scvi.loaders.order.keyed_hash import hash_keys, hash_rows, permute
 
 KEYS = st.integers(0, 2**63 - 1)
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
-from dist_scvi.loaders.strata import TEST, TRAIN, VALIDATION, Strata, shares_of
+from dist_scvi.loaders.order.seeded_split import TEST, TRAIN, VALIDATION, Strata, shares_of
 
 SPLITS = (TRAIN, VALIDATION, TEST)
 SHARES = st.sampled_from([(0.9, 0.1), (0.9, 0.05), (0.75, 0.0), (0.8, 0.1), (1.0, 0.0), (0.995, 0.005)])

@@ -17,9 +17,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_scvi.loaders.hashing import hash_keys
-from dist_scvi.loaders.sampling import Sampling
-from dist_scvi.loaders.strata import TRAIN, order_of_blocks
+from dist_scvi.loaders.order.column_sampling import Sampling
+from dist_scvi.loaders.order.keyed_hash import hash_keys
+from dist_scvi.loaders.order.seeded_split import TRAIN, order_of_blocks
 
 _OFFSET_KEY = 5
 _SCAN_ROWS = 1 << 18

@@ -21,10 +21,10 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_scvi.loaders.hashing import hash_rows
-from dist_scvi.loaders.line import Line, MassLine
-from dist_scvi.loaders.sampling import Sampling
-from dist_scvi.loaders.strata import TRAIN, VALIDATION, Strata, shares_of
+from dist_scvi.loaders.order.column_sampling import Sampling
+from dist_scvi.loaders.order.keyed_hash import hash_rows
+from dist_scvi.loaders.order.seeded_split import TRAIN, VALIDATION, Strata, shares_of
+from dist_scvi.loaders.order.weighted_order import Line, MassLine
 
 Split = Literal["train", "validation", "test"]
 

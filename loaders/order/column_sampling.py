@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from dist_scvi.loaders.arrays.obs_columns import Categorical, Numeric
 from dist_scvi.loaders.cell_store import CellStore
-from dist_scvi.loaders.strata import LEFT_OUT, TEST, TRAIN, VALIDATION, Strata, shares_of
+from dist_scvi.loaders.order.seeded_split import LEFT_OUT, TEST, TRAIN, VALIDATION, Strata, shares_of
 
 _PAGE_ROWS = 1 << 16
 _MASS_BITS = 20

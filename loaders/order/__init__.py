@@ -1,0 +1,1 @@
+"""Which row is read when: arithmetic on numpy arrays, without files."""
