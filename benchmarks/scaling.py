@@ -34,7 +34,7 @@ from scale.gpus import ASSUMED, predictions
 from scale.summary import CELLS, Run
 from table import scaling_tables
 
-from dist_scvi.loaders.pack import pack_store
+from dist_scvi.loaders.pack.pack import pack_store
 from dist_scvi.loaders.simulate import simulate
 from dist_scvi.loaders.stores.open import open_store
 

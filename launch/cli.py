@@ -119,7 +119,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _pack(options: argparse.Namespace) -> int:
     from dist_scvi.loaders.genes import highly_variable_genes
-    from dist_scvi.loaders.pack import pack_store
+    from dist_scvi.loaders.pack.pack import pack_store
 
     opened = _source(options)
     genes = None

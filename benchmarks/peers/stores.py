@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from dist_scvi.loaders.pack import pack_store
+from dist_scvi.loaders.pack.pack import pack_store
 from dist_scvi.loaders.stores.open import open_store
 
 from .cells import N_GENES, N_LABELS, Cells, load_cells, tahoe_like

@@ -5,9 +5,9 @@ import pytest
 import zarr
 from numpy.testing import assert_array_equal
 
-from dist_scvi.loaders import open_store, pack_plan
+from dist_scvi.loaders import open_store
 from dist_scvi.loaders.arrays.pack_manifest import read_manifest, read_sums
-from dist_scvi.loaders.gather import (
+from dist_scvi.loaders.pack.gather import (
     begin_gathering,
     create_store,
     finish_store,
@@ -15,10 +15,10 @@ from dist_scvi.loaders.gather import (
     write_shard,
     write_table,
 )
-from dist_scvi.loaders.scatter import open_columns
+from dist_scvi.loaders.pack.scatter import open_columns
 
-from .store_contract import dense
-from .test_pack_plan import JOB
+from ..store_contract import dense
+from .test_job import JOB
 from .test_scatter import move
 
 

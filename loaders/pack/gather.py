@@ -27,9 +27,17 @@ from dist_scvi.loaders.arrays.anndata_layout import (
 from dist_scvi.loaders.arrays.csr_rows import gene_type
 from dist_scvi.loaders.arrays.obs_columns import Categorical
 from dist_scvi.loaders.arrays.pack_manifest import COLLECTION, FORMAT_VERSION, MANIFEST_KEY, MEMBER, SUMS, Manifest
-from dist_scvi.loaders.pack_plan import CODEC_LEVELS, PackJob, chunk_entries, write_file
-from dist_scvi.loaders.pieces import COUNTS, ENTRIES, ROWS, gather_entries, gather_records, joint_types, sum_edges
-from dist_scvi.loaders.scatter import Source, list_parts
+from dist_scvi.loaders.pack.job import CODEC_LEVELS, PackJob, chunk_entries, write_file
+from dist_scvi.loaders.pack.scatter import Source, list_parts
+from dist_scvi.loaders.pack.sorted_parts import (
+    COUNTS,
+    ENTRIES,
+    ROWS,
+    gather_entries,
+    gather_records,
+    joint_types,
+    sum_edges,
+)
 
 _NAMES_CHUNK = 1 << 16
 

@@ -17,7 +17,7 @@ from dist_scvi.loaders.arrays.csr_rows import gene_type
 from dist_scvi.loaders.arrays.obs_columns import missing_column
 from dist_scvi.loaders.arrays.pack_manifest import PackSource
 from dist_scvi.loaders.cell_store import CellStore
-from dist_scvi.loaders.pieces import settle_rows
+from dist_scvi.loaders.pack.sorted_parts import settle_rows
 
 Codec = Literal["lz4hc", "lz4", "zstd"]
 CODEC_LEVELS: dict[Codec, int] = {"lz4hc": 9, "lz4": 3, "zstd": 3}

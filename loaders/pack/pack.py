@@ -28,8 +28,15 @@ from numpy.typing import NDArray
 from dist_scvi.loaders.arrays.anndata_layout import check_free, put_in_place
 from dist_scvi.loaders.arrays.pack_manifest import Manifest, PackSource, read_manifest
 from dist_scvi.loaders.cell_store import CellStore
-from dist_scvi.loaders.gather import begin_gathering, create_store, finish_store, unfinished, write_shard, write_table
-from dist_scvi.loaders.pack_plan import (
+from dist_scvi.loaders.pack.gather import (
+    begin_gathering,
+    create_store,
+    finish_store,
+    unfinished,
+    write_shard,
+    write_table,
+)
+from dist_scvi.loaders.pack.job import (
     BLOCK_CELLS,
     SHARD_CELLS,
     SHARD_ENTRIES,
@@ -47,7 +54,14 @@ from dist_scvi.loaders.pack_plan import (
     source_bytes,
     write_file,
 )
-from dist_scvi.loaders.scatter import Source, count_groups, open_columns, record_bytes, unfinished_pieces, write_piece
+from dist_scvi.loaders.pack.scatter import (
+    Source,
+    count_groups,
+    open_columns,
+    record_bytes,
+    unfinished_pieces,
+    write_piece,
+)
 
 Progress = Callable[[int, int], None]
 

@@ -14,11 +14,12 @@ from anndata import AnnData
 from numpy.testing import assert_array_equal
 from scipy import sparse
 
-from dist_scvi.loaders import CellStore, open_store, pack, pack_plan
+from dist_scvi.loaders import CellStore, open_store
 from dist_scvi.loaders.arrays.pack_manifest import Manifest, PackSource, read_manifest
-from dist_scvi.loaders.pack import pack_store
+from dist_scvi.loaders.pack import pack
+from dist_scvi.loaders.pack.pack import pack_store
 
-from .store_contract import dense
+from ..store_contract import dense
 
 SIZES = {"BLOCK_CELLS": 16, "SHARD_CELLS": 64, "SHARD_ENTRIES": 256}
 # Packs argv[1] to argv[2] in many pieces and shards, slowly enough to be killed in between.
@@ -224,7 +225,7 @@ def kill_when(source: Path, path: Path, left: str) -> Path:
 def test_processes_end_with_the_one_that_started_them(tmp_path):
     script = (
         "import os, sys, time; from concurrent.futures import ProcessPoolExecutor; import multiprocessing\n"
-        "from dist_scvi.loaders.pack import _end_with_parent\n"
+        "from dist_scvi.loaders.pack.pack import _end_with_parent\n"
         "if __name__ == '__main__':\n"
         "    pool = ProcessPoolExecutor(1, multiprocessing.get_context('spawn'), initializer=_end_with_parent)\n"
         "    print(pool.submit(os.getpid).result(), flush=True)\n"

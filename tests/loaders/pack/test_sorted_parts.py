@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
 from dist_scvi.loaders.arrays.csr_rows import CsrRows
-from dist_scvi.loaders.pieces import (
+from dist_scvi.loaders.pack.sorted_parts import (
     COUNTS,
     ENTRIES,
     ROWS,
@@ -21,7 +21,7 @@ from dist_scvi.loaders.pieces import (
     write_part,
 )
 
-from .store_contract import dense
+from ..store_contract import dense
 
 SEEDS = st.one_of(st.none(), st.integers(0, 2**62))
 

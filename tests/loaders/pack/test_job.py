@@ -5,9 +5,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from dist_scvi.loaders import open_store, pack_plan
+from dist_scvi.loaders import open_store
 from dist_scvi.loaders.arrays.pack_manifest import PackSource
-from dist_scvi.loaders.pack_plan import (
+from dist_scvi.loaders.pack.job import (
     Budget,
     PackJob,
     Probe,

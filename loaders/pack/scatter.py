@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from dist_scvi.loaders.arrays.anndata_layout import code_type
 from dist_scvi.loaders.arrays.obs_columns import Categorical, Numeric
 from dist_scvi.loaders.cell_store import CellStore
-from dist_scvi.loaders.pack_plan import PackJob, gene_places, read_cells
-from dist_scvi.loaders.pieces import MovingRows, destinations, settle_rows, write_part
+from dist_scvi.loaders.pack.job import PackJob, gene_places, read_cells
+from dist_scvi.loaders.pack.sorted_parts import MovingRows, destinations, settle_rows, write_part
 
 _NAMED_CELLS = 64
 """Cells by whose names the room for all is estimated."""

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from dist_scvi.loaders import open_store, scatter
-from dist_scvi.loaders.pieces import ROWS, gather_records, joint_types, sum_edges
-from dist_scvi.loaders.scatter import (
+from dist_scvi.loaders import open_store
+from dist_scvi.loaders.pack import scatter
+from dist_scvi.loaders.pack.scatter import (
     count_groups,
     list_parts,
     open_columns,
@@ -14,8 +14,9 @@ from dist_scvi.loaders.scatter import (
     unfinished_pieces,
     write_piece,
 )
+from dist_scvi.loaders.pack.sorted_parts import ROWS, gather_records, joint_types, sum_edges
 
-from .test_pack_plan import JOB
+from .test_job import JOB
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""Rewrite a store so that it is faster to read."""
