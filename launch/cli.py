@@ -87,7 +87,7 @@ def _soma(options: argparse.Namespace) -> "SomaOptions | None":
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    from dist_scvi.loaders.scan import format_inspection, inspect_store
+    from dist_scvi.loaders.checks.scan import format_inspection, inspect_store
 
     opened = _source(options)
     store = opened()
@@ -104,7 +104,7 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from dist_scvi.loaders.verify import format_verification, verify_store
+    from dist_scvi.loaders.checks.verify import format_verification, verify_store
 
     found = verify_store(
         options.source,

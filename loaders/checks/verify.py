@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from dist_scvi.loaders.arrays.obs_columns import Categorical, DamagedError
 from dist_scvi.loaders.cell_store import CellStore
-from dist_scvi.loaders.lost_rows import Losses, Lost, budget, narrow, steps
-from dist_scvi.loaders.scan_columns import open_column
-from dist_scvi.loaders.scan_duplicates import Hashes, hash_names, n_parts
+from dist_scvi.loaders.checks.lost_rows import Losses, Lost, budget, narrow, steps
+from dist_scvi.loaders.checks.scan_columns import open_column
+from dist_scvi.loaders.checks.scan_duplicates import Hashes, hash_names, n_parts
+from dist_scvi.loaders.checks.verify_zarr import ZarrParts, open_parts, packed_sums, verify_arrays, verify_zarr_obs
 from dist_scvi.loaders.stores.open import open_store
-from dist_scvi.loaders.verify_zarr import ZarrParts, open_parts, packed_sums, verify_arrays, verify_zarr_obs
 
 if TYPE_CHECKING:
     from dist_scvi.loaders.stores.soma_store import SomaOptions

@@ -4,7 +4,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from dist_scvi.loaders import open_store
-from dist_scvi.loaders.scan_cells import CellPass, NamePass, probe_layers
+from dist_scvi.loaders.checks.scan_cells import CellPass, NamePass, probe_layers
 
 
 def passed(store, step: int = 10) -> CellPass:

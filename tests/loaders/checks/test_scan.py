@@ -7,8 +7,9 @@ import pytest
 from anndata import AnnData
 from scipy import sparse
 
-from dist_scvi.loaders import open_store, scan, scan_cells, scan_duplicates
-from dist_scvi.loaders.scan import format_inspection, inspect_store
+from dist_scvi.loaders import open_store
+from dist_scvi.loaders.checks import scan, scan_cells, scan_duplicates
+from dist_scvi.loaders.checks.scan import format_inspection, inspect_store
 
 
 @pytest.fixture

@@ -7,9 +7,10 @@ import pytest
 import zarr
 from scipy import sparse
 
-from dist_scvi.loaders import open_store, scan_duplicates, verify
+from dist_scvi.loaders import open_store
+from dist_scvi.loaders.checks import scan_duplicates, verify
+from dist_scvi.loaders.checks.verify import Verification, format_verification, verify_store
 from dist_scvi.loaders.simulate import simulate
-from dist_scvi.loaders.verify import Verification, format_verification, verify_store
 
 N_CELLS = 1500
 PARTS = ("X/data", "X/indices", "X/indptr")

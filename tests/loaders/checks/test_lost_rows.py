@@ -3,8 +3,8 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dist_scvi.loaders import lost_rows
-from dist_scvi.loaders.lost_rows import Losses, Lost, budget, narrow, steps, without
+from dist_scvi.loaders.checks import lost_rows
+from dist_scvi.loaders.checks.lost_rows import Losses, Lost, budget, narrow, steps, without
 
 ROWS = st.sets(st.integers(0, 199), max_size=12)
 

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from dist_scvi.loaders import scan_duplicates
 from dist_scvi.loaders.arrays.csr_rows import CsrRows
-from dist_scvi.loaders.scan_duplicates import Hashes, hash_counts, hash_names, n_parts
+from dist_scvi.loaders.checks import scan_duplicates
+from dist_scvi.loaders.checks.scan_duplicates import Hashes, hash_counts, hash_names, n_parts
 
 
 def rows_of(counts_ng: np.ndarray) -> CsrRows:

@@ -7,7 +7,7 @@ from scipy import sparse
 from scipy.stats import entropy
 
 from dist_scvi.loaders import open_store
-from dist_scvi.loaders.scan_columns import ColumnPass, ColumnSummary, groups, open_column, suggested
+from dist_scvi.loaders.checks.scan_columns import ColumnPass, ColumnSummary, groups, open_column, suggested
 
 
 def store_of(obs: dict):

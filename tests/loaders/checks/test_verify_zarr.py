@@ -9,11 +9,11 @@ from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec, ZstdCodec
 
 from dist_scvi.loaders import open_store
 from dist_scvi.loaders.arrays.pack_manifest import COLLECTION, MANIFEST_KEY, MEMBER, SUMS, Manifest, PackSource
-from dist_scvi.loaders.lost_rows import Losses
+from dist_scvi.loaders.checks.lost_rows import Losses
+from dist_scvi.loaders.checks.verify import verify_store
+from dist_scvi.loaders.checks.verify_zarr import ZarrParts, open_parts, packed_sums
 from dist_scvi.loaders.pack.pack import pack_store
 from dist_scvi.loaders.simulate import simulate
-from dist_scvi.loaders.verify import verify_store
-from dist_scvi.loaders.verify_zarr import ZarrParts, open_parts, packed_sums
 
 BLOCK, CHUNK = 16, 64
 

@@ -3,7 +3,7 @@ import pytest
 from scipy import sparse
 
 from dist_scvi.loaders.arrays.csr_rows import CsrRows
-from dist_scvi.loaders.scan_counts import Counts, Libraries
+from dist_scvi.loaders.checks.scan_counts import Counts, Libraries
 
 
 def rows_of(counts_ng: np.ndarray) -> CsrRows:

@@ -17,7 +17,7 @@ from dist_scvi.loaders.arrays.objects import LocalObjects
 from dist_scvi.loaders.arrays.obs_columns import read_range
 from dist_scvi.loaders.arrays.obs_table import attribute, index_of
 from dist_scvi.loaders.arrays.pack_manifest import MEMBER, Manifest, PackSums, packed_root, read_manifest, read_sums
-from dist_scvi.loaders.lost_rows import Losses, budget, narrow, steps, without
+from dist_scvi.loaders.checks.lost_rows import Losses, budget, narrow, steps, without
 
 _READ_ENTRIES = 1 << 22
 """Entries read at once."""

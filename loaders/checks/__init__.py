@@ -1,0 +1,1 @@
+"""Check a store: what ``dist-scvi inspect`` and ``dist-scvi verify`` run."""
