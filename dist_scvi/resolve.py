@@ -4,7 +4,7 @@ from pathlib import Path
 
 from dist_scvi.config import DataConfig, RunConfig
 from dist_scvi.loaders import CellData, Plan, make_plan, open_data, open_store
-from dist_scvi.loaders.labelled import count_labelled, labelled_plan
+from dist_scvi.loaders.labelled_stream import count_labelled, labelled_plan
 from dist_scvi.loaders.order.column_sampling import open_sampling
 from dist_scvi.loaders.order.seeded_split import shares_of
 from dist_scvi.loaders.stores.open import read_names

@@ -20,7 +20,7 @@ from dist_scvi.evaluate import evaluate
 from dist_scvi.fit_data import fit_to_spec
 from dist_scvi.lease import Driver
 from dist_scvi.loaders import CellData, Plan
-from dist_scvi.loaders.labelled import labelled_stream
+from dist_scvi.loaders.labelled_stream import labelled_stream
 from dist_scvi.loaders.minibatch import MiniBatch
 from dist_scvi.loaders.order.plan import check_world_size
 from dist_scvi.loaders.stream import train_stream

@@ -11,7 +11,7 @@ from dist_scvi import nn as layers
 from dist_scvi import scanvae, vae
 from dist_scvi.config import ModelConfig, TrainConfig
 from dist_scvi.loaders import CellData, make_plan, open_data
-from dist_scvi.loaders.labelled import labelled_plan, labelled_stream
+from dist_scvi.loaders.labelled_stream import labelled_plan, labelled_stream
 from dist_scvi.loaders.minibatch import MiniBatch
 from dist_scvi.loaders.stream import rows_minibatch, train_stream
 from dist_scvi.spec import spec_of

@@ -12,7 +12,7 @@ from dist_scvi.config import ModelConfig
 from dist_scvi.fit_data import fit_to_spec
 from dist_scvi.loaders import CellData
 from dist_scvi.loaders.data import open_data
-from dist_scvi.loaders.library import library_prior
+from dist_scvi.loaders.library_prior import library_prior
 from dist_scvi.loaders.stream import rows_minibatch
 from dist_scvi.model_files import load_model, save_model
 from dist_scvi.noise import step_noise

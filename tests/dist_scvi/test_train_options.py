@@ -10,7 +10,7 @@ import torch
 
 from dist_scvi.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from dist_scvi.loaders import CellData, open_data
-from dist_scvi.loaders.library import library_prior
+from dist_scvi.loaders.library_prior import library_prior
 from dist_scvi.metrics import Row, history_of
 from dist_scvi.model_files import load_model
 from dist_scvi.resolve import resolve

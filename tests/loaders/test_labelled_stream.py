@@ -14,7 +14,7 @@ from scipy import sparse
 
 from dist_scvi.loaders import CellData, Plan, labelled, make_plan, open_data
 from dist_scvi.loaders.arrays.obs_columns import Categorical
-from dist_scvi.loaders.labelled import LabelledSplit, LabelSample, ListedLine, labelled_plan, labelled_stream
+from dist_scvi.loaders.labelled_stream import LabelledSplit, LabelSample, ListedLine, labelled_plan, labelled_stream
 from dist_scvi.loaders.minibatch import MiniBatch
 from dist_scvi.loaders.order.column_sampling import open_sampling
 from dist_scvi.loaders.order.plan import minibatch_rows

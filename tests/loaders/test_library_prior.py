@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from dist_scvi.loaders import CellData, library, open_data
-from dist_scvi.loaders.library import library_prior, library_sums, prior_from
+from dist_scvi.loaders.library_prior import library_prior, library_sums, prior_from
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "parity" / "golden"
 LATENT = ("scvi_latent_library", "scvi_latent_library_cov", "scanvi_latent_library", "ldvae_default", "ldvae_zinb")
