@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 import dist_scvi
-from dist_scvi.config import DataConfig, RunConfig, TrainConfig
+from dist_scvi.config.schema import DataConfig, RunConfig, TrainConfig
 from dist_scvi.loaders import CellData
 from dist_scvi.loaders.order.plan import split_rows
 from dist_scvi.resolve import resolve

@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from dist_scvi.config import RunConfig
+from dist_scvi.config.schema import RunConfig
 from dist_scvi.folder import MANIFEST, DamagedFolderError, IncompleteFolderError, listed_files
 from dist_scvi.loaders import CellData, Plan
 from dist_scvi.model_files import differing_names, pack_tensors

@@ -2,7 +2,7 @@
 
 import torch
 
-from dist_scvi.config import RunConfig
+from dist_scvi.config.schema import RunConfig
 from dist_scvi.loaders import CellData, Plan
 from dist_scvi.loaders.order.plan import Split
 from dist_scvi.loaders.stream import split_stream

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import pandas as pd
 
 from dist_scvi.anndata_setup import setup_anndata
-from dist_scvi.config import ModelConfig
-from dist_scvi.config_file import parse_section
+from dist_scvi.config.load import parse_section
+from dist_scvi.config.schema import ModelConfig
 from dist_scvi.trainable_model import TrainableModel
 from dist_scvi.vae import LDVAE
 from dist_scvi.world import World

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from dist_scvi.config import RunConfig
+from dist_scvi.config.schema import RunConfig
 from dist_scvi.logger_services import KINDS, Identity, MLflow, Service, TensorBoard, WeightsAndBiases
 from dist_scvi.metrics import Row
 from dist_scvi.places import Place

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from dist_scvi.atlas import MANIFEST as ATLAS
 from dist_scvi.atlas import Atlas, open_atlas
-from dist_scvi.config import ModelConfig
+from dist_scvi.config.schema import ModelConfig
 from dist_scvi.fit_data import fit_to_spec, open_for
 from dist_scvi.folder import MANIFEST
 from dist_scvi.infer import LatentCells, latent_cells

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dist_scvi.checkpoint import check_same_run, fingerprint, newest_checkpoint
-from dist_scvi.config import RunConfig
+from dist_scvi.config.schema import RunConfig
 from dist_scvi.fit_data import fit_to_spec
 from dist_scvi.lease import refuse_if_held
 from dist_scvi.loaders import CellData, Plan

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dist_scvi.config import DataConfig, RunConfig
+from dist_scvi.config.schema import DataConfig, RunConfig
 from dist_scvi.loaders import CellData, Plan, make_plan, open_data, open_store
 from dist_scvi.loaders.labelled_stream import count_labelled, labelled_plan
 from dist_scvi.loaders.order.column_sampling import open_sampling

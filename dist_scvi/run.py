@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dist_scvi.asks import Asks
-from dist_scvi.config import RunConfig, SomaConfig
-from dist_scvi.config_file import read_config
+from dist_scvi.config.load import read_config
+from dist_scvi.config.schema import RunConfig, SomaConfig
 from dist_scvi.lease import Driver
 from dist_scvi.loaders.stores.soma_store import is_soma
 from dist_scvi.metrics import Row

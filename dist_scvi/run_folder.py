@@ -13,7 +13,7 @@ import yaml
 from torch import Tensor
 
 from dist_scvi.checkpoint import Checkpoint, newest_checkpoint, write_checkpoint
-from dist_scvi.config import RunConfig
+from dist_scvi.config.schema import RunConfig
 from dist_scvi.ends import LostLeaseError
 from dist_scvi.folder import MANIFEST, DamagedFolderError
 from dist_scvi.lease import Driver, Lease, claim

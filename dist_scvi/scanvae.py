@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dist_scvi.batch_norm import MicroBatchNorm, norms_of
-from dist_scvi.config import ModelConfig
+from dist_scvi.config.schema import ModelConfig
 from dist_scvi.loaders.minibatch import Covariates, Tensors
 from dist_scvi.nn import Classifier, Encoder, LatentDecoder
 from dist_scvi.noise import Noise

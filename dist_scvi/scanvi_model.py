@@ -16,8 +16,8 @@ import zarr
 from numpy.typing import NDArray
 
 from dist_scvi.anndata_setup import setup_anndata
-from dist_scvi.config import ModelConfig
-from dist_scvi.config_file import parse_section
+from dist_scvi.config.load import parse_section
+from dist_scvi.config.schema import ModelConfig
 from dist_scvi.fit_data import fit_to_spec
 from dist_scvi.loaders.minibatch import MiniBatch
 from dist_scvi.noise import RowNoise

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from dist_scvi.config import TrainConfig
+from dist_scvi.config.schema import TrainConfig
 
 _LEAST_CHANGE = 1e-8
 """Of the learning rate, as in torch."""

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from dist_scvi.anndata_setup import setup_anndata
-from dist_scvi.config import ModelConfig
-from dist_scvi.config_file import parse_section
+from dist_scvi.config.load import parse_section
+from dist_scvi.config.schema import ModelConfig
 from dist_scvi.trainable_model import TrainableModel
 from dist_scvi.world import World
 

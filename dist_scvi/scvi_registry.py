@@ -13,7 +13,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from dist_scvi.config import ClassifierConfig, ModelConfig
+from dist_scvi.config.schema import ClassifierConfig, ModelConfig
 from dist_scvi.spec import Covariate, ModelSpec
 
 VERSION = "1.4.2"

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import torch
 
-from dist_scvi.config import ModelConfig
+from dist_scvi.config.schema import ModelConfig
 from dist_scvi.fit_data import fit_to_spec
 from dist_scvi.loaders import CellData
 from dist_scvi.loaders.data import without_category

@@ -5,7 +5,7 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from dist_scvi.config import ModelConfig
+from dist_scvi.config.schema import ModelConfig
 from dist_scvi.loaders import CellData
 from dist_scvi.scanvae import SCANVAE
 from dist_scvi.vae import LDVAE, VAE

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from dist_scvi.checkpoint import Checkpoint
-from dist_scvi.config import ModelConfig, RunConfig
+from dist_scvi.config.schema import ModelConfig, RunConfig
 from dist_scvi.loaders import CellData
 from dist_scvi.loaders.library_prior import library_sums, prior_from
 from dist_scvi.model_files import load_model

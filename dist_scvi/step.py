@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from dist_scvi.config import TrainConfig
+from dist_scvi.config.schema import TrainConfig
 from dist_scvi.loaders.minibatch import Covariates, MiniBatch, Tensors
 from dist_scvi.losses import cell_losses, loss_sums
 from dist_scvi.nn import Linear

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dist_scvi.asks import Asks
 from dist_scvi.checkpoint import check_same_run, checkpoint_files, fingerprint, restore
-from dist_scvi.config import RunConfig
+from dist_scvi.config.schema import RunConfig
 from dist_scvi.ends import StoppedError
 from dist_scvi.evaluate import evaluate
 from dist_scvi.fit_data import fit_to_spec

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import pandas as pd
 
 from dist_scvi.anndata_setup import data_of_setup
-from dist_scvi.config import DataConfig, ModelConfig, RunConfig, TrainConfig
-from dist_scvi.config_file import absolute, parse_section
+from dist_scvi.config.load import absolute, parse_section
+from dist_scvi.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig
 from dist_scvi.expression_model import ExpressionModel
 from dist_scvi.fit_data import fit_to_spec
 from dist_scvi.loaders.data import CellData, open_data

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dist_scvi.batch_norm import MicroBatchNorm, norms_of
-from dist_scvi.config import ModelConfig
+from dist_scvi.config.schema import ModelConfig
 from dist_scvi.likelihood import dense_log_likelihood, sparse_log_likelihood
 from dist_scvi.loaders.minibatch import Covariates, Tensors
 from dist_scvi.nn import Decoder, Encoder, LinearDecoder

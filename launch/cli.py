@@ -20,7 +20,7 @@ from dist_scvi.launch.render import launch
 
 if TYPE_CHECKING:
     from dist_scvi.asks import Asks
-    from dist_scvi.config import RunConfig, TrainConfig
+    from dist_scvi.config.schema import RunConfig, TrainConfig
     from dist_scvi.loaders import CellStore
     from dist_scvi.loaders.stores.soma_store import SomaOptions
     from dist_scvi.places import Place
@@ -151,7 +151,7 @@ def _pack(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from dist_scvi.config_file import load_config
+    from dist_scvi.config.load import load_config
 
     named = [word for word in options.words if "=" not in word]
     if len(named) > 1:
@@ -168,7 +168,7 @@ def _resume(options: argparse.Namespace) -> int:
 
 def _run_of(options: argparse.Namespace) -> "Place":
     """Open the folder of the run that a command names."""
-    from dist_scvi.config_file import absolute
+    from dist_scvi.config.load import absolute
     from dist_scvi.places import open_place
 
     return open_place(absolute(options.run), storage_options=dict(options.storage))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 if TYPE_CHECKING:
-    from dist_scvi.config import RunConfig
+    from dist_scvi.config.schema import RunConfig
 
 AGAIN, MISTAKE = 75, 2
 """Exit codes of dist-scvi: start the same command again; the input has to be changed first."""
@@ -114,7 +114,7 @@ def job_of(
     ValueError
         If it is not valid, or workers, nodes, lanes or name do not fit.
     """
-    from dist_scvi.config_file import load_config
+    from dist_scvi.config.load import load_config
     from dist_scvi.loaders.order.plan import usable_workers
 
     run = load_config(config, words)

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from dist_scvi.asks import Asks
-from dist_scvi.config_file import load_config
+from dist_scvi.config.load import load_config
 from dist_scvi.launch.arguments import add_permissions
 from dist_scvi.launch.exits import exit_code
 from dist_scvi.launch.signals import heeded

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from dist_scvi.config import DataConfig, RunConfig, TrainConfig
+from dist_scvi.config.schema import DataConfig, RunConfig, TrainConfig
 from dist_scvi.loaders.data import open_data
 from dist_scvi.train import train
 

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from dist_scvi.config import DataConfig, RunConfig, TrainConfig
+from dist_scvi.config.schema import DataConfig, RunConfig, TrainConfig
 from dist_scvi.loaders import make_plan, open_data, open_store
 from dist_scvi.loaders.minibatch import MiniBatch
 from dist_scvi.loaders.stream import train_stream

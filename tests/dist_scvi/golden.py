@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dist_scvi.config import ModelConfig
+from dist_scvi.config.schema import ModelConfig
 from dist_scvi.loaders import CellData, open_data
 from dist_scvi.loaders.stream import rows_minibatch
 from dist_scvi.noise import global_noise

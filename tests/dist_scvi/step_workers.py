@@ -9,7 +9,7 @@ import anndata as ad
 import torch
 import torch.distributed as dist
 
-from dist_scvi.config import ModelConfig, TrainConfig
+from dist_scvi.config.schema import ModelConfig, TrainConfig
 from dist_scvi.loaders import make_plan, open_data
 from dist_scvi.loaders.labelled_stream import labelled_plan, labelled_stream
 from dist_scvi.loaders.stream import train_stream

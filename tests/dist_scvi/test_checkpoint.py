@@ -20,8 +20,8 @@ from dist_scvi.checkpoint import (
     restore,
     write_checkpoint,
 )
-from dist_scvi.config import RunConfig
-from dist_scvi.config_file import parse_config
+from dist_scvi.config.load import parse_config
+from dist_scvi.config.schema import RunConfig
 from dist_scvi.folder import read_folder, write_folder
 from dist_scvi.loaders import CellData, open_data
 from dist_scvi.places import LocalPlace

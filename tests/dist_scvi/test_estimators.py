@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dist_scvi.config import ModelConfig
+from dist_scvi.config.schema import ModelConfig
 from dist_scvi.estimators import elbo, marginal_log_likelihood, mean_over_cells, reconstruction_error
 from dist_scvi.loaders import CellData, open_data
 from dist_scvi.loaders.minibatch import Covariates

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dist_scvi.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from dist_scvi.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig
 from dist_scvi.evaluate import evaluate
 from dist_scvi.loaders import open_data
 from dist_scvi.loaders.order.plan import split_rows

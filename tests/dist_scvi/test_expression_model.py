@@ -11,7 +11,7 @@ import pytest
 from scipy import sparse
 from scipy.stats import spearmanr
 
-from dist_scvi.config import ModelConfig
+from dist_scvi.config.schema import ModelConfig
 from dist_scvi.expression_model import ExpressionModel
 from dist_scvi.infer import expression_query, latent_cells, normalized_expression
 from dist_scvi.loaders import CellData, open_data

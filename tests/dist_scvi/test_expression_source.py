@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from dist_scvi.config import ModelConfig
+from dist_scvi.config.schema import ModelConfig
 from dist_scvi.differential import CountSource, ExpressionSource, ObsSource
 from dist_scvi.expression_source import ModelSource
 from dist_scvi.importance import ImportanceSource

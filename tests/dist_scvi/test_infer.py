@@ -8,7 +8,7 @@ import pytest
 import torch
 from anndata import AnnData
 
-from dist_scvi.config import ModelConfig
+from dist_scvi.config.schema import ModelConfig
 from dist_scvi.infer import (
     ExpressionQuery,
     LatentCells,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import dist_scvi
-from dist_scvi.config import ModelConfig
+from dist_scvi.config.schema import ModelConfig
 from dist_scvi.model import LinearSCVI
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from dist_scvi.config import RunConfig
+from dist_scvi.config.schema import RunConfig
 from dist_scvi.logger_services import MLflow, TensorBoard, WeightsAndBiases, values_of
 from dist_scvi.loggers import Logger, open_logger, read_identity
 from dist_scvi.metrics import Row

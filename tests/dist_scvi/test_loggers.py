@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dist_scvi import loggers
-from dist_scvi.config import RunConfig
+from dist_scvi.config.schema import RunConfig
 from dist_scvi.logger_services import Identity
 from dist_scvi.loggers import BackgroundLogger, open_logger, read_identity, write_identity
 from dist_scvi.metrics import Row

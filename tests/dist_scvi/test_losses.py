@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dist_scvi.classification import n_classification_sums
-from dist_scvi.config import ModelConfig
+from dist_scvi.config.schema import ModelConfig
 from dist_scvi.loaders.order.keyed_hash import hash_rows
 from dist_scvi.losses import cell_losses, loss_means, loss_sums, no_loss_sums
 from dist_scvi.scanvae import SCANVAE

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dist_scvi.config import ModelConfig
+from dist_scvi.config.schema import ModelConfig
 from dist_scvi.metrics import METRICS, Meter, MetricsLog, Progress, Row, describe, history_of, read_metrics
 from dist_scvi.places import LocalPlace
 from dist_scvi.step import Step

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dist_scvi.config import ModelConfig
+from dist_scvi.config.schema import ModelConfig
 from dist_scvi.expression_source import ModelSource
 from dist_scvi.importance import ImportanceSampling
 from dist_scvi.infer import expression_query

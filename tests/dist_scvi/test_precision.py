@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dist_scvi import nn as layers
 from dist_scvi import scanvae, vae
-from dist_scvi.config import ModelConfig, TrainConfig
+from dist_scvi.config.schema import ModelConfig, TrainConfig
 from dist_scvi.loaders import CellData, make_plan, open_data
 from dist_scvi.loaders.labelled_stream import labelled_plan, labelled_stream
 from dist_scvi.loaders.minibatch import MiniBatch

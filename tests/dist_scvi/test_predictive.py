@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dist_scvi.config import ModelConfig
+from dist_scvi.config.schema import ModelConfig
 from dist_scvi.infer import LatentCells, latent_cells
 from dist_scvi.loaders import CellData
 from dist_scvi.loaders.stream import rows_minibatch

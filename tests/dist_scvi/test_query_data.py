@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from dist_scvi.config import ModelConfig
+from dist_scvi.config.schema import ModelConfig
 from dist_scvi.fit_data import fit_to_spec
 from dist_scvi.loaders.data import CellData, open_data
 from dist_scvi.loaders.stores.collection import format_unmatched

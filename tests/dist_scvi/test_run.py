@@ -12,7 +12,7 @@ import yaml
 
 from dist_scvi.atlas import open_atlas
 from dist_scvi.atlas_worker import minify_worker
-from dist_scvi.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from dist_scvi.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig
 from dist_scvi.folder import read_folder
 from dist_scvi.model_files import load_history, load_model
 from dist_scvi.places import LocalPlace

@@ -10,7 +10,7 @@ import torch
 
 from dist_scvi import run_folder
 from dist_scvi.checkpoint import checkpoint_files
-from dist_scvi.config import DataConfig, RunConfig
+from dist_scvi.config.schema import DataConfig, RunConfig
 from dist_scvi.ends import LostLeaseError
 from dist_scvi.lease import Driver, claim, holder_of
 from dist_scvi.metrics import read_metrics

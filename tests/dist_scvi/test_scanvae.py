@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dist_scvi import scanvae
-from dist_scvi.config import ModelConfig
+from dist_scvi.config.schema import ModelConfig
 from dist_scvi.loaders.minibatch import Covariates, Tensors
 from dist_scvi.losses import cell_losses
 from dist_scvi.noise import RowNoise, StepNoise, step_noise

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dist_scvi.config import TrainConfig
+from dist_scvi.config.schema import TrainConfig
 from dist_scvi.schedule import Schedule, Watch, kl_weight
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 
-from dist_scvi.config import ModelConfig
+from dist_scvi.config.schema import ModelConfig
 from dist_scvi.loaders import open_data
 from dist_scvi.loaders.stream import rows_minibatch
 from dist_scvi.scvi_files import is_scvi_tools, read_scvi_tools, write_scvi_tools

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from dist_scvi.config import ModelConfig
+from dist_scvi.config.schema import ModelConfig
 from dist_scvi.scvi_minified import open_minified_h5ad
 from dist_scvi.spec import ModelSpec
 

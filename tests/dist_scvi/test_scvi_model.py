@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 import dist_scvi
-from dist_scvi.config import ModelConfig
+from dist_scvi.config.schema import ModelConfig
 from dist_scvi.loaders import open_data
 from dist_scvi.model import SCVI
 from dist_scvi.places import LocalPlace

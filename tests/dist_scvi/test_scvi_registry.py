@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from dist_scvi.config import ModelConfig
+from dist_scvi.config.schema import ModelConfig
 from dist_scvi.scvi_registry import attributes_of, spec_of_attributes
 from dist_scvi.spec import Covariate, ModelSpec
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from dist_scvi.config import ModelConfig
+from dist_scvi.config.schema import ModelConfig
 from dist_scvi.fit_data import fit_to_spec
 from dist_scvi.loaders import CellData, open_data
 from dist_scvi.semi_supervised import FROM_SCVI, check_options, labelled_data, scanvi_from

@@ -9,7 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from dist_scvi.config import ModelConfig
+from dist_scvi.config.schema import ModelConfig
 from dist_scvi.fit_data import fit_to_spec, open_for
 from dist_scvi.folder import read_folder, write_folder
 from dist_scvi.loaders import CellData, open_data

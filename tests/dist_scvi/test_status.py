@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_scvi.config import DataConfig, RunConfig, TrainConfig
+from dist_scvi.config.schema import DataConfig, RunConfig, TrainConfig
 from dist_scvi.lease import Driver, Holder
 from dist_scvi.places import LocalPlace
 from dist_scvi.run import train_worker

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from dist_scvi import scanvae
-from dist_scvi.config import ModelConfig, TrainConfig
+from dist_scvi.config.schema import ModelConfig, TrainConfig
 from dist_scvi.loaders import CellData, make_plan, open_data
 from dist_scvi.loaders.labelled_stream import labelled_plan, labelled_stream
 from dist_scvi.loaders.minibatch import MiniBatch

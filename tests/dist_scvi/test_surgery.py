@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dist_scvi.config import ModelConfig
+from dist_scvi.config.schema import ModelConfig
 from dist_scvi.fit_data import fit_to_spec
 from dist_scvi.loaders import CellData
 from dist_scvi.loaders.data import open_data

@@ -10,7 +10,7 @@ import torch
 import yaml
 from scipy import sparse
 
-from dist_scvi.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from dist_scvi.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig
 from dist_scvi.evaluate import evaluate
 from dist_scvi.loaders import open_data
 from dist_scvi.loaders.order.keyed_hash import hash_rows

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dist_scvi.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from dist_scvi.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig
 from dist_scvi.loaders import CellData, open_data
 from dist_scvi.loaders.library_prior import library_prior
 from dist_scvi.metrics import Row, history_of

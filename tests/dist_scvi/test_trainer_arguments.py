@@ -2,7 +2,7 @@
 
 import pytest
 
-from dist_scvi.config import TrainConfig
+from dist_scvi.config.schema import TrainConfig
 from dist_scvi.trainer_arguments import HEEDED, trainer_options
 
 

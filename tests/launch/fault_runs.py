@@ -28,7 +28,7 @@ import yaml
 from anndata import AnnData
 from scipy import sparse
 
-from dist_scvi.config_file import load_config
+from dist_scvi.config.load import load_config
 from dist_scvi.launch.cli import main
 from dist_scvi.loaders import Plan
 from dist_scvi.metrics import read_metrics

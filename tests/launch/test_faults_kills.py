@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dist_scvi.checkpoint import newest_checkpoint
-from dist_scvi.config_file import load_config
+from dist_scvi.config.load import load_config
 from dist_scvi.lease import Driver
 from dist_scvi.places import LocalPlace
 from dist_scvi.run import train_worker

@@ -21,8 +21,8 @@ import torch
 from ray.cluster_utils import Cluster
 
 from dist_scvi.asks import Asks
-from dist_scvi.config import RunConfig
-from dist_scvi.config_file import load_config
+from dist_scvi.config.load import load_config
+from dist_scvi.config.schema import RunConfig
 from dist_scvi.ends import StoppedError
 from dist_scvi.launch.ray_train import _check_room, _end, _fit, run_on_ray
 from dist_scvi.loaders.arrays.objects import StorageError

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dist_scvi.config_file import load_config
+from dist_scvi.config.load import load_config
 from dist_scvi.metrics import Row, read_metrics
 from dist_scvi.model_files import load_model
 from dist_scvi.train import train

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from dist_scvi.config import RunConfig
+from dist_scvi.config.schema import RunConfig
 
 T = TypeVar("T", bound=BaseModel)
 

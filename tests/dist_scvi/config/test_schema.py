@@ -2,8 +2,8 @@
 
 import pytest
 
-from dist_scvi.config import ModelConfig, TrainConfig
-from dist_scvi.config_file import parse_config
+from dist_scvi.config.load import parse_config
+from dist_scvi.config.schema import ModelConfig, TrainConfig
 
 
 def test_defaults_of_the_model_are_those_of_scvi_tools() -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dist_scvi.config import DataConfig, ModelConfig, RunConfig, TrainConfig
-from dist_scvi.config_file import load_config, parse_config
+from dist_scvi.config.load import load_config, parse_config
+from dist_scvi.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig
 
 
 def write(folder: Path, text: str) -> Path:
