@@ -19,7 +19,6 @@ import torch
 from numpy.typing import NDArray
 
 from dist_scvi.fit_data import recode
-from dist_scvi.folder import MANIFEST as FOLDER_MANIFEST
 from dist_scvi.infer import Indices, LatentCells, draw_latent, expression_query, normalized_expression, rows_asked
 from dist_scvi.loaders.arrays.anndata_layout import LIBRARY, QZM, QZV, SOURCE_ROW
 from dist_scvi.loaders.arrays.csr_rows import row_runs
@@ -30,6 +29,7 @@ from dist_scvi.model_files import load_model
 from dist_scvi.posterior import logistic_normal_mean
 from dist_scvi.scanvae import SCANVAE
 from dist_scvi.spec import Covariate
+from dist_scvi.storage.atomic_files import MANIFEST as FOLDER_MANIFEST
 
 ATLAS_FORMAT = "dist_scvi.atlas/1"
 MANIFEST, CELLS, MODEL = "ATLAS.json", "cells.zarr", "model"

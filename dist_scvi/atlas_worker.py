@@ -8,11 +8,11 @@ from dist_scvi.atlas import open_atlas
 from dist_scvi.ends import StoppedError
 from dist_scvi.minify import minify
 from dist_scvi.model_files import load_model
-from dist_scvi.places import Place
 from dist_scvi.question import describe_model
 from dist_scvi.resolve import open_from
 from dist_scvi.run import run_config
 from dist_scvi.run_folder import MODEL, is_finished
+from dist_scvi.storage.run_storage import Place
 from dist_scvi.world import World
 
 ATLAS = "atlas"

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from dist_scvi.config.schema import RunConfig
 from dist_scvi.logger_services import KINDS, Identity, MLflow, Service, TensorBoard, WeightsAndBiases
 from dist_scvi.metrics import Row
-from dist_scvi.places import Place
+from dist_scvi.storage.run_storage import Place
 
 LOGGER = "logger.json"
 _OPTIONS = {

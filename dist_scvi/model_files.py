@@ -10,8 +10,8 @@ import safetensors.torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from dist_scvi.places import Place, open_place
 from dist_scvi.spec import ModelSpec
+from dist_scvi.storage.run_storage import Place, open_place
 from dist_scvi.vae import VAE
 
 _WEIGHTS, _SPEC, _HISTORY = "weights.safetensors", "spec.json", "history.json"

@@ -14,12 +14,12 @@ from pathlib import Path
 from dist_scvi.asks import Asks
 from dist_scvi.config.load import read_config
 from dist_scvi.config.schema import RunConfig, SomaConfig
-from dist_scvi.lease import Driver
 from dist_scvi.loaders.stores.soma_store import is_soma
 from dist_scvi.metrics import Row
-from dist_scvi.places import Place, open_place
 from dist_scvi.resolve import open_from
 from dist_scvi.run_folder import CONFIG
+from dist_scvi.storage.lease import Driver
+from dist_scvi.storage.run_storage import Place, open_place
 from dist_scvi.train import train
 from dist_scvi.world import World
 

@@ -5,11 +5,11 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from dist_scvi.checkpoint import listed_checkpoints
-from dist_scvi.lease import Holder, holder_of
 from dist_scvi.metrics import Row, read_metrics
-from dist_scvi.places import Place
 from dist_scvi.run import run_config
 from dist_scvi.run_folder import CHECKPOINTS, CONFIG, result_of
+from dist_scvi.storage.lease import Holder, holder_of
+from dist_scvi.storage.run_storage import Place
 
 State = Literal["finished", "running", "silent", "stopped", "killed", "damaged"]
 """Ended; being written; nothing heard for long from another host; let go before its end; its process is gone; what was

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from dist_scvi.config.schema import RunConfig, TrainConfig
     from dist_scvi.loaders import CellStore
     from dist_scvi.loaders.stores.soma_store import SomaOptions
-    from dist_scvi.places import Place
+    from dist_scvi.storage.run_storage import Place
     from dist_scvi.world import World
 
 
@@ -169,19 +169,19 @@ def _resume(options: argparse.Namespace) -> int:
 def _run_of(options: argparse.Namespace) -> "Place":
     """Open the folder of the run that a command names."""
     from dist_scvi.config.load import absolute
-    from dist_scvi.places import open_place
+    from dist_scvi.storage.run_storage import open_place
 
     return open_place(absolute(options.run), storage_options=dict(options.storage))
 
 
 def _run(config: "RunConfig", options: argparse.Namespace) -> int:
     """Check a run at the door, then start its workers."""
-    from dist_scvi.lease import Driver
     from dist_scvi.loaders.order.plan import usable_workers
     from dist_scvi.preview import preview
     from dist_scvi.resolve import open_from
     from dist_scvi.run import run_place, train_worker
     from dist_scvi.run_folder import MODEL
+    from dist_scvi.storage.lease import Driver
 
     workers = usable_workers(config.train.lanes, *options.workers)
     told = preview(config, open_from(config.data), workers=workers, allow=options.allow, fresh=options.allow_fresh)

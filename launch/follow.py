@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dist_scvi.metrics import METRICS, Progress, Row, metrics_in, read_metrics
-from dist_scvi.places import LocalPlace, Place
+from dist_scvi.storage.run_storage import LocalPlace, Place
 
 _POLL_S, _REMOTE_POLL_S = 0.5, 10.0
 

@@ -22,9 +22,9 @@ from dist_scvi.checkpoint import (
 )
 from dist_scvi.config.load import parse_config
 from dist_scvi.config.schema import RunConfig
-from dist_scvi.folder import read_folder, write_folder
 from dist_scvi.loaders import CellData, open_data
-from dist_scvi.places import LocalPlace
+from dist_scvi.storage.atomic_files import read_folder, write_folder
+from dist_scvi.storage.run_storage import LocalPlace
 
 DATA = {"n_cells": 9, "batch": {"key": "donor", "categories": ["d0", "d1"]}}
 

@@ -16,7 +16,7 @@ from dist_scvi.config.schema import RunConfig
 from dist_scvi.logger_services import MLflow, TensorBoard, WeightsAndBiases, values_of
 from dist_scvi.loggers import Logger, open_logger, read_identity
 from dist_scvi.metrics import Row
-from dist_scvi.places import LocalPlace
+from dist_scvi.storage.run_storage import LocalPlace
 
 LINES = [(2, "train"), (4, "train"), (4, "epoch"), (4, "validation"), (6, "train"), (8, "train"), (8, "epoch")]
 SPEED = {"cells_per_s": 640.0, "steps_per_s": 10.0, "wait_share": 0.25, "memory_mib": 300.0}

@@ -16,7 +16,7 @@ from dist_scvi.config.schema import RunConfig
 from dist_scvi.logger_services import Identity
 from dist_scvi.loggers import BackgroundLogger, open_logger, read_identity, write_identity
 from dist_scvi.metrics import Row
-from dist_scvi.places import LocalPlace
+from dist_scvi.storage.run_storage import LocalPlace
 
 PACKAGES = {"tensorboard": "tensorboardX", "mlflow": "mlflow", "wandb": "wandb"}
 

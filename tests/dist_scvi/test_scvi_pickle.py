@@ -83,7 +83,13 @@ def test_a_call_of_the_system_is_refused_by_name_and_not_made(tmp_path: Path, wi
         *("numpy.core.multiarray _reconstruct.__globals__", "numpy load", "numpy.testing._private.utils runstring"),
         *("collections OrderedDict.__init__", "collections Counter", "torch load", "torch._utils _rebuild_qtensor"),
         *("torch FloatStorage.from_file", "torch.storage _load_from_bytes", "_codecs decode", "copyreg _reconstructor"),
-        *("scvi.model SCVI", "pandasx thing", "pandas read_pickle", "dist_scvi.folder write_folder", "sys modules"),
+        *(
+            "scvi.model SCVI",
+            "pandasx thing",
+            "pandas read_pickle",
+            "dist_scvi.storage.atomic_files write_folder",
+            "sys modules",
+        ),
     ],
 )
 def test_every_other_name_is_refused(tmp_path: Path, name: str) -> None:

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from dist_scvi.config.schema import DataConfig, RunConfig, TrainConfig
-from dist_scvi.lease import Driver, Holder
-from dist_scvi.places import LocalPlace
 from dist_scvi.run import train_worker
 from dist_scvi.run_folder import is_finished
 from dist_scvi.status import format_status, status_of
+from dist_scvi.storage.lease import Driver, Holder
+from dist_scvi.storage.run_storage import LocalPlace
 from dist_scvi.world import World
 
 ELSEWHERE = Driver("far-away", "another boot", 1, 0.0)

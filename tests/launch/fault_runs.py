@@ -32,9 +32,9 @@ from dist_scvi.config.load import load_config
 from dist_scvi.launch.cli import main
 from dist_scvi.loaders import Plan
 from dist_scvi.metrics import read_metrics
-from dist_scvi.places import LocalPlace
 from dist_scvi.resolve import open_from, resolve
 from dist_scvi.run_folder import is_finished
+from dist_scvi.storage.run_storage import LocalPlace
 
 from .faulty_worker import Fault, noting
 

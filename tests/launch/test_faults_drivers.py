@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from dist_scvi import lease
-from dist_scvi.lease import Driver, claim
+from dist_scvi.storage import lease
+from dist_scvi.storage.lease import Driver, claim
 
 from .fault_runs import (
     STEP,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dist_scvi.launch.follow import shown_progress
 from dist_scvi.metrics import METRICS, MetricsLog, Progress, Row
-from dist_scvi.places import LocalPlace
+from dist_scvi.storage.run_storage import LocalPlace
 
 
 def row(step: int, kind: str = "train") -> Row:

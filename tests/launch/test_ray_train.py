@@ -27,9 +27,9 @@ from dist_scvi.ends import StoppedError
 from dist_scvi.launch.ray_train import _check_room, _end, _fit, run_on_ray
 from dist_scvi.loaders.arrays.objects import StorageError
 from dist_scvi.metrics import Row, read_metrics
-from dist_scvi.places import LocalPlace
 from dist_scvi.run import train_worker
 from dist_scvi.run_folder import CHECKPOINTS, is_finished
+from dist_scvi.storage.run_storage import LocalPlace
 from dist_scvi.train import train
 from dist_scvi.world import World
 

@@ -9,7 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from dist_scvi.folder import MANIFEST, DamagedFolderError, IncompleteFolderError, read_folder, write_folder
+from dist_scvi.storage.atomic_files import (
+    MANIFEST,
+    DamagedFolderError,
+    IncompleteFolderError,
+    read_folder,
+    write_folder,
+)
 
 OLD = {"weights.bin": bytes(range(48)), "spec.json": b'{"old": 1}'}
 NEW = {"weights.bin": bytes(range(200, 148, -1)), "spec.json": b'{"new": 2}'}

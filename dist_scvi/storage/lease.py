@@ -20,7 +20,7 @@ from typing import Any, Self
 import psutil
 
 from dist_scvi.ends import LostLeaseError
-from dist_scvi.places import Place
+from dist_scvi.storage.run_storage import Place
 
 log = logging.getLogger(__name__)
 

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from dist_scvi import folder
-from dist_scvi.folder import MANIFEST, DamagedFolderError, IncompleteFolderError
 from dist_scvi.loaders.arrays.remote import RemoteObjects
+from dist_scvi.storage.atomic_files import MANIFEST, DamagedFolderError, IncompleteFolderError
 
 _SCHEMES = ("s3", "gs")
 _PART_BYTES = 1 << 26

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from dist_scvi import lease as lease_module
 from dist_scvi.ends import LostLeaseError
-from dist_scvi.lease import Driver, Holder, claim, holder_of, refuse_if_held
-from dist_scvi.places import LocalPlace
+from dist_scvi.storage import lease as lease_module
+from dist_scvi.storage.lease import Driver, Holder, claim, holder_of, refuse_if_held
+from dist_scvi.storage.run_storage import LocalPlace
 
 pytestmark = pytest.mark.timeout(60)
 ELSEWHERE = Driver("far-away", "another boot", 1, 0.0, "theirs")
@@ -42,7 +42,7 @@ def held_by(place: LocalPlace, driver: Driver, **fields: object) -> Holder:
 def ended() -> Driver:
     """A process of this host that is gone."""
     script = (
-        "import dataclasses, json; from dist_scvi.lease import Driver; "
+        "import dataclasses, json; from dist_scvi.storage.lease import Driver; "
         "print(json.dumps(dataclasses.asdict(Driver.this())))"
     )
     told = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, timeout=50).stdout

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from dist_scvi.folder import MANIFEST, DamagedFolderError, IncompleteFolderError
 from dist_scvi.loaders.arrays import remote
 from dist_scvi.loaders.arrays.objects import StorageError
 from dist_scvi.loaders.arrays.remote import RemoteObjects
-from dist_scvi.places import LocalPlace, ObjectPlace, Place, open_place
+from dist_scvi.storage.atomic_files import MANIFEST, DamagedFolderError, IncompleteFolderError
+from dist_scvi.storage.run_storage import LocalPlace, ObjectPlace, Place, open_place
 
-from ..loaders.object_server import ObjectServer  # noqa: TID252 - tests are no package
+from ...loaders.object_server import ObjectServer  # noqa: TID252 - tests are no package
 
 OLD = {"weights.bin": bytes(range(48)), "spec.json": b'{"old": 1}', "gone.json": b""}
 NEW = {"weights.bin": bytes(range(200, 148, -1)), "spec.json": b'{"new": 2}'}
@@ -517,7 +517,7 @@ class TestObjectPlace:
     def test_large_files_are_read_in_parts(
         self, hasty: ObjectPlace, server: ObjectServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("dist_scvi.places._PART_BYTES", 20)
+        monkeypatch.setattr("dist_scvi.storage.run_storage._PART_BYTES", 20)
         hasty.write_folder("model", OLD)
         server.inflict([])
         assert hasty.read_folder("model") == OLD

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from dist_scvi.saving import Saver
+from dist_scvi.storage.background_writer import Saver
 
 pytestmark = pytest.mark.timeout(60)
 
