@@ -7,7 +7,7 @@ from dist_scvi.asks import Asks
 from dist_scvi.atlas import open_atlas
 from dist_scvi.ends import StoppedError
 from dist_scvi.minify import minify
-from dist_scvi.model_files import load_model
+from dist_scvi.network.model_files import load_model
 from dist_scvi.question import describe_model
 from dist_scvi.resolve import open_from
 from dist_scvi.run import run_config

@@ -8,9 +8,9 @@ from dist_scvi.loaders.order.plan import Split
 from dist_scvi.loaders.stream import split_stream
 from dist_scvi.losses import cell_losses, loss_means, loss_sums, no_loss_sums
 from dist_scvi.metrics import Row
-from dist_scvi.noise import RowNoise
-from dist_scvi.scanvae import SCANVAE
-from dist_scvi.vae import VAE, Labelled
+from dist_scvi.network.noise import RowNoise
+from dist_scvi.network.scanvae import SCANVAE
+from dist_scvi.network.vae import VAE, Labelled
 from dist_scvi.world import World
 
 _VALIDATION_DRAW = 0

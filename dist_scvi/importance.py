@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dist_scvi.likelihood import GeneLikelihood, sparse_log_likelihood
+from dist_scvi.network.likelihood import GeneLikelihood, sparse_log_likelihood
 
 _CANDIDATES_PER_PASS = 256
 _BLOCK_VALUES = 1 << 22

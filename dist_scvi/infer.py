@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dist_scvi.loaders.minibatch import Covariates, MiniBatch
-from dist_scvi.noise import RowNoise
-from dist_scvi.spec import ModelSpec
-from dist_scvi.vae import VAE, Expression
+from dist_scvi.network.model_spec import ModelSpec
+from dist_scvi.network.noise import RowNoise
+from dist_scvi.network.vae import VAE, Expression
 
 Indices = Sequence[int] | NDArray[np.int64] | NDArray[np.bool_]
 """Cells by row, in the order wanted."""

@@ -22,7 +22,7 @@ from torch import Tensor
 from dist_scvi.estimators import elbo, marginal_log_likelihood, mean_over_cells, reconstruction_error
 from dist_scvi.loaders.arrays.anndata_layout import QZM, QZV
 from dist_scvi.loaders.minibatch import MiniBatch
-from dist_scvi.noise import RowNoise
+from dist_scvi.network.noise import RowNoise
 from dist_scvi.opened_model import OpenedModel
 from dist_scvi.posterior import (
     AggregatedPosterior,

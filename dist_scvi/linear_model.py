@@ -7,8 +7,8 @@ import pandas as pd
 from dist_scvi.anndata_setup import setup_anndata
 from dist_scvi.config.load import parse_section
 from dist_scvi.config.schema import ModelConfig
+from dist_scvi.network.vae import LDVAE
 from dist_scvi.trainable_model import TrainableModel
-from dist_scvi.vae import LDVAE
 from dist_scvi.world import World
 
 if TYPE_CHECKING:

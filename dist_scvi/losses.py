@@ -14,8 +14,8 @@ from torch import Tensor
 
 from dist_scvi.classification import classification_metrics, classification_sums, n_classification_sums
 from dist_scvi.loaders.order.keyed_hash import hash_rows
-from dist_scvi.scanvae import SCANVAE
-from dist_scvi.vae import VAE, LossTerms
+from dist_scvi.network.scanvae import SCANVAE
+from dist_scvi.network.vae import VAE, LossTerms
 
 _N_PLAIN = 5
 

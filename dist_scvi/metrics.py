@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from dist_scvi.ends import WeightsDifferError
 from dist_scvi.losses import loss_means
+from dist_scvi.network.vae import VAE
 from dist_scvi.step import Step
 from dist_scvi.storage.atomic_files import naming
 from dist_scvi.storage.run_storage import LocalPlace, Place, open_place
-from dist_scvi.vae import VAE
 from dist_scvi.world import World
 
 T = TypeVar("T")

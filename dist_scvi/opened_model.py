@@ -21,18 +21,18 @@ from numpy.typing import NDArray
 from dist_scvi.atlas import MANIFEST as ATLAS
 from dist_scvi.atlas import Atlas, open_atlas
 from dist_scvi.config.schema import ModelConfig
-from dist_scvi.fit_data import fit_to_spec, open_for
 from dist_scvi.infer import LatentCells, latent_cells
 from dist_scvi.loaders.data import CellData
 from dist_scvi.loaders.order.plan import Plan, Split, split_rows
 from dist_scvi.minify import minify
-from dist_scvi.model_files import load_history, load_model, save_model
+from dist_scvi.network.fit_data import fit_to_spec, open_for
+from dist_scvi.network.model_files import load_history, load_model, save_model
+from dist_scvi.network.model_spec import ModelSpec
+from dist_scvi.network.vae import VAE
 from dist_scvi.scvi_files import is_scvi_tools, read_scvi_tools, write_scvi_tools
 from dist_scvi.selection import Cells, Selection, select
-from dist_scvi.spec import ModelSpec
 from dist_scvi.storage.atomic_files import MANIFEST
 from dist_scvi.surgery import freeze
-from dist_scvi.vae import VAE
 from dist_scvi.world import World, choose_device, worker_device
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from torch.distributions import Categorical, Distribution, Independent, MixtureS
 
 from dist_scvi.loaders.arrays.obs_columns import Categorical as Column
 from dist_scvi.loaders.minibatch import MiniBatch
+from dist_scvi.network.vae import VAE
 from dist_scvi.selection import Selection
-from dist_scvi.vae import VAE
 from dist_scvi.world import World
 
 _BLOCK_VALUES = 1 << 22

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dist_scvi.infer import LatentCells, decode_draw, draws_of
 from dist_scvi.keyed_draws import EntryNoise, gamma, negative_binomial, poisson
-from dist_scvi.vae import VAE
+from dist_scvi.network.vae import VAE
 
 _COUNT_KEY, _RATE_KEY = 1, 2
 _NB = {"mean": "mean_ng", "dispersions": "theta_ng"}

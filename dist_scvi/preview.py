@@ -5,17 +5,17 @@ from typing import Any
 
 from dist_scvi.checkpoint import check_same_run, fingerprint, newest_checkpoint
 from dist_scvi.config.schema import RunConfig
-from dist_scvi.fit_data import fit_to_spec
 from dist_scvi.loaders import CellData, Plan
 from dist_scvi.loaders.order.column_sampling import ColumnSplit
 from dist_scvi.loaders.order.plan import check_world_size
 from dist_scvi.loaders.order.seeded_split import TEST, VALIDATION
 from dist_scvi.loaders.stores.collection import Collection, format_unmatched
 from dist_scvi.loggers import check_logger_options
+from dist_scvi.network.fit_data import fit_to_spec
+from dist_scvi.network.model_spec import spec_of
 from dist_scvi.resolve import labelled_plan_of, resolve
 from dist_scvi.run import fix_soma_timestamp, run_place
 from dist_scvi.run_folder import CHECKPOINTS, refuse_foreign
-from dist_scvi.spec import spec_of
 from dist_scvi.start import begin
 from dist_scvi.storage.lease import refuse_if_held
 from dist_scvi.storage.run_storage import LocalPlace

@@ -21,7 +21,7 @@ from dist_scvi.loaders import CellData, CellStore, open_data, open_store
 from dist_scvi.loaders.arrays.obs_columns import Categorical
 from dist_scvi.loaders.cell_store import check_var_names
 from dist_scvi.loaders.stores.collection import Collection, Unmatched, open_collection
-from dist_scvi.spec import Covariate, ModelSpec
+from dist_scvi.network.model_spec import Covariate, ModelSpec
 
 if TYPE_CHECKING:
     from anndata import AnnData

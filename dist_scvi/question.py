@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from dist_scvi.loaders import CellData
 from dist_scvi.loaders.arrays.obs_columns import Ranges
-from dist_scvi.model_files import model_files
-from dist_scvi.spec import ModelSpec
-from dist_scvi.vae import VAE
+from dist_scvi.network.model_files import model_files
+from dist_scvi.network.model_spec import ModelSpec
+from dist_scvi.network.vae import VAE
 
 _PROBES = 8
 _PROBE_CELLS = 64

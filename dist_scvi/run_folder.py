@@ -17,13 +17,13 @@ from dist_scvi.config.schema import RunConfig
 from dist_scvi.ends import LostLeaseError
 from dist_scvi.loggers import Logger, open_logger
 from dist_scvi.metrics import METRICS, MetricsLog, Row, history_of
-from dist_scvi.model_files import load_model, model_files, save_model
-from dist_scvi.spec import ModelSpec
+from dist_scvi.network.model_files import load_model, model_files, save_model
+from dist_scvi.network.model_spec import ModelSpec
+from dist_scvi.network.vae import VAE
 from dist_scvi.storage.atomic_files import MANIFEST, DamagedFolderError
 from dist_scvi.storage.background_writer import Saver
 from dist_scvi.storage.lease import Driver, Lease, claim
 from dist_scvi.storage.run_storage import Place
-from dist_scvi.vae import VAE
 from dist_scvi.world import World
 
 CONFIG, MODEL, RESULT, CHECKPOINTS = "config.yaml", "model", "RESULT.json", "checkpoints"

@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from dist_scvi.anndata_setup import setup_anndata
 from dist_scvi.config.load import parse_section
 from dist_scvi.config.schema import ModelConfig
-from dist_scvi.fit_data import fit_to_spec
 from dist_scvi.loaders.minibatch import MiniBatch
-from dist_scvi.noise import RowNoise
+from dist_scvi.network.fit_data import fit_to_spec
+from dist_scvi.network.noise import RowNoise
+from dist_scvi.network.scanvae import SCANVAE
 from dist_scvi.opened_model import held_anndata
 from dist_scvi.question import describe_model
 from dist_scvi.rows_out import Rows, RowsProgress, chunk_cells_of, write_rows
-from dist_scvi.scanvae import SCANVAE
 from dist_scvi.scvi_model import SCVI, Where
 from dist_scvi.selection import Cells
 from dist_scvi.semi_supervised import labelled_data, scanvi_from

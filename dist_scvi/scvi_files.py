@@ -14,12 +14,12 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from dist_scvi.model_files import differing_names
+from dist_scvi.network.model_files import differing_names
+from dist_scvi.network.model_spec import ModelSpec
+from dist_scvi.network.vae import VAE
 from dist_scvi.scvi_pickle import Foreign, read_pickle, read_torch
 from dist_scvi.scvi_registry import attributes_of, spec_of_attributes
-from dist_scvi.spec import ModelSpec
 from dist_scvi.storage.atomic_files import MANIFEST, put_in_place
-from dist_scvi.vae import VAE
 
 _MODEL = "model.pt"
 _LEGACY = ("model_params.pt", "attr.pkl", "var_names.csv")

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dist_scvi.spec import ModelSpec
+from dist_scvi.network.model_spec import ModelSpec
 
 _MINIFIED = "_scvi_adata_minify_type"
 _PREFIX = {"SCVI": "scvi", "SCANVI": "scanvi", "LinearSCVI": "ldvae"}

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from dist_scvi.config.schema import ClassifierConfig, ModelConfig
-from dist_scvi.spec import Covariate, ModelSpec
+from dist_scvi.network.model_spec import Covariate, ModelSpec
 
 VERSION = "1.4.2"
 """The scvi-tools whose layout is written."""

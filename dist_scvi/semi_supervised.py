@@ -11,11 +11,11 @@ from dataclasses import replace
 import torch
 
 from dist_scvi.config.schema import ModelConfig
-from dist_scvi.fit_data import fit_to_spec
 from dist_scvi.loaders import CellData
 from dist_scvi.loaders.data import without_category
-from dist_scvi.spec import ModelSpec, spec_of
-from dist_scvi.vae import VAE
+from dist_scvi.network.fit_data import fit_to_spec
+from dist_scvi.network.model_spec import ModelSpec, spec_of
+from dist_scvi.network.vae import VAE
 
 OF_SCANVI = frozenset({"model_name", "linear_classifier", "classifier_parameters", "y_prior", "objective"})
 """Options that a model of SCVI does not have, or not so."""

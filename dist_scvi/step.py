@@ -23,10 +23,10 @@ from torch.nn.parallel import DistributedDataParallel
 from dist_scvi.config.schema import TrainConfig
 from dist_scvi.loaders.minibatch import Covariates, MiniBatch, Tensors
 from dist_scvi.losses import cell_losses, loss_sums
-from dist_scvi.nn import Linear
-from dist_scvi.noise import StepNoise, step_noise
-from dist_scvi.scanvae import SCANVAE
-from dist_scvi.vae import VAE, Labelled
+from dist_scvi.network.layers import Linear
+from dist_scvi.network.noise import StepNoise, step_noise
+from dist_scvi.network.scanvae import SCANVAE
+from dist_scvi.network.vae import VAE, Labelled
 from dist_scvi.world import World
 
 _BY_CELL = ("batch_n", "label_n", "categorical_nc", "continuous_nc", "library_n", "row_n")

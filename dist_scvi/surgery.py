@@ -17,14 +17,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dist_scvi.batch_norm import MicroBatchNorm
-from dist_scvi.fit_data import fit_to_spec
 from dist_scvi.loaders import CellData
 from dist_scvi.loaders.arrays.obs_columns import Categorical
 from dist_scvi.loaders.library_prior import library_prior
-from dist_scvi.nn import FCLayers
-from dist_scvi.spec import Covariate, ModelSpec
-from dist_scvi.vae import VAE
+from dist_scvi.network.batch_norm import MicroBatchNorm
+from dist_scvi.network.fit_data import fit_to_spec
+from dist_scvi.network.layers import FCLayers
+from dist_scvi.network.model_spec import Covariate, ModelSpec
+from dist_scvi.network.vae import VAE
 
 _EMBEDDING = "_embeddings_dict.batch.weight"
 

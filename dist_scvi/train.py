@@ -17,22 +17,22 @@ from dist_scvi.checkpoint import check_same_run, checkpoint_files, fingerprint, 
 from dist_scvi.config.schema import RunConfig
 from dist_scvi.ends import StoppedError
 from dist_scvi.evaluate import evaluate
-from dist_scvi.fit_data import fit_to_spec
 from dist_scvi.loaders import CellData, Plan
 from dist_scvi.loaders.labelled_stream import labelled_stream
 from dist_scvi.loaders.minibatch import MiniBatch
 from dist_scvi.loaders.order.plan import check_world_size
 from dist_scvi.loaders.stream import train_stream
 from dist_scvi.metrics import Meter, MetricsLog, Row, named
+from dist_scvi.network.fit_data import fit_to_spec
+from dist_scvi.network.model_spec import ModelSpec
+from dist_scvi.network.vae import VAE
 from dist_scvi.resolve import labelled_plan_of, open_from, resolve
 from dist_scvi.run_folder import held
 from dist_scvi.schedule import Schedule, kl_weight
-from dist_scvi.spec import ModelSpec
 from dist_scvi.start import begin, set_library_prior
 from dist_scvi.step import average_gradients, check_weights, make_optimizer, take_step
 from dist_scvi.storage.lease import Driver
 from dist_scvi.storage.run_storage import Place, open_place
-from dist_scvi.vae import VAE
 from dist_scvi.world import World
 
 

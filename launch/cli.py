@@ -278,7 +278,7 @@ def _query(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from dist_scvi.model_files import load_model
+    from dist_scvi.network.model_files import load_model
     from dist_scvi.run_folder import MODEL
     from dist_scvi.scvi_files import write_scvi_tools
 

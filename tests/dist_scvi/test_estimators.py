@@ -13,11 +13,11 @@ from dist_scvi.estimators import elbo, marginal_log_likelihood, mean_over_cells,
 from dist_scvi.loaders import CellData, open_data
 from dist_scvi.loaders.minibatch import Covariates
 from dist_scvi.loaders.stream import rows_minibatch
-from dist_scvi.noise import RowNoise
-from dist_scvi.scanvae import SCANVAE
+from dist_scvi.network.model_spec import spec_of
+from dist_scvi.network.noise import RowNoise
+from dist_scvi.network.scanvae import SCANVAE
+from dist_scvi.network.vae import VAE
 from dist_scvi.selection import select
-from dist_scvi.spec import spec_of
-from dist_scvi.vae import VAE
 
 from .workers import together
 

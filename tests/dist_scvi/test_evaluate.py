@@ -11,9 +11,9 @@ from dist_scvi.evaluate import evaluate
 from dist_scvi.loaders import open_data
 from dist_scvi.loaders.order.plan import split_rows
 from dist_scvi.loaders.stream import rows_minibatch
-from dist_scvi.noise import RowNoise
+from dist_scvi.network.model_spec import spec_of
+from dist_scvi.network.noise import RowNoise
 from dist_scvi.resolve import resolve
-from dist_scvi.spec import spec_of
 from dist_scvi.world import World
 
 

@@ -16,7 +16,7 @@ from dist_scvi.expression_model import ExpressionModel
 from dist_scvi.infer import expression_query, latent_cells, normalized_expression
 from dist_scvi.loaders import CellData, open_data
 from dist_scvi.loaders.stream import rows_minibatch
-from dist_scvi.spec import spec_of
+from dist_scvi.network.model_spec import spec_of
 
 from .golden import GOLDEN, Golden, needs_golden
 from .workers import together

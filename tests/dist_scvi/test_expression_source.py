@@ -14,8 +14,8 @@ from dist_scvi.importance import ImportanceSource
 from dist_scvi.infer import draw_latent, latent_cells
 from dist_scvi.loaders import CellData
 from dist_scvi.loaders.stream import rows_minibatch
-from dist_scvi.noise import RowNoise
-from dist_scvi.spec import spec_of
+from dist_scvi.network.model_spec import spec_of
+from dist_scvi.network.noise import RowNoise
 
 from .workers import together
 

@@ -16,7 +16,7 @@ from dist_scvi.importance import (
     log_weights,
     normalized_weights,
 )
-from dist_scvi.likelihood import dense_log_likelihood
+from dist_scvi.network.likelihood import dense_log_likelihood
 
 S, A, G, K = 7, 5, 11, 3
 

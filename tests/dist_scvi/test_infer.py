@@ -23,8 +23,8 @@ from dist_scvi.infer import (
 from dist_scvi.loaders import CellData, open_data
 from dist_scvi.loaders.stream import rows_minibatch
 from dist_scvi.model import SCVI
-from dist_scvi.noise import RowNoise
-from dist_scvi.spec import spec_of
+from dist_scvi.network.model_spec import spec_of
+from dist_scvi.network.noise import RowNoise
 
 N = 40
 

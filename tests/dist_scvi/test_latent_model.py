@@ -14,7 +14,7 @@ from dist_scvi.config.schema import ModelConfig
 from dist_scvi.latent_model import LatentModel
 from dist_scvi.loaders import CellData, open_data
 from dist_scvi.loaders.stream import rows_minibatch
-from dist_scvi.spec import spec_of
+from dist_scvi.network.model_spec import spec_of
 
 from .golden import Golden, needs_golden
 from .workers import together

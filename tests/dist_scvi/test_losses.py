@@ -8,8 +8,8 @@ from dist_scvi.classification import n_classification_sums
 from dist_scvi.config.schema import ModelConfig
 from dist_scvi.loaders.order.keyed_hash import hash_rows
 from dist_scvi.losses import cell_losses, loss_means, loss_sums, no_loss_sums
-from dist_scvi.scanvae import SCANVAE
-from dist_scvi.vae import VAE, LossTerms
+from dist_scvi.network.scanvae import SCANVAE
+from dist_scvi.network.vae import VAE, LossTerms
 
 N_CELLS, N_LABELS = 40, 3
 

@@ -10,9 +10,9 @@ import torch
 
 from dist_scvi.config.schema import ModelConfig
 from dist_scvi.metrics import METRICS, Meter, MetricsLog, Progress, Row, describe, history_of, read_metrics
+from dist_scvi.network.vae import VAE
 from dist_scvi.step import Step
 from dist_scvi.storage.run_storage import LocalPlace
-from dist_scvi.vae import VAE
 from dist_scvi.world import World
 
 

@@ -15,7 +15,7 @@ from dist_scvi.atlas import open_atlas
 from dist_scvi.loaders import CellData, open_data
 from dist_scvi.minify import minify
 from dist_scvi.model import SCVI
-from dist_scvi.model_files import load_model
+from dist_scvi.network.model_files import load_model
 
 from .workers import together
 

@@ -10,9 +10,9 @@ from dist_scvi.expression_source import ModelSource
 from dist_scvi.importance import ImportanceSampling
 from dist_scvi.infer import expression_query
 from dist_scvi.loaders import CellData
+from dist_scvi.network.model_spec import spec_of
 from dist_scvi.overall_samples import checked_importance, sampled_expression
 from dist_scvi.selection import select
-from dist_scvi.spec import spec_of
 
 
 @pytest.fixture(scope="module")

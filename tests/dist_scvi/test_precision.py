@@ -7,16 +7,16 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dist_scvi import nn as layers
-from dist_scvi import scanvae, vae
 from dist_scvi.config.schema import ModelConfig, TrainConfig
 from dist_scvi.loaders import CellData, make_plan, open_data
 from dist_scvi.loaders.labelled_stream import labelled_plan, labelled_stream
 from dist_scvi.loaders.minibatch import MiniBatch
 from dist_scvi.loaders.stream import rows_minibatch, train_stream
-from dist_scvi.spec import spec_of
+from dist_scvi.network import layers as layers
+from dist_scvi.network import scanvae, vae
+from dist_scvi.network.model_spec import spec_of
+from dist_scvi.network.vae import VAE
 from dist_scvi.step import make_optimizer, take_step
-from dist_scvi.vae import VAE
 from dist_scvi.world import World
 
 MODELS = {

@@ -10,9 +10,9 @@ from dist_scvi.config.schema import ModelConfig
 from dist_scvi.infer import LatentCells, latent_cells
 from dist_scvi.loaders import CellData
 from dist_scvi.loaders.stream import rows_minibatch
+from dist_scvi.network.model_spec import spec_of
+from dist_scvi.network.vae import VAE
 from dist_scvi.predictive import denoised_rates, likelihood_at, likelihood_parameters, predictive_counts
-from dist_scvi.spec import spec_of
-from dist_scvi.vae import VAE
 
 GENES = np.array([7, 0, 49])
 ROWS = np.arange(60)

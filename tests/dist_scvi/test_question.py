@@ -10,7 +10,7 @@ from scipy import sparse
 
 from dist_scvi.loaders import CellData, open_data
 from dist_scvi.model import SCVI
-from dist_scvi.model_files import load_model, save_model
+from dist_scvi.network.model_files import load_model, save_model
 from dist_scvi.question import describe_cells, describe_model, digest, plain_text, probes
 
 

@@ -13,7 +13,7 @@ import yaml
 from dist_scvi.atlas import open_atlas
 from dist_scvi.atlas_worker import minify_worker
 from dist_scvi.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig
-from dist_scvi.model_files import load_history, load_model
+from dist_scvi.network.model_files import load_history, load_model
 from dist_scvi.preview import preview
 from dist_scvi.resolve import open_from
 from dist_scvi.run import fix_soma_timestamp, run_config, train_worker

@@ -14,7 +14,7 @@ from dist_scvi.config.schema import DataConfig, RunConfig
 from dist_scvi.ends import LostLeaseError
 from dist_scvi.metrics import read_metrics
 from dist_scvi.model import SCVI
-from dist_scvi.model_files import load_history, load_model
+from dist_scvi.network.model_files import load_history, load_model
 from dist_scvi.run_folder import RunFolder, held, is_finished, refuse_foreign, result_of
 from dist_scvi.storage.lease import Driver, claim, holder_of
 from dist_scvi.storage.run_storage import LocalPlace

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from dist_scvi.config.schema import ModelConfig
-from dist_scvi.fit_data import fit_to_spec
 from dist_scvi.loaders import CellData, open_data
+from dist_scvi.network.fit_data import fit_to_spec
+from dist_scvi.network.model_spec import ModelSpec, spec_of
+from dist_scvi.network.vae import VAE
 from dist_scvi.semi_supervised import FROM_SCVI, check_options, labelled_data, scanvi_from
-from dist_scvi.spec import ModelSpec, spec_of
-from dist_scvi.vae import VAE
 
 
 def scvi(data: CellData, **options: object) -> tuple[VAE, ModelSpec]:

@@ -10,8 +10,8 @@ import torch
 from dist_scvi.config.schema import DataConfig, ModelConfig, RunConfig
 from dist_scvi.loaders import CellData, open_data
 from dist_scvi.loaders.library_prior import library_prior
-from dist_scvi.model_files import save_model
-from dist_scvi.spec import spec_of
+from dist_scvi.network.model_files import save_model
+from dist_scvi.network.model_spec import spec_of
 from dist_scvi.start import begin, set_library_prior
 from dist_scvi.surgery import load_query
 from dist_scvi.world import World

@@ -10,16 +10,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dist_scvi import scanvae
 from dist_scvi.config.schema import ModelConfig, TrainConfig
 from dist_scvi.loaders import CellData, make_plan, open_data
 from dist_scvi.loaders.labelled_stream import labelled_plan, labelled_stream
 from dist_scvi.loaders.minibatch import MiniBatch
 from dist_scvi.loaders.stream import train_stream
-from dist_scvi.noise import step_noise
-from dist_scvi.spec import ModelSpec, spec_of
+from dist_scvi.network import scanvae
+from dist_scvi.network.model_spec import ModelSpec, spec_of
+from dist_scvi.network.noise import step_noise
+from dist_scvi.network.vae import VAE, Labelled
 from dist_scvi.step import Step, average_gradients, check_weights, make_optimizer, take_step
-from dist_scvi.vae import VAE, Labelled
 from dist_scvi.world import World
 
 CPU = torch.device("cpu")

@@ -9,17 +9,17 @@ import pytest
 import torch
 
 from dist_scvi.config.schema import ModelConfig
-from dist_scvi.fit_data import fit_to_spec
 from dist_scvi.loaders import CellData
 from dist_scvi.loaders.data import open_data
 from dist_scvi.loaders.library_prior import library_prior
 from dist_scvi.loaders.stream import rows_minibatch
-from dist_scvi.model_files import load_model, save_model
-from dist_scvi.noise import step_noise
+from dist_scvi.network.fit_data import fit_to_spec
+from dist_scvi.network.model_files import load_model, save_model
+from dist_scvi.network.model_spec import ModelSpec, spec_of
+from dist_scvi.network.noise import step_noise
+from dist_scvi.network.vae import VAE, Labelled
 from dist_scvi.query_data import prepare_query_data
-from dist_scvi.spec import ModelSpec, spec_of
 from dist_scvi.surgery import extend, freeze, load_query, query_spec
-from dist_scvi.vae import VAE, Labelled
 
 BATCH = {"batch_key": "batch"}
 ALL = BATCH | {"categorical_covariate_keys": ["site", "kit"], "continuous_covariate_keys": ["age"]}

@@ -16,10 +16,10 @@ from dist_scvi.loaders import open_data
 from dist_scvi.loaders.order.keyed_hash import hash_rows
 from dist_scvi.loaders.order.plan import minibatch_rows
 from dist_scvi.metrics import Row
+from dist_scvi.network.vae import VAE
 from dist_scvi.resolve import resolve
 from dist_scvi.step import Step, take_step
 from dist_scvi.train import Trained, train
-from dist_scvi.vae import VAE
 from dist_scvi.world import World
 
 

@@ -12,10 +12,10 @@ from dist_scvi.config.schema import DataConfig, ModelConfig, RunConfig, TrainCon
 from dist_scvi.loaders import CellData, open_data
 from dist_scvi.loaders.library_prior import library_prior
 from dist_scvi.metrics import Row, history_of
-from dist_scvi.model_files import load_model
+from dist_scvi.network.model_files import load_model
+from dist_scvi.network.model_spec import spec_of
 from dist_scvi.resolve import resolve
 from dist_scvi.semi_supervised import scanvi_from
-from dist_scvi.spec import spec_of
 from dist_scvi.train import Trained, train
 
 

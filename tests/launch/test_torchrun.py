@@ -9,7 +9,7 @@ import pytest
 
 from dist_scvi.config.load import load_config
 from dist_scvi.metrics import Row, read_metrics
-from dist_scvi.model_files import load_model
+from dist_scvi.network.model_files import load_model
 from dist_scvi.train import train
 
 

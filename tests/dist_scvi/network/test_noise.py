@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from scipy import stats
 
-from dist_scvi.noise import RowNoise, global_noise, row_normal, step_noise
+from dist_scvi.network.noise import RowNoise, global_noise, row_normal, step_noise
 
 CPU = torch.device("cpu")
 ROWS = np.arange(2000)
@@ -39,7 +39,9 @@ def test_normals_are_standard_and_uncorrelated() -> None:
 
 def test_the_extreme_hashes_give_finite_normals(monkeypatch) -> None:
     for bits in (0, 2**64 - 1):
-        monkeypatch.setattr("dist_scvi.noise.hash_rows", lambda rows, *_, b=bits: np.full(len(rows), b, np.uint64))
+        monkeypatch.setattr(
+            "dist_scvi.network.noise.hash_rows", lambda rows, *_, b=bits: np.full(len(rows), b, np.uint64)
+        )
         assert np.isfinite(row_normal(0, ROWS[:1], 0, 1)).all()
 
 

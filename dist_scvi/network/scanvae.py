@@ -17,12 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dist_scvi.batch_norm import MicroBatchNorm, norms_of
 from dist_scvi.config.schema import ModelConfig
 from dist_scvi.loaders.minibatch import Covariates, Tensors
-from dist_scvi.nn import Classifier, Encoder, LatentDecoder
-from dist_scvi.noise import Noise
-from dist_scvi.vae import VAE, Expression, Labelled, LossTerms, kl_normal
+from dist_scvi.network.batch_norm import MicroBatchNorm, norms_of
+from dist_scvi.network.layers import Classifier, Encoder, LatentDecoder
+from dist_scvi.network.noise import Noise
+from dist_scvi.network.vae import VAE, Expression, Labelled, LossTerms, kl_normal
 
 _ROWS_AT_ONCE = 1 << 14
 """Rows of cells times labels that inference takes at a time; training keeps an eighth of it for the backward pass."""

@@ -10,7 +10,7 @@ from dist_scvi.loaders.arrays.obs_columns import Categorical
 from dist_scvi.loaders.cell_store import CellStore
 from dist_scvi.loaders.data import open_data, without_category
 from dist_scvi.loaders.stores.open import open_store
-from dist_scvi.spec import Covariate, ModelSpec
+from dist_scvi.network.model_spec import Covariate, ModelSpec
 
 
 def open_for(source: Any, spec: ModelSpec) -> CellData:

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dist_scvi.batch_norm import MicroBatchNorm
-from dist_scvi.noise import Noise
+from dist_scvi.network.batch_norm import MicroBatchNorm
+from dist_scvi.network.noise import Noise
 
 _VAR_EPS = 1e-4
 

@@ -10,15 +10,15 @@ import safetensors.torch
 import torch
 
 from dist_scvi.config.schema import ModelConfig
-from dist_scvi.fit_data import fit_to_spec, open_for
 from dist_scvi.loaders import CellData, open_data
 from dist_scvi.model import SCVI
-from dist_scvi.model_files import load_history, load_model, save_model
-from dist_scvi.spec import Covariate, ModelSpec, spec_of
+from dist_scvi.network.fit_data import fit_to_spec, open_for
+from dist_scvi.network.model_files import load_history, load_model, save_model
+from dist_scvi.network.model_spec import Covariate, ModelSpec, spec_of
 from dist_scvi.storage.atomic_files import read_folder, write_folder
 from dist_scvi.storage.run_storage import open_place
 
-from ..loaders.object_server import ObjectServer  # noqa: TID252 - tests are no package
+from ...loaders.object_server import ObjectServer  # noqa: TID252 - tests are no package
 
 
 def reopen(adata: ad.AnnData, **changes: object) -> CellData:

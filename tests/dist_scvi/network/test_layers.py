@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from dist_scvi.nn import Classifier, FCLayers
+from dist_scvi.network.layers import Classifier, FCLayers
 
 
 @pytest.fixture

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from dist_scvi.batch_norm import MicroBatchNorm
+from dist_scvi.network.batch_norm import MicroBatchNorm
 from dist_scvi.world import World
 
-from .workers import ThreadWorld, together
+from ..workers import ThreadWorld, together
 
 SIZES = (5, 9, 3)
 

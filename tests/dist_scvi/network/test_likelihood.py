@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from dist_scvi.likelihood import (
+from dist_scvi.network.likelihood import (
     GeneLikelihood,
     dense_log_likelihood,
     log_nb,

@@ -20,12 +20,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dist_scvi.batch_norm import MicroBatchNorm, norms_of
 from dist_scvi.config.schema import ModelConfig
-from dist_scvi.likelihood import dense_log_likelihood, sparse_log_likelihood
 from dist_scvi.loaders.minibatch import Covariates, Tensors
-from dist_scvi.nn import Decoder, Encoder, LinearDecoder
-from dist_scvi.noise import Noise
+from dist_scvi.network.batch_norm import MicroBatchNorm, norms_of
+from dist_scvi.network.layers import Decoder, Encoder, LinearDecoder
+from dist_scvi.network.likelihood import dense_log_likelihood, sparse_log_likelihood
+from dist_scvi.network.noise import Noise
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,9 @@ import safetensors.torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from dist_scvi.spec import ModelSpec
+from dist_scvi.network.model_spec import ModelSpec
+from dist_scvi.network.vae import VAE
 from dist_scvi.storage.run_storage import Place, open_place
-from dist_scvi.vae import VAE
 
 _WEIGHTS, _SPEC, _HISTORY = "weights.safetensors", "spec.json", "history.json"
 
