@@ -32,7 +32,7 @@ from dist_scvi.network.vae import VAE
 from dist_scvi.scvi_files import is_scvi_tools, read_scvi_tools, write_scvi_tools
 from dist_scvi.selection import Cells, Selection, select
 from dist_scvi.storage.atomic_files import MANIFEST
-from dist_scvi.surgery import freeze
+from dist_scvi.transfer.scarches import freeze
 from dist_scvi.world import World, choose_device, worker_device
 
 if TYPE_CHECKING:

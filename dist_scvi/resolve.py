@@ -10,7 +10,7 @@ from dist_scvi.loaders.order.seeded_split import shares_of
 from dist_scvi.loaders.stores.open import read_names
 from dist_scvi.loaders.stores.soma_store import SomaOptions
 from dist_scvi.network.model_spec import ModelSpec
-from dist_scvi.semi_supervised import FROM_SCVI
+from dist_scvi.transfer.scanvi_from_scvi import FROM_SCVI
 
 
 def resolve(config: RunConfig, data: CellData, spec: ModelSpec | None = None) -> tuple[RunConfig, Plan]:

@@ -27,10 +27,10 @@ from dist_scvi.question import describe_model
 from dist_scvi.rows_out import Rows, RowsProgress, chunk_cells_of, write_rows
 from dist_scvi.scvi_model import SCVI, Where
 from dist_scvi.selection import Cells
-from dist_scvi.semi_supervised import labelled_data, scanvi_from
 from dist_scvi.session import settings
 from dist_scvi.trainable_model import Accelerator, TrainableModel
 from dist_scvi.trainer_arguments import trainer_options
+from dist_scvi.transfer.scanvi_from_scvi import labelled_data, scanvi_from
 from dist_scvi.world import World
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from dist_scvi.loaders.library_prior import library_sums, prior_from
 from dist_scvi.network.model_files import load_model
 from dist_scvi.network.model_spec import ModelSpec, spec_of
 from dist_scvi.network.vae import VAE
-from dist_scvi.semi_supervised import OF_SCANVI, check_options, scanvi_from
-from dist_scvi.surgery import freeze
+from dist_scvi.transfer.scanvi_from_scvi import OF_SCANVI, check_options, scanvi_from
+from dist_scvi.transfer.scarches import freeze
 from dist_scvi.world import World
 
 

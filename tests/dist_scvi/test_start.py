@@ -13,7 +13,7 @@ from dist_scvi.loaders.library_prior import library_prior
 from dist_scvi.network.model_files import save_model
 from dist_scvi.network.model_spec import spec_of
 from dist_scvi.start import begin, set_library_prior
-from dist_scvi.surgery import load_query
+from dist_scvi.transfer.scarches import load_query
 from dist_scvi.world import World
 
 

@@ -15,8 +15,8 @@ from dist_scvi.metrics import Row, history_of
 from dist_scvi.network.model_files import load_model
 from dist_scvi.network.model_spec import spec_of
 from dist_scvi.resolve import resolve
-from dist_scvi.semi_supervised import scanvi_from
 from dist_scvi.train import Trained, train
+from dist_scvi.transfer.scanvi_from_scvi import scanvi_from
 
 
 class Stopped(Exception):  # noqa: N818

@@ -18,8 +18,8 @@ from dist_scvi.network.model_files import load_model, save_model
 from dist_scvi.network.model_spec import ModelSpec, spec_of
 from dist_scvi.network.noise import step_noise
 from dist_scvi.network.vae import VAE, Labelled
-from dist_scvi.query_data import prepare_query_data
-from dist_scvi.surgery import extend, freeze, load_query, query_spec
+from dist_scvi.transfer.query_data import prepare_query_data
+from dist_scvi.transfer.scarches import extend, freeze, load_query, query_spec
 
 BATCH = {"batch_key": "batch"}
 ALL = BATCH | {"categorical_covariate_keys": ["site", "kit"], "continuous_covariate_keys": ["age"]}

@@ -14,7 +14,7 @@ from dist_scvi.loaders.stores.collection import format_unmatched
 from dist_scvi.loaders.stores.open import open_store
 from dist_scvi.network.fit_data import fit_to_spec
 from dist_scvi.network.model_spec import ModelSpec, spec_of
-from dist_scvi.query_data import prepare_query_anndata, prepare_query_data, unmatched_genes
+from dist_scvi.transfer.query_data import prepare_query_anndata, prepare_query_data, unmatched_genes
 
 KEYS = {"batch_key": "batch", "categorical_covariate_keys": ["site"], "continuous_covariate_keys": ["age"]}
 LABELS = {"labels_key": "label", "unlabeled_category": "?"}

@@ -12,7 +12,7 @@ from dist_scvi.loaders import CellData, open_data
 from dist_scvi.network.fit_data import fit_to_spec
 from dist_scvi.network.model_spec import ModelSpec, spec_of
 from dist_scvi.network.vae import VAE
-from dist_scvi.semi_supervised import FROM_SCVI, check_options, labelled_data, scanvi_from
+from dist_scvi.transfer.scanvi_from_scvi import FROM_SCVI, check_options, labelled_data, scanvi_from
 
 
 def scvi(data: CellData, **options: object) -> tuple[VAE, ModelSpec]:

@@ -1,0 +1,1 @@
+"""Make a model from a trained one: scArches, SCANVI from SCVI."""
