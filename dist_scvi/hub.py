@@ -21,8 +21,8 @@ from dist_scvi.loaders.data import CellData
 from dist_scvi.loaders.stores.memory_store import MemoryStore
 from dist_scvi.minify import Minified, write_atlas
 from dist_scvi.network.fit_data import open_for
-from dist_scvi.scvi_files import ScviModel, read_scvi_tools
-from dist_scvi.scvi_minified import MinifiedCells, open_minified_h5ad
+from dist_scvi.scvi_tools.minified_h5ad import MinifiedCells, open_minified_h5ad
+from dist_scvi.scvi_tools.model_folder import ScviModel, read_scvi_tools
 from dist_scvi.world import World
 
 _OWN = ("_scvi_", "_scanvi_", "_ldvae_")

@@ -29,7 +29,7 @@ from dist_scvi.network.fit_data import fit_to_spec, open_for
 from dist_scvi.network.model_files import load_history, load_model, save_model
 from dist_scvi.network.model_spec import ModelSpec
 from dist_scvi.network.vae import VAE
-from dist_scvi.scvi_files import is_scvi_tools, read_scvi_tools, write_scvi_tools
+from dist_scvi.scvi_tools.model_folder import is_scvi_tools, read_scvi_tools, write_scvi_tools
 from dist_scvi.selection import Cells, Selection, select
 from dist_scvi.storage.atomic_files import MANIFEST
 from dist_scvi.transfer.scarches import freeze

@@ -280,7 +280,7 @@ def _query(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> int:
     from dist_scvi.network.model_files import load_model
     from dist_scvi.run_folder import MODEL
-    from dist_scvi.scvi_files import write_scvi_tools
+    from dist_scvi.scvi_tools.model_folder import write_scvi_tools
 
     folder = options.run / MODEL if (options.run / MODEL).is_dir() else options.run
     write_scvi_tools(options.out.resolve(), *load_model(folder), overwrite=options.overwrite)

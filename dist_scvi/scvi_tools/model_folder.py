@@ -17,8 +17,8 @@ from torch import Tensor
 from dist_scvi.network.model_files import differing_names
 from dist_scvi.network.model_spec import ModelSpec
 from dist_scvi.network.vae import VAE
-from dist_scvi.scvi_pickle import Foreign, read_pickle, read_torch
-from dist_scvi.scvi_registry import attributes_of, spec_of_attributes
+from dist_scvi.scvi_tools.registry import attributes_of, spec_of_attributes
+from dist_scvi.scvi_tools.safe_unpickle import Foreign, read_pickle, read_torch
 from dist_scvi.storage.atomic_files import MANIFEST, put_in_place
 
 _MODEL = "model.pt"

@@ -14,9 +14,9 @@ import pandas as pd
 import pytest
 import torch
 
-from dist_scvi.scvi_pickle import Foreign, read_pickle, read_torch
+from dist_scvi.scvi_tools.safe_unpickle import Foreign, read_pickle, read_torch
 
-GOLDEN = Path(__file__).parents[3] / "shared" / "parity" / "golden"
+GOLDEN = Path(__file__).parents[4] / "shared" / "parity" / "golden"
 FLAT = b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpuK\x04tQ"  # four numbers of entry 0
 
 

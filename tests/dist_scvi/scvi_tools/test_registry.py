@@ -9,7 +9,7 @@ import torch
 
 from dist_scvi.config.schema import ModelConfig
 from dist_scvi.network.model_spec import Covariate, ModelSpec
-from dist_scvi.scvi_registry import attributes_of, spec_of_attributes
+from dist_scvi.scvi_tools.registry import attributes_of, spec_of_attributes
 
 GENES = ("g0", "g1", "ß2")
 BATCH = Covariate(key="donor", categories=("d2", "d10", "d1"))

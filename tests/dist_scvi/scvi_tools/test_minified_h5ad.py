@@ -12,7 +12,7 @@ from scipy import sparse
 
 from dist_scvi.config.schema import ModelConfig
 from dist_scvi.network.model_spec import ModelSpec
-from dist_scvi.scvi_minified import open_minified_h5ad
+from dist_scvi.scvi_tools.minified_h5ad import open_minified_h5ad
 
 N, K = 7, 3
 GENES = tuple(f"g{gene}" for gene in range(5))

@@ -18,10 +18,10 @@ from dist_scvi.config.schema import ModelConfig
 from dist_scvi.loaders import open_data
 from dist_scvi.loaders.stream import rows_minibatch
 from dist_scvi.network.model_spec import Covariate, ModelSpec
-from dist_scvi.scvi_files import is_scvi_tools, read_scvi_tools, write_scvi_tools
-from dist_scvi.scvi_minified import open_minified_h5ad
+from dist_scvi.scvi_tools.minified_h5ad import open_minified_h5ad
+from dist_scvi.scvi_tools.model_folder import is_scvi_tools, read_scvi_tools, write_scvi_tools
 
-SHARED = Path(__file__).parents[3] / "shared"
+SHARED = Path(__file__).parents[4] / "shared"
 GOLDEN, MODELS = SHARED / "parity" / "golden", SHARED / "models"
 PEER = os.environ.get("SCVI_TOOLS_PYTHON")
 Change = Callable[[dict[str, Any]], None]

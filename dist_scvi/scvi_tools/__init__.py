@@ -1,0 +1,1 @@
+"""Files of scvi-tools, read without running code from them, and written."""
