@@ -18,7 +18,15 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from dist_scvi.infer import Indices, LatentCells, draw_latent, expression_query, normalized_expression, rows_asked
+from dist_scvi.inference.encode_decode import (
+    Indices,
+    LatentCells,
+    draw_latent,
+    expression_query,
+    normalized_expression,
+    rows_asked,
+)
+from dist_scvi.inference.posterior import logistic_normal_mean
 from dist_scvi.loaders.arrays.anndata_layout import LIBRARY, QZM, QZV, SOURCE_ROW
 from dist_scvi.loaders.arrays.csr_rows import row_runs
 from dist_scvi.loaders.arrays.obs_columns import Categorical, PagedArray, read_range
@@ -28,7 +36,6 @@ from dist_scvi.network.fit_data import recode
 from dist_scvi.network.model_files import load_model
 from dist_scvi.network.model_spec import Covariate
 from dist_scvi.network.scanvae import SCANVAE
-from dist_scvi.posterior import logistic_normal_mean
 from dist_scvi.storage.atomic_files import MANIFEST as FOLDER_MANIFEST
 
 ATLAS_FORMAT = "dist_scvi.atlas/1"

@@ -6,9 +6,9 @@ from pathlib import Path
 from dist_scvi.asks import Asks
 from dist_scvi.atlas import open_atlas
 from dist_scvi.ends import StoppedError
+from dist_scvi.inference.output_identity import describe_model
 from dist_scvi.minify import minify
 from dist_scvi.network.model_files import load_model
-from dist_scvi.question import describe_model
 from dist_scvi.resolve import open_from
 from dist_scvi.run import run_config
 from dist_scvi.run_folder import MODEL, is_finished

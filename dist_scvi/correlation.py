@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
+from dist_scvi.inference.cell_selection import Selection
 from dist_scvi.loaders.minibatch import MiniBatch
-from dist_scvi.selection import Selection
 from dist_scvi.world import World
 
 Values = Callable[[MiniBatch], NDArray[np.float32]]

@@ -47,7 +47,7 @@ from dist_scvi.de_scores import (
     pseudocount_offset,
     vanilla_scores,
 )
-from dist_scvi.importance import Importance, importance_of
+from dist_scvi.inference.importance import Importance, importance_of
 
 log = logging.getLogger(__name__)
 

@@ -23,8 +23,8 @@ from dist_scvi.correlation import pearson_correlation, spearman_correlation
 from dist_scvi.de_groups import CellChoice
 from dist_scvi.de_scores import Change, Domain
 from dist_scvi.expression_source import ModelSource
-from dist_scvi.importance import ImportanceSampling
-from dist_scvi.infer import (
+from dist_scvi.inference.cell_selection import Cells, Selection, select
+from dist_scvi.inference.encode_decode import (
     Batches,
     ExpressionQuery,
     expression_query,
@@ -32,13 +32,13 @@ from dist_scvi.infer import (
     latent_cells,
     normalized_expression,
 )
+from dist_scvi.inference.importance import ImportanceSampling
+from dist_scvi.inference.progress import told
+from dist_scvi.inference.zarr_output import Rows, RowsProgress, check_count, chunk_cells_of
 from dist_scvi.latent_model import LatentModel
 from dist_scvi.loaders.minibatch import MiniBatch
 from dist_scvi.overall_samples import Weights, checked_importance, sampled_expression
 from dist_scvi.predictive import PARAMETERS, denoised_rates, likelihood_parameters, predictive_counts
-from dist_scvi.rows_out import Rows, RowsProgress, check_count, chunk_cells_of
-from dist_scvi.selection import Cells, Selection, select
-from dist_scvi.told import told
 
 T = TypeVar("T")
 

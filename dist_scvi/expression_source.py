@@ -21,18 +21,18 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from dist_scvi.de_groups import RawMoments
-from dist_scvi.estimators import marginal_log_likelihood
-from dist_scvi.importance import Anchors, Candidates
-from dist_scvi.infer import LatentCells, covariates_of, decoded_with, draw_posterior, latent_cells
+from dist_scvi.inference.cell_selection import select
+from dist_scvi.inference.encode_decode import LatentCells, covariates_of, decoded_with, draw_posterior, latent_cells
+from dist_scvi.inference.importance import Anchors, Candidates
+from dist_scvi.inference.likelihood_estimates import marginal_log_likelihood
+from dist_scvi.inference.obs_query import queried
+from dist_scvi.inference.progress import told
 from dist_scvi.loaders.data import CellData
 from dist_scvi.loaders.minibatch import MiniBatch
 from dist_scvi.loaders.stream import rows_minibatch
 from dist_scvi.network.likelihood import GeneLikelihood
 from dist_scvi.network.model_spec import ModelSpec
 from dist_scvi.network.vae import VAE
-from dist_scvi.obs_query import queried
-from dist_scvi.selection import select
-from dist_scvi.told import told
 from dist_scvi.world import World
 
 _MARGINAL_VALUES = 1 << 26

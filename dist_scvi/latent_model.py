@@ -19,21 +19,26 @@ import zarr
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dist_scvi.estimators import elbo, marginal_log_likelihood, mean_over_cells, reconstruction_error
-from dist_scvi.loaders.arrays.anndata_layout import QZM, QZV
-from dist_scvi.loaders.minibatch import MiniBatch
-from dist_scvi.network.noise import RowNoise
-from dist_scvi.opened_model import OpenedModel
-from dist_scvi.posterior import (
+from dist_scvi.inference.cell_selection import Cells, Selection, select
+from dist_scvi.inference.likelihood_estimates import (
+    elbo,
+    marginal_log_likelihood,
+    mean_over_cells,
+    reconstruction_error,
+)
+from dist_scvi.inference.output_identity import describe_model, digest
+from dist_scvi.inference.posterior import (
     AggregatedPosterior,
     logistic_normal_mean,
     posterior_moments,
     posterior_of,
     rows_by_category,
 )
-from dist_scvi.question import describe_model, digest
-from dist_scvi.rows_out import Answers, Rows, answer_rows, check_count, chunk_cells_of
-from dist_scvi.selection import Cells, Selection, select
+from dist_scvi.inference.zarr_output import Answers, Rows, answer_rows, check_count, chunk_cells_of
+from dist_scvi.loaders.arrays.anndata_layout import QZM, QZV
+from dist_scvi.loaders.minibatch import MiniBatch
+from dist_scvi.network.noise import RowNoise
+from dist_scvi.opened_model import OpenedModel
 
 
 class LatentModel(OpenedModel):
@@ -180,7 +185,7 @@ class LatentModel(OpenedModel):
 
         Notes
         -----
-        scvi-tools 1.4.2, module/_vae.py: marginal_ll. See `dist_scvi.estimators.marginal_log_likelihood`.
+        scvi-tools 1.4.2, module/_vae.py: marginal_ll. See `dist_scvi.inference.likelihood_estimates.marginal_log_likelihood`.
         """
         self._check_latent_terms(include_latent_terms)
         check_count("n_mc_samples", n_mc_samples)

@@ -17,7 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_scvi.atlas import ATLAS_FORMAT, CELLS, FACTOR, MANIFEST, MODEL, describing_files
-from dist_scvi.infer import latent_cells
+from dist_scvi.inference.encode_decode import latent_cells
+from dist_scvi.inference.output_identity import describe_cells, describe_model, digest, probes
+from dist_scvi.inference.resumable_zarr import Shards, sync_tree, written_in_shards
 from dist_scvi.loaders import CellData
 from dist_scvi.loaders.arrays.anndata_layout import (
     LIBRARY,
@@ -36,8 +38,6 @@ from dist_scvi.network.fit_data import fit_to_spec
 from dist_scvi.network.model_files import save_model
 from dist_scvi.network.model_spec import ModelSpec
 from dist_scvi.network.vae import VAE
-from dist_scvi.question import describe_cells, describe_model, digest, probes
-from dist_scvi.shards import Shards, sync_tree, written_in_shards
 from dist_scvi.world import World
 
 _CHUNK_CELLS = 4096

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from dist_scvi.atlas import MANIFEST as ATLAS
 from dist_scvi.atlas import Atlas, open_atlas
 from dist_scvi.config.schema import ModelConfig
-from dist_scvi.infer import LatentCells, latent_cells
+from dist_scvi.inference.cell_selection import Cells, Selection, select
+from dist_scvi.inference.encode_decode import LatentCells, latent_cells
 from dist_scvi.loaders.data import CellData
 from dist_scvi.loaders.order.plan import Plan, Split, split_rows
 from dist_scvi.minify import minify
@@ -30,7 +31,6 @@ from dist_scvi.network.model_files import load_history, load_model, save_model
 from dist_scvi.network.model_spec import ModelSpec
 from dist_scvi.network.vae import VAE
 from dist_scvi.scvi_tools.model_folder import is_scvi_tools, read_scvi_tools, write_scvi_tools
-from dist_scvi.selection import Cells, Selection, select
 from dist_scvi.storage.atomic_files import MANIFEST
 from dist_scvi.transfer.scarches import freeze
 from dist_scvi.world import World, choose_device, worker_device

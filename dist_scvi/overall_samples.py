@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from dist_scvi.de_groups import draw_numbers
 from dist_scvi.expression_source import ModelSource
-from dist_scvi.importance import Importance, ImportanceSampling, importance_of
-from dist_scvi.infer import ExpressionQuery, expression_at
-from dist_scvi.selection import Selection
+from dist_scvi.inference.cell_selection import Selection
+from dist_scvi.inference.encode_decode import ExpressionQuery, expression_at
+from dist_scvi.inference.importance import Importance, ImportanceSampling, importance_of
 
 Weights = Literal["uniform", "importance"]
 

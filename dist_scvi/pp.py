@@ -16,7 +16,10 @@ import torch
 import zarr
 from numpy.typing import NDArray
 
-from dist_scvi.infer import decode_draw, latent_cells
+from dist_scvi.inference.encode_decode import decode_draw, latent_cells
+from dist_scvi.inference.output_identity import describe_model
+from dist_scvi.inference.posterior import logistic_normal_mean
+from dist_scvi.inference.zarr_output import write_rows
 from dist_scvi.linear_model import LinearSCVI
 from dist_scvi.loaders.arrays.anndata_layout import finish_table, new_array, new_strings
 from dist_scvi.loaders.data import open_data
@@ -24,9 +27,6 @@ from dist_scvi.loaders.minibatch import MiniBatch
 from dist_scvi.loaders.stores.anndata_store import AnnDataStore
 from dist_scvi.loaders.stores.open import open_store
 from dist_scvi.opened_model import held_anndata
-from dist_scvi.posterior import logistic_normal_mean
-from dist_scvi.question import describe_model
-from dist_scvi.rows_out import write_rows
 from dist_scvi.scvi_model import SCVI
 
 if TYPE_CHECKING:

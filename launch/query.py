@@ -10,7 +10,7 @@ from dist_scvi.atlas import open_atlas
 
 if TYPE_CHECKING:
     from dist_scvi.atlas import Atlas
-    from dist_scvi.infer import Indices
+    from dist_scvi.inference.encode_decode import Indices
 
 _ONLY_FOR = {
     "genes": "expression",

@@ -46,7 +46,7 @@ class KilledWriters:
 
 
 def _serve() -> None:
-    for name in ("dist_scvi.minify", "dist_scvi.model", "dist_scvi.rows_out"):
+    for name in ("dist_scvi.minify", "dist_scvi.model", "dist_scvi.inference.zarr_output"):
         importlib.import_module(name)
     for line in sys.stdin:
         job = json.loads(line)
@@ -145,8 +145,7 @@ def _minify(out: Path, world: Any, tell: Any) -> None:
 
 
 def _rows(out: Path, world: Any, tell: Any) -> None:
-    from dist_scvi import rows_out
-    from dist_scvi.posterior import posterior_of
+    from dist_scvi.inference.posterior import posterior_of
 
     rows_out._CHUNK_ROWS = 16
     model = _model()

@@ -8,8 +8,8 @@ from scipy.stats import spearmanr
 
 from dist_scvi import correlation
 from dist_scvi.correlation import moments_of, pearson_correlation, rank_correlation, spearman_correlation
+from dist_scvi.inference.cell_selection import select
 from dist_scvi.loaders import CellData
-from dist_scvi.selection import select
 from dist_scvi.world import World
 
 from .workers import together

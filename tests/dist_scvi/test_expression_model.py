@@ -13,7 +13,7 @@ from scipy.stats import spearmanr
 
 from dist_scvi.config.schema import ModelConfig
 from dist_scvi.expression_model import ExpressionModel
-from dist_scvi.infer import expression_query, latent_cells, normalized_expression
+from dist_scvi.inference.encode_decode import expression_query, latent_cells, normalized_expression
 from dist_scvi.loaders import CellData, open_data
 from dist_scvi.loaders.stream import rows_minibatch
 from dist_scvi.network.model_spec import spec_of

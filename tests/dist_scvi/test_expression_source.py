@@ -10,8 +10,8 @@ import torch
 from dist_scvi.config.schema import ModelConfig
 from dist_scvi.differential import CountSource, ExpressionSource, ObsSource
 from dist_scvi.expression_source import ModelSource
-from dist_scvi.importance import ImportanceSource
-from dist_scvi.infer import draw_latent, latent_cells
+from dist_scvi.inference.encode_decode import draw_latent, latent_cells
+from dist_scvi.inference.importance import ImportanceSource
 from dist_scvi.loaders import CellData
 from dist_scvi.loaders.stream import rows_minibatch
 from dist_scvi.network.model_spec import spec_of

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from dist_scvi import posterior
 from dist_scvi.config.schema import ModelConfig
+from dist_scvi.inference import posterior
 from dist_scvi.latent_model import LatentModel
 from dist_scvi.loaders import CellData, open_data
 from dist_scvi.loaders.stream import rows_minibatch

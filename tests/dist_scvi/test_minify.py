@@ -142,7 +142,7 @@ def test_a_folder_of_something_else_is_never_replaced(data: CellData, write, tmp
 def test_cells_that_turn_out_to_be_no_counts_leave_no_atlas(
     data: CellData, write, adata: ad.AnnData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dist_scvi.question._PROBES", 1)
+    monkeypatch.setattr("dist_scvi.inference.output_identity._PROBES", 1)
     path = write(data)
     before = files(path)
     late = open_data(adata.copy(), **KEYS)

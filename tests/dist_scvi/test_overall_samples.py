@@ -7,12 +7,12 @@ import pytest
 
 from dist_scvi.config.schema import ModelConfig
 from dist_scvi.expression_source import ModelSource
-from dist_scvi.importance import ImportanceSampling
-from dist_scvi.infer import expression_query
+from dist_scvi.inference.cell_selection import select
+from dist_scvi.inference.encode_decode import expression_query
+from dist_scvi.inference.importance import ImportanceSampling
 from dist_scvi.loaders import CellData
 from dist_scvi.network.model_spec import spec_of
 from dist_scvi.overall_samples import checked_importance, sampled_expression
-from dist_scvi.selection import select
 
 
 @pytest.fixture(scope="module")

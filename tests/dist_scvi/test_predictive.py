@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dist_scvi.config.schema import ModelConfig
-from dist_scvi.infer import LatentCells, latent_cells
+from dist_scvi.inference.encode_decode import LatentCells, latent_cells
 from dist_scvi.loaders import CellData
 from dist_scvi.loaders.stream import rows_minibatch
 from dist_scvi.network.model_spec import spec_of

@@ -7,9 +7,9 @@ import anndata as ad
 import numpy as np
 import pytest
 
-from dist_scvi import obs_query
+from dist_scvi.inference import obs_query
+from dist_scvi.inference.obs_query import queried
 from dist_scvi.loaders import open_store
-from dist_scvi.obs_query import queried
 
 QUERIES = [
     "label == 'T'",

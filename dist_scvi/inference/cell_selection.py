@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_scvi.infer import Indices, rows_asked
+from dist_scvi.inference.encode_decode import Indices, rows_asked
 from dist_scvi.loaders import CellData
 from dist_scvi.loaders.minibatch import MiniBatch
 from dist_scvi.loaders.stream import ahead, rows_minibatch

@@ -15,10 +15,10 @@ from scipy.special import ndtri
 from torch import Tensor
 from torch.distributions import Categorical, Distribution, Independent, MixtureSameFamily, Normal, StudentT
 
+from dist_scvi.inference.cell_selection import Selection
 from dist_scvi.loaders.arrays.obs_columns import Categorical as Column
 from dist_scvi.loaders.minibatch import MiniBatch
 from dist_scvi.network.vae import VAE
-from dist_scvi.selection import Selection
 from dist_scvi.world import World
 
 _BLOCK_VALUES = 1 << 22

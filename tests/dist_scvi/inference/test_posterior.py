@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal, StudentT
 
-from dist_scvi import posterior
+from dist_scvi.inference import posterior
+from dist_scvi.inference.posterior import AggregatedPosterior, logistic_normal_mean, rows_by_category
 from dist_scvi.loaders import CellData
-from dist_scvi.posterior import AggregatedPosterior, logistic_normal_mean, rows_by_category
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import zarr
 from numpy.typing import NDArray
 
-from dist_scvi.question import digest, plain_text
+from dist_scvi.inference.output_identity import digest, plain_text
 from dist_scvi.storage.atomic_files import put_in_place, sync_folder, write_file
 from dist_scvi.world import World
 

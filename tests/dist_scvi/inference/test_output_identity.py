@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
+from dist_scvi.inference.output_identity import describe_cells, describe_model, digest, plain_text, probes
 from dist_scvi.loaders import CellData, open_data
 from dist_scvi.model import SCVI
 from dist_scvi.network.model_files import load_model, save_model
-from dist_scvi.question import describe_cells, describe_model, digest, plain_text, probes
 
 
 def opened(adata: ad.AnnData, **keys: object) -> CellData:

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import TypeVar
 
+from dist_scvi.inference.cell_selection import Selection
 from dist_scvi.loaders.minibatch import MiniBatch
-from dist_scvi.selection import Selection
 from dist_scvi.world import World
 
 T = TypeVar("T")

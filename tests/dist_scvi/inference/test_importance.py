@@ -6,8 +6,8 @@ import torch
 from scipy import sparse
 from torch.distributions import Normal
 
-from dist_scvi import importance
-from dist_scvi.importance import (
+from dist_scvi.inference import importance
+from dist_scvi.inference.importance import (
     Anchors,
     Candidates,
     Importance,

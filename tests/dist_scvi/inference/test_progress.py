@@ -1,8 +1,8 @@
 """Progress is told after each minibatch, by one worker."""
 
+from dist_scvi.inference.cell_selection import select
+from dist_scvi.inference.progress import told
 from dist_scvi.loaders import CellData
-from dist_scvi.selection import select
-from dist_scvi.told import told
 from dist_scvi.world import World
 
 

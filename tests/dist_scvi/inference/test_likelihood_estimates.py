@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from dist_scvi.config.schema import ModelConfig
-from dist_scvi.estimators import elbo, marginal_log_likelihood, mean_over_cells, reconstruction_error
+from dist_scvi.inference.cell_selection import select
+from dist_scvi.inference.likelihood_estimates import (
+    elbo,
+    marginal_log_likelihood,
+    mean_over_cells,
+    reconstruction_error,
+)
 from dist_scvi.loaders import CellData, open_data
 from dist_scvi.loaders.minibatch import Covariates
 from dist_scvi.loaders.stream import rows_minibatch
@@ -17,9 +23,8 @@ from dist_scvi.network.model_spec import spec_of
 from dist_scvi.network.noise import RowNoise
 from dist_scvi.network.scanvae import SCANVAE
 from dist_scvi.network.vae import VAE
-from dist_scvi.selection import select
 
-from .workers import together
+from ..workers import together
 
 CELLS = np.array([3, 8, 200])
 

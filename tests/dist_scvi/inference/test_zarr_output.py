@@ -10,15 +10,14 @@ import numpy as np
 import pytest
 import zarr
 
-from dist_scvi import rows_out
+from dist_scvi.inference.cell_selection import Selection, select
+from dist_scvi.inference.output_identity import plain_text
+from dist_scvi.inference.resumable_zarr import Shards
+from dist_scvi.inference.zarr_output import RowsProgress, answer_rows, check_count, chunk_cells_of
 from dist_scvi.loaders import CellData
 from dist_scvi.model import SCVI
-from dist_scvi.question import plain_text
-from dist_scvi.rows_out import RowsProgress, answer_rows, check_count, chunk_cells_of
-from dist_scvi.selection import Selection, select
-from dist_scvi.shards import Shards
 
-from .workers import together
+from ..workers import together
 
 GENES = [f"g{gene}" for gene in range(6)]
 write_rows = partial(rows_out.write_rows, question={"asked": "places"})

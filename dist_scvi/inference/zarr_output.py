@@ -15,12 +15,12 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from dist_scvi.inference.cell_selection import Selection
+from dist_scvi.inference.output_identity import describe_cells, digest
+from dist_scvi.inference.resumable_zarr import Shards, sync_tree, written_in_shards
 from dist_scvi.loaders.arrays.anndata_layout import SOURCE_ROW, finish_table, new_array, new_root, new_strings
 from dist_scvi.loaders.minibatch import MiniBatch
 from dist_scvi.loaders.stream import ahead, rows_minibatch
-from dist_scvi.question import describe_cells, digest
-from dist_scvi.selection import Selection
-from dist_scvi.shards import Shards, sync_tree, written_in_shards
 from dist_scvi.world import World
 
 _CHUNK_CELLS = 1024

@@ -9,7 +9,7 @@ import torch
 from anndata import AnnData
 
 from dist_scvi.config.schema import ModelConfig
-from dist_scvi.infer import (
+from dist_scvi.inference.encode_decode import (
     ExpressionQuery,
     LatentCells,
     covariates_of,

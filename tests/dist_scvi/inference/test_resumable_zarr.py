@@ -12,13 +12,12 @@ import numpy as np
 import pytest
 import zarr
 
-from dist_scvi import shards
+from dist_scvi.inference.resumable_zarr import Shards, written_in_shards
 from dist_scvi.loaders.arrays.anndata_layout import new_array, new_root, new_strings
-from dist_scvi.shards import Shards, written_in_shards
 from dist_scvi.world import World
 
-from .kill_writers import KilledWriters
-from .workers import together
+from ..kill_writers import KilledWriters
+from ..workers import together
 
 N_CELLS, SHARD = 100, 16
 STARTS = list(range(0, N_CELLS, SHARD))

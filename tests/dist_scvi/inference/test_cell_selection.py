@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dist_scvi import selection as module
+from dist_scvi.inference import cell_selection as module
+from dist_scvi.inference.cell_selection import Selection, rows_where, select
 from dist_scvi.loaders import CellData
-from dist_scvi.selection import Selection, rows_where, select
 
-from .workers import together
+from ..workers import together
 
 
 def totals(minibatch: Any) -> tuple[np.ndarray, np.ndarray]:

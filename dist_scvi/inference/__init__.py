@@ -1,0 +1,1 @@
+"""Encode and decode cells, and write what is computed for each."""
