@@ -18,11 +18,13 @@ import zarr
 from numpy.typing import NDArray
 from scipy import sparse
 
-from dist_scvi import differential
-from dist_scvi.correlation import pearson_correlation, spearman_correlation
-from dist_scvi.de_groups import CellChoice
-from dist_scvi.de_scores import Change, Domain
-from dist_scvi.expression_source import ModelSource
+from dist_scvi.expression import differential
+from dist_scvi.expression.correlation import pearson_correlation, spearman_correlation
+from dist_scvi.expression.de_groups import CellChoice
+from dist_scvi.expression.de_scores import Change, Domain
+from dist_scvi.expression.model_source import ModelSource
+from dist_scvi.expression.predictive import PARAMETERS, denoised_rates, likelihood_parameters, predictive_counts
+from dist_scvi.expression.subsample import Weights, checked_importance, sampled_expression
 from dist_scvi.inference.cell_selection import Cells, Selection, select
 from dist_scvi.inference.encode_decode import (
     Batches,
@@ -37,8 +39,6 @@ from dist_scvi.inference.progress import told
 from dist_scvi.inference.zarr_output import Rows, RowsProgress, check_count, chunk_cells_of
 from dist_scvi.latent_model import LatentModel
 from dist_scvi.loaders.minibatch import MiniBatch
-from dist_scvi.overall_samples import Weights, checked_importance, sampled_expression
-from dist_scvi.predictive import PARAMETERS, denoised_rates, likelihood_parameters, predictive_counts
 
 T = TypeVar("T")
 
@@ -174,7 +174,7 @@ class ExpressionModel(LatentModel):
     ) -> pd.DataFrame:
         """Compare the expression of groups of cells, gene by gene; only the cells sampled are decoded.
 
-        The arguments are those of `dist_scvi.differential.differential_expression`. A query as `idx1` or `idx2` is
+        The arguments are those of `dist_scvi.expression.differential.differential_expression`. A query as `idx1` or `idx2` is
         asked of the obs of an AnnData, or of the obs columns of a store that it names.
 
         Parameters

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from dist_scvi.config.schema import ModelConfig
+from dist_scvi.expression.predictive import denoised_rates, likelihood_at, likelihood_parameters, predictive_counts
 from dist_scvi.inference.encode_decode import LatentCells, latent_cells
 from dist_scvi.loaders import CellData
 from dist_scvi.loaders.stream import rows_minibatch
 from dist_scvi.network.model_spec import spec_of
 from dist_scvi.network.vae import VAE
-from dist_scvi.predictive import denoised_rates, likelihood_at, likelihood_parameters, predictive_counts
 
 GENES = np.array([7, 0, 49])
 ROWS = np.arange(60)

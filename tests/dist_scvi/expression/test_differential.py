@@ -13,12 +13,12 @@ import torch
 from scipy.special import softmax
 from scipy.stats import spearmanr
 
-from dist_scvi.de_groups import RawMoments
-from dist_scvi.de_scores import log_fold_change
-from dist_scvi.differential import differential_expression
+from dist_scvi.expression.de_groups import RawMoments
+from dist_scvi.expression.de_scores import log_fold_change
+from dist_scvi.expression.differential import differential_expression
 from dist_scvi.inference.importance import Anchors, Candidates, ImportanceSampling
 
-GOLDEN = Path(__file__).parents[3] / "shared" / "parity" / "golden"
+GOLDEN = Path(__file__).parents[4] / "shared" / "parity" / "golden"
 VANILLA = ["proba_m1", "proba_m2", "bayes_factor", "scale1", "scale2"]
 CHANGE = [
     *("proba_de", "proba_not_de", "bayes_factor", "scale1", "scale2", "pseudocounts", "delta"),

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from dist_scvi import correlation
-from dist_scvi.correlation import moments_of, pearson_correlation, rank_correlation, spearman_correlation
+from dist_scvi.expression import correlation
+from dist_scvi.expression.correlation import moments_of, pearson_correlation, rank_correlation, spearman_correlation
 from dist_scvi.inference.cell_selection import select
 from dist_scvi.loaders import CellData
 from dist_scvi.world import World
 
-from .workers import together
+from ..workers import together
 
 S, G = 3, 6
 

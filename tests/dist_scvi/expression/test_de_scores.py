@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from sklearn.mixture import GaussianMixture
 
-from dist_scvi import de_scores
-from dist_scvi.de_scores import (
+from dist_scvi.expression import de_scores
+from dist_scvi.expression.de_scores import (
     ChangeTest,
     Pairs,
     change_scores,

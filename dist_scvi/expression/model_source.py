@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import sparse
 
-from dist_scvi.de_groups import RawMoments
+from dist_scvi.expression.de_groups import RawMoments
 from dist_scvi.inference.cell_selection import select
 from dist_scvi.inference.encode_decode import LatentCells, covariates_of, decoded_with, draw_posterior, latent_cells
 from dist_scvi.inference.importance import Anchors, Candidates
@@ -42,7 +42,7 @@ _MARGINAL_KEY = 1 << 40
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """The cells of a store, and a model that tells their expression; see `dist_scvi.differential.ExpressionSource`."""
+    """The cells of a store, and a model that tells their expression; see `dist_scvi.expression.differential.ExpressionSource`."""
 
     module: VAE
     spec: ModelSpec

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from dist_scvi.config.schema import ModelConfig
-from dist_scvi.expression_source import ModelSource
+from dist_scvi.expression.model_source import ModelSource
+from dist_scvi.expression.subsample import checked_importance, sampled_expression
 from dist_scvi.inference.cell_selection import select
 from dist_scvi.inference.encode_decode import expression_query
 from dist_scvi.inference.importance import ImportanceSampling
 from dist_scvi.loaders import CellData
 from dist_scvi.network.model_spec import spec_of
-from dist_scvi.overall_samples import checked_importance, sampled_expression
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dist_scvi.keyed_draws import EntryNoise, gamma, negative_binomial, poisson
+from dist_scvi.expression.keyed_counts import EntryNoise, gamma, negative_binomial, poisson
 
 ROWS, GENES = np.arange(200), np.arange(300)
 NOISE = EntryNoise(1, ROWS, GENES)

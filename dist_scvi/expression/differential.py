@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dist_scvi.de_groups import (
+from dist_scvi.expression.de_groups import (
     CellChoice,
     CountMeans,
     Groups,
@@ -36,7 +36,7 @@ from dist_scvi.de_groups import (
     marked_cells,
     rows_at,
 )
-from dist_scvi.de_scores import (
+from dist_scvi.expression.de_scores import (
     Change,
     ChangeTest,
     Domain,

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from dist_scvi.config.schema import ModelConfig
-from dist_scvi.differential import CountSource, ExpressionSource, ObsSource
-from dist_scvi.expression_source import ModelSource
+from dist_scvi.expression.differential import CountSource, ExpressionSource, ObsSource
+from dist_scvi.expression.model_source import ModelSource
 from dist_scvi.inference.encode_decode import draw_latent, latent_cells
 from dist_scvi.inference.importance import ImportanceSource
 from dist_scvi.loaders import CellData
@@ -17,7 +17,7 @@ from dist_scvi.loaders.stream import rows_minibatch
 from dist_scvi.network.model_spec import spec_of
 from dist_scvi.network.noise import RowNoise
 
-from .workers import together
+from ..workers import together
 
 ROWS = np.array([9, 2, 9, 400, 9])
 DRAWS = np.array([4, 0, 0, 2, 1])

@@ -12,8 +12,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_scvi.de_groups import draw_numbers
-from dist_scvi.expression_source import ModelSource
+from dist_scvi.expression.de_groups import draw_numbers
+from dist_scvi.expression.model_source import ModelSource
 from dist_scvi.inference.cell_selection import Selection
 from dist_scvi.inference.encode_decode import ExpressionQuery, expression_at
 from dist_scvi.inference.importance import Importance, ImportanceSampling, importance_of

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dist_scvi.expression.keyed_counts import EntryNoise, gamma, negative_binomial, poisson
 from dist_scvi.inference.encode_decode import LatentCells, decode_draw, draws_of
-from dist_scvi.keyed_draws import EntryNoise, gamma, negative_binomial, poisson
 from dist_scvi.network.vae import VAE
 
 _COUNT_KEY, _RATE_KEY = 1, 2

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn.covariance import EllipticEnvelope
 
-from dist_scvi.de_groups import (
+from dist_scvi.expression.de_groups import (
     CountMeans,
     RawMoments,
     count_columns,

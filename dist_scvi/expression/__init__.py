@@ -1,0 +1,1 @@
+"""Expression that the decoder expects, and differential expression."""
