@@ -24,7 +24,7 @@ import dist_scvi
 from dist_scvi.config.schema import DataConfig, RunConfig, TrainConfig
 from dist_scvi.loaders import CellData
 from dist_scvi.loaders.order.plan import split_rows
-from dist_scvi.resolve import resolve
+from dist_scvi.training.resolve import resolve
 
 N_DRAWS = 5
 RESULT = Path(__file__).parent / "results" / "elbo.json"

@@ -3,16 +3,16 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dist_scvi.asks import Asks
 from dist_scvi.atlas import open_atlas
 from dist_scvi.ends import StoppedError
 from dist_scvi.inference.output_identity import describe_model
 from dist_scvi.minify import minify
 from dist_scvi.network.model_files import load_model
-from dist_scvi.resolve import open_from
-from dist_scvi.run import run_config
-from dist_scvi.run_folder import MODEL, is_finished
 from dist_scvi.storage.run_storage import Place
+from dist_scvi.training.resolve import open_from
+from dist_scvi.training.run_folder import MODEL, is_finished
+from dist_scvi.training.save_requests import Asks
+from dist_scvi.training.worker import run_config
 from dist_scvi.world import World
 
 ATLAS = "atlas"

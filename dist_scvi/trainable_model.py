@@ -11,15 +11,15 @@ from dist_scvi.config.load import absolute, parse_section
 from dist_scvi.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig
 from dist_scvi.expression_model import ExpressionModel
 from dist_scvi.loaders.data import CellData, open_data
-from dist_scvi.metrics import Progress, Row, history_of
 from dist_scvi.network.fit_data import fit_to_spec
 from dist_scvi.network.model_spec import ModelSpec, spec_of
 from dist_scvi.opened_model import held_anndata, read_model
 from dist_scvi.session import settings
-from dist_scvi.start import set_library_prior
 from dist_scvi.storage.run_storage import open_place
-from dist_scvi.train import train
 from dist_scvi.trainer_arguments import trainer_options
+from dist_scvi.training.initial_model import set_library_prior
+from dist_scvi.training.metrics import Progress, Row, history_of
+from dist_scvi.training.train import train
 from dist_scvi.transfer.query_data import prepare_query_anndata, prepare_query_data
 from dist_scvi.transfer.scarches import load_query
 from dist_scvi.world import World, choose_device

@@ -19,11 +19,11 @@ from dist_scvi.launch.exits import AGAIN, MISTAKE, OK, exit_code
 from dist_scvi.launch.render import launch
 
 if TYPE_CHECKING:
-    from dist_scvi.asks import Asks
     from dist_scvi.config.schema import RunConfig, TrainConfig
     from dist_scvi.loaders import CellStore
     from dist_scvi.loaders.stores.soma_store import SomaOptions
     from dist_scvi.storage.run_storage import Place
+    from dist_scvi.training.save_requests import Asks
     from dist_scvi.world import World
 
 
@@ -161,7 +161,7 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _resume(options: argparse.Namespace) -> int:
-    from dist_scvi.run import run_config
+    from dist_scvi.training.worker import run_config
 
     return _run(run_config(_run_of(options), options.words), options)
 
@@ -177,11 +177,11 @@ def _run_of(options: argparse.Namespace) -> "Place":
 def _run(config: "RunConfig", options: argparse.Namespace) -> int:
     """Check a run at the door, then start its workers."""
     from dist_scvi.loaders.order.plan import usable_workers
-    from dist_scvi.preview import preview
-    from dist_scvi.resolve import open_from
-    from dist_scvi.run import run_place, train_worker
-    from dist_scvi.run_folder import MODEL
     from dist_scvi.storage.lease import Driver
+    from dist_scvi.training.preview import preview
+    from dist_scvi.training.resolve import open_from
+    from dist_scvi.training.run_folder import MODEL
+    from dist_scvi.training.worker import run_place, train_worker
 
     workers = usable_workers(config.train.lanes, *options.workers)
     told = preview(config, open_from(config.data), workers=workers, allow=options.allow, fresh=options.allow_fresh)
@@ -197,7 +197,7 @@ def _run(config: "RunConfig", options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from dist_scvi.status import format_status, status_of
+    from dist_scvi.training.status import format_status, status_of
 
     try:
         status = status_of(_run_of(options))
@@ -214,7 +214,7 @@ def _status(options: argparse.Namespace) -> int:
 
 def _minify(options: argparse.Namespace) -> int:
     from dist_scvi.atlas_worker import ATLAS, is_atlas_of, minify_worker
-    from dist_scvi.run import run_config
+    from dist_scvi.training.worker import run_config
 
     run = _run_of(options)
     if options.out is None and "://" in run.uri:
@@ -243,10 +243,10 @@ def _start(
     shown: "Place | None" = None,
 ) -> None:
     """Run `task` here for one worker, on Ray Train for more; show the metrics of the run in `shown`."""
-    from dist_scvi.asks import Asks
     from dist_scvi.launch.follow import shown_progress
     from dist_scvi.launch.signals import heeded
-    from dist_scvi.metrics import Progress
+    from dist_scvi.training.metrics import Progress
+    from dist_scvi.training.save_requests import Asks
     from dist_scvi.world import World, worker_device
 
     with shown_progress(shown, Progress()):
@@ -279,8 +279,8 @@ def _query(options: argparse.Namespace) -> int:
 
 def _export(options: argparse.Namespace) -> int:
     from dist_scvi.network.model_files import load_model
-    from dist_scvi.run_folder import MODEL
     from dist_scvi.scvi_tools.model_folder import write_scvi_tools
+    from dist_scvi.training.run_folder import MODEL
 
     folder = options.run / MODEL if (options.run / MODEL).is_dir() else options.run
     write_scvi_tools(options.out.resolve(), *load_model(folder), overwrite=options.overwrite)

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from dist_scvi.metrics import METRICS, Progress, Row, metrics_in, read_metrics
 from dist_scvi.storage.run_storage import LocalPlace, Place
+from dist_scvi.training.metrics import METRICS, Progress, Row, metrics_in, read_metrics
 
 _POLL_S, _REMOTE_POLL_S = 0.5, 10.0
 

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from dist_scvi.asks import Asks
 from dist_scvi.ends import LostLeaseError, StoppedError, WorkersFailedError
 from dist_scvi.launch.signals import heeded
+from dist_scvi.training.save_requests import Asks
 
 if TYPE_CHECKING:  # the board, in a process of its own, does without torch
     from dist_scvi.world import World

@@ -12,13 +12,13 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from dist_scvi.asks import Asks
 from dist_scvi.config.load import load_config
 from dist_scvi.launch.arguments import add_permissions
 from dist_scvi.launch.exits import exit_code
 from dist_scvi.launch.signals import heeded
-from dist_scvi.metrics import Progress
-from dist_scvi.run import train_worker
+from dist_scvi.training.metrics import Progress
+from dist_scvi.training.save_requests import Asks
+from dist_scvi.training.worker import train_worker
 from dist_scvi.world import process_group, worker_device
 
 _LOOK_S = 1.0

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import flop_registry
 
 from dist_scvi.config.schema import DataConfig, RunConfig, TrainConfig
 from dist_scvi.loaders.data import open_data
-from dist_scvi.train import train
+from dist_scvi.training.train import train
 
 SIZES = ((128, 400, 40), (256, 400, 40), (512, 400, 40), (128, 800, 40), (256, 800, 40), (256, 800, 80))
 """Cells, genes, and entries of a cell, at which is counted."""

@@ -23,7 +23,7 @@ from dist_scvi.loaders import make_plan, open_data, open_store
 from dist_scvi.loaders.minibatch import MiniBatch
 from dist_scvi.loaders.stream import train_stream
 from dist_scvi.network.vae import VAE
-from dist_scvi.train import train
+from dist_scvi.training.train import train
 from dist_scvi.world import World, process_group
 
 Case = dict[str, Any]

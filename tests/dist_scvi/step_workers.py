@@ -14,7 +14,7 @@ from dist_scvi.loaders import make_plan, open_data
 from dist_scvi.loaders.labelled_stream import labelled_plan, labelled_stream
 from dist_scvi.loaders.stream import train_stream
 from dist_scvi.network.model_spec import spec_of
-from dist_scvi.step import average_gradients, take_step
+from dist_scvi.training.step import average_gradients, take_step
 from dist_scvi.world import World, process_group
 
 CASES: dict[str, dict[str, Any]] = {

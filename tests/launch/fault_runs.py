@@ -31,17 +31,17 @@ from scipy import sparse
 from dist_scvi.config.load import load_config
 from dist_scvi.launch.cli import main
 from dist_scvi.loaders import Plan
-from dist_scvi.metrics import read_metrics
-from dist_scvi.resolve import open_from, resolve
-from dist_scvi.run_folder import is_finished
 from dist_scvi.storage.run_storage import LocalPlace
+from dist_scvi.training.metrics import read_metrics
+from dist_scvi.training.resolve import open_from, resolve
+from dist_scvi.training.run_folder import is_finished
 
 from .faulty_worker import Fault, noting
 
 SCRIPT, REPOSITORY = Path(__file__).with_name("faulty_worker.py"), Path(__file__).parents[2]
 STEPS, EPOCHS, SAVES = 10, 2, (4, 8, 10, 12, 16, 20)
 """Steps in an epoch, epochs, and when there are checkpoints: every 4 steps and at the end of an epoch."""
-STEP = "dist_scvi.train.take_step"
+STEP = "dist_scvi.training.train.take_step"
 TIMEOUT_S = 120
 
 

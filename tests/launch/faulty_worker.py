@@ -104,7 +104,7 @@ def _spoilt(minibatch: Any) -> Any:
 
 def noting(rows: Path, start: str, rank: int, size: int) -> Any:
     """Note every step before it is taken: in which start of the run, by whom, when, and the rows."""
-    from dist_scvi import train
+    from dist_scvi.training import train
 
     taken = train.take_step
 
@@ -115,7 +115,7 @@ def noting(rows: Path, start: str, rank: int, size: int) -> Any:
             file.write(json.dumps(line) + "\n")
         return taken(model, module, optimizer, minibatch, *args, **kwargs)
 
-    return mock.patch("dist_scvi.train.take_step", noted)
+    return mock.patch("dist_scvi.training.train.take_step", noted)
 
 
 def _work(job: dict[str, Any]) -> int:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dist_scvi.metrics import Row, read_metrics
+from dist_scvi.training.metrics import Row, read_metrics
 
 from .fault_runs import STEP, Crew, Toy, fault, finish_here, steps_done_again, toy_cells, train_here, write_config
 

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from dist_scvi.checkpoint import newest_checkpoint
 from dist_scvi.config.load import load_config
-from dist_scvi.run import train_worker
-from dist_scvi.run_folder import RunFolder
 from dist_scvi.storage.lease import Driver
 from dist_scvi.storage.run_storage import LocalPlace
+from dist_scvi.training.checkpoint import newest_checkpoint
+from dist_scvi.training.run_folder import RunFolder
+from dist_scvi.training.worker import train_worker
 from dist_scvi.world import World
 
 from .fault_runs import EPOCHS, STEP, STEPS, Crew, Toy, assert_at_most_one_save_lost, assert_undisturbed, fault
@@ -24,7 +24,7 @@ from .fault_runs import EPOCHS, STEP, STEPS, Crew, Toy, assert_at_most_one_save_
 pytestmark = pytest.mark.timeout(240)
 
 BACKWARD, REDUCE = "torch.autograd.backward", "torch.distributed.all_reduce"
-FILE, FOLDER = "dist_scvi.storage.atomic_files._write_synced", "dist_scvi.run_folder.write_checkpoint"
+FILE, FOLDER = "dist_scvi.storage.atomic_files._write_synced", "dist_scvi.training.run_folder.write_checkpoint"
 
 KILLS = {
     "first step": (0, fault(STEP, "SIGKILL", 1)),
@@ -38,7 +38,7 @@ KILLS = {
     "in a save, before it is put in place": (0, fault("os.rename", "SIGKILL", 2, thread="saver")),
     "in a save, after that": (0, fault("os.rename", "SIGKILL", 3, when="after", thread="saver")),
     "right after a save": (0, fault(FOLDER, "SIGKILL", 2, when="after", thread="saver")),
-    "a worker that does not save, in a save": (1, fault("dist_scvi.train.check_weights", "SIGKILL", 2)),
+    "a worker that does not save, in a save": (1, fault("dist_scvi.training.train.check_weights", "SIGKILL", 2)),
 }
 
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from dist_scvi import run_folder
 from dist_scvi.loaders.arrays import remote
-from dist_scvi.metrics import MetricsLog
 from dist_scvi.storage.run_storage import LocalPlace
+from dist_scvi.training import run_folder
+from dist_scvi.training.metrics import MetricsLog
 
 from ..loaders.object_server import Fault, ObjectServer  # noqa: TID252 - tests are no package
 from .fault_runs import (

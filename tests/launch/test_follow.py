@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 
 from dist_scvi.launch.follow import shown_progress
-from dist_scvi.metrics import METRICS, MetricsLog, Progress, Row
 from dist_scvi.storage.run_storage import LocalPlace
+from dist_scvi.training.metrics import METRICS, MetricsLog, Progress, Row
 
 
 def row(step: int, kind: str = "train") -> Row:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from dist_scvi.run_folder import is_finished
 from dist_scvi.storage.lease import holder_of
 from dist_scvi.storage.run_storage import LocalPlace
+from dist_scvi.training.run_folder import is_finished
 
 from .commands import DIST_SCVI, TORCHRUN, Command, last_step, same, started, told, until
 

@@ -20,17 +20,17 @@ import ray
 import torch
 from ray.cluster_utils import Cluster
 
-from dist_scvi.asks import Asks
 from dist_scvi.config.load import load_config
 from dist_scvi.config.schema import RunConfig
 from dist_scvi.ends import StoppedError
 from dist_scvi.launch.ray_train import _check_room, _end, _fit, run_on_ray
 from dist_scvi.loaders.arrays.objects import StorageError
-from dist_scvi.metrics import Row, read_metrics
-from dist_scvi.run import train_worker
-from dist_scvi.run_folder import CHECKPOINTS, is_finished
 from dist_scvi.storage.run_storage import LocalPlace
-from dist_scvi.train import train
+from dist_scvi.training.metrics import Row, read_metrics
+from dist_scvi.training.run_folder import CHECKPOINTS, is_finished
+from dist_scvi.training.save_requests import Asks
+from dist_scvi.training.train import train
+from dist_scvi.training.worker import train_worker
 from dist_scvi.world import World
 
 from .commands import DIST_SCVI, cells_of_steps, lives, started, until

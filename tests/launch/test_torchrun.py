@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from dist_scvi.config.load import load_config
-from dist_scvi.metrics import Row, read_metrics
 from dist_scvi.network.model_files import load_model
-from dist_scvi.train import train
+from dist_scvi.training.metrics import Row, read_metrics
+from dist_scvi.training.train import train
 
 
 def torchrun(run_yaml: Path, workers: int, *overrides: str) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from dist_scvi.run_folder import is_finished
 from dist_scvi.storage.run_storage import LocalPlace
+from dist_scvi.training.run_folder import is_finished
 
 from .commands import DIST_SCVI, RAY, TORCHRUN, Command, last_step, same, started, until
 

@@ -6,11 +6,11 @@ import torch
 
 from dist_scvi.config.schema import ModelConfig
 from dist_scvi.loaders.minibatch import Covariates, Tensors
-from dist_scvi.losses import cell_losses
 from dist_scvi.network import scanvae
 from dist_scvi.network.noise import RowNoise, StepNoise, step_noise
 from dist_scvi.network.scanvae import SCANVAE
 from dist_scvi.network.vae import Labelled
+from dist_scvi.training.losses import cell_losses
 from dist_scvi.world import World
 
 N, G, L = 21, 12, 5

@@ -114,7 +114,7 @@ def differing(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> 
 
 
 def train(module: VAE, data: CellData, n_steps: int = 3) -> None:
-    """Take steps as `dist_scvi.step` does, with a weight decay that moves whatever may be moved."""
+    """Take steps as `dist_scvi.training.step` does, with a weight decay that moves whatever may be moved."""
     module.train()
     moving = {name: value for name, value in module.named_parameters() if value.requires_grad}
     optimizer = torch.optim.Adam(moving.values(), lr=0.01, weight_decay=0.1)

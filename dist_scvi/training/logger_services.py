@@ -1,0 +1,303 @@
+"""TensorBoard, MLflow and Weights & Biases: how each begins a run, says what it has of it, and takes more.
+
+None of their packages is imported before it is used. Credentials and addresses that are not given come from the
+environment, as each package has it.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import struct
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from dist_scvi.training.metrics import Row, named
+
+Identity = dict[str, str]
+"""Under which name a service knows a run."""
+KINDS = {"train": "kl_weight", "epoch": "elbo_train", "validation": "elbo_validation"}
+"""Lines of metrics that are sent, and a metric of each by which a service is asked for the last."""
+_OF_TRAINING = ("kl_weight", "lr", "epoch", "cells_per_s", "wait_share", "memory_mib")
+_LONGEST_VALUE, _PARAMETERS_AT_ONCE = 500, 100  # of MLflow
+_FINISH_S, _FILED_S, _LAST_PARTS = 50.0, 5.0, (1, 4)  # of Weights & Biases; a part is whole, or the last
+
+
+class Service(Protocol):
+    """A run in a service. All that takes long or fails happens in its methods, not on construction."""
+
+    def begin(self, parameters: Mapping[str, Any]) -> Identity:
+        """Make the run and tell its parameters."""
+        ...
+
+    def last_steps(self) -> dict[str, int]:
+        """Give the last step it has of each kind of line; also after a failure."""
+        ...
+
+    def send(self, rows: Sequence[Row]) -> None:
+        """Send lines, each as a whole."""
+        ...
+
+    def close(self, *, ended: bool) -> None:
+        """Say that no more comes: the run has ended, or stopped for now."""
+        ...
+
+
+def values_of(row: Row) -> dict[str, float]:
+    """Give what is sent of a line: the names of scvi-tools, which for the mean of some steps end in ``_step``."""
+    if row["kind"] != "train":
+        return named(row)
+    losses = {f"{name}_step": value for name, value in named(row).items()}
+    return losses | {key: row[key] for key in _OF_TRAINING if key in row}
+
+
+class TensorBoard:
+    """Event files in a folder, one for each start; a line is one event, so that it is there whole or not at all."""
+
+    def __init__(self, folder: Path) -> None:
+        from google.protobuf.message import DecodeError
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+        from tensorboardX.record_writer import RecordWriter
+
+        self._folder = folder
+        self._event, self._summary, self._open, self._torn = Event, Summary, RecordWriter, DecodeError
+        self._file: Any = None
+
+    def begin(self, parameters: Mapping[str, Any]) -> Identity:
+        """Write the parameters as a table."""
+        from tensorboardX.summary import text
+
+        lines = [f"| {key} | {str(value).replace('|', chr(92) + '|')} |" for key, value in parameters.items()]
+        self._write([self._event(summary=text("configuration", "\n".join(["| key | value |", "|---|---|", *lines])))])
+        return {"dir": str(self._folder)}
+
+    def last_steps(self) -> dict[str, int]:
+        """Read the event files."""
+        kinds, last = {metric: kind for kind, metric in KINDS.items()}, dict.fromkeys(KINDS, 0)
+        for path in sorted(self._folder.glob("events.out.tfevents.*")):
+            for event in self._events(path):
+                for value in event.summary.value:
+                    if value.tag in kinds:
+                        last[kinds[value.tag]] = max(last[kinds[value.tag]], event.step)
+        return last
+
+    def send(self, rows: Sequence[Row]) -> None:
+        """Write lines to the disk."""
+        self._write([self._event(step=row["step"], summary=self._scalars(row)) for row in rows])
+
+    def close(self, *, ended: bool) -> None:
+        """Close the file."""
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
+
+    def _write(self, events: Sequence[Any]) -> None:
+        if self._file is None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
+            self._file = self._open(str(self._folder / name))
+            events = [self._event(file_version="brain.Event:2"), *events]
+        try:
+            for event in events:
+                event.wall_time = time.time()
+                self._file.write(event.SerializeToString())
+            self._file.flush()
+        except OSError:
+            self._file = None  # it may end in a part of a record: what follows goes into a new one
+            raise
+
+    def _scalars(self, row: Row) -> Any:
+        value = self._summary.Value
+        return self._summary(value=[value(tag=key, simple_value=number) for key, number in values_of(row).items()])
+
+    def _events(self, path: Path) -> Iterator[Any]:
+        """Read events up to one that a kill cut off: length, 4 bytes of checksum, event, 4 bytes of checksum."""
+        with path.open("rb") as file:
+            while len(head := file.read(12)) == 12:
+                size = struct.unpack("<Q", head[:8])[0]
+                content = file.read(size + 4) if size < 1 << 30 else b""
+                if len(content) != size + 4:
+                    return
+                try:
+                    yield self._event.FromString(content[:-4])
+                except self._torn:
+                    return
+
+
+class MLflow:
+    """A run of MLflow. It is called from one thread and waits for each answer, so that lines arrive in order."""
+
+    def __init__(self, identity: Identity | None, tracking_uri: str | None, experiment: str | None, name: str) -> None:
+        import mlflow
+        from mlflow import entities
+        from mlflow.exceptions import MlflowException
+        from mlflow.tracking.client import MlflowClient
+
+        if tracking_uri is None and not mlflow.is_tracking_uri_set():
+            raise ValueError("logger=mlflow needs a server: set logger_options.tracking_uri or MLFLOW_TRACKING_URI")
+        self._entities, self._error, self._make = entities, MlflowException, MlflowClient
+        self._uri, self._experiment, self._name = tracking_uri, experiment, name
+        self._run_id, self._client = (identity or {}).get("run_id", ""), None
+
+    def begin(self, parameters: Mapping[str, Any]) -> Identity:
+        """Make a run in the experiment, and the experiment if need be."""
+        client = self._connected()
+        name = self._experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME", "Default")
+        if client.get_experiment_by_name(name) is None:
+            with contextlib.suppress(self._error):  # another run may just have made it
+                client.create_experiment(name)
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            raise ValueError(f"there is no experiment {name}, and none could be made")
+        self._run_id = client.create_run(found.experiment_id, run_name=self._name).info.run_id
+        entries = [self._entities.Param(key, _shortened(value)) for key, value in parameters.items()]
+        for first in range(0, len(entries), _PARAMETERS_AT_ONCE):
+            client.log_batch(self._run_id, params=entries[first : first + _PARAMETERS_AT_ONCE])
+        return {"run_id": self._run_id}
+
+    def last_steps(self) -> dict[str, int]:
+        """Ask for the history of one metric of each kind; the run is shown as running."""
+        client = self._connected()
+        client.update_run(self._run_id, status="RUNNING")
+        return {
+            kind: max((entry.step for entry in client.get_metric_history(self._run_id, metric)), default=0)
+            for kind, metric in KINDS.items()
+        }
+
+    def send(self, rows: Sequence[Row]) -> None:
+        """Send lines in one request."""
+        now_ms = time.time_ns() // 1_000_000
+        make = self._entities.Metric
+        entries = [make(key, value, now_ms, row["step"]) for row in rows for key, value in values_of(row).items()]
+        self._connected().log_batch(self._run_id, metrics=entries)
+
+    def close(self, *, ended: bool) -> None:
+        """Set the status of the run."""
+        self._connected().set_terminated(self._run_id, status="FINISHED" if ended else "KILLED")
+
+    def _connected(self) -> Any:
+        self._client = self._client or self._make(tracking_uri=self._uri)
+        return self._client
+
+
+class WeightsAndBiases:
+    """A run of Weights & Biases, whose own process uploads.
+
+    Offline, every start leaves a folder of the same run; ``wandb sync --append`` sends them.
+    """
+
+    def __init__(
+        self,
+        identity: Identity | None,
+        *,
+        folder: Path | None,
+        name: str,
+        project: str | None,
+        entity: str | None,
+        group: str | None,
+        mode: str | None,
+    ) -> None:
+        import wandb
+
+        self._wandb = wandb
+        self._id = (identity or {}).get("id", "")
+        self._where = {"project": project, "entity": entity, "group": group, "mode": mode}
+        self._folder, self._name = folder, name
+        self._run: Any = None
+        self._last: dict[str, int] = {}
+
+    def begin(self, parameters: Mapping[str, Any]) -> Identity:
+        """Make a run."""
+        self._id = uuid.uuid4().hex[:12]
+        self._connect({"name": self._name, "config": dict(parameters)})
+        return {"id": self._id}
+
+    def last_steps(self) -> dict[str, int]:
+        """Connect to the run, which says from which step it goes on."""
+        if self._run is None:
+            self._connect({})
+        return dict(self._last)
+
+    def send(self, rows: Sequence[Row]) -> None:
+        """Hand lines to the process that uploads; it makes one entry of those of a step."""
+        for row in rows:
+            try:
+                self._run.log(values_of(row), step=row["step"])
+            except Exception:
+                self._run = None
+                raise
+            self._last[row["kind"]] = row["step"]
+
+    def close(self, *, ended: bool) -> None:
+        """Wait for the uploads, but not for long; what is left over ``wandb sync`` sends."""
+        if self._run is None:
+            return
+        self._run.finish(exit_code=0 if ended else 1)
+        if self._run.offline:  # its process ends the file some time after
+            until = time.monotonic() + _FILED_S
+            while self._kept() != self._last and time.monotonic() < until:
+                time.sleep(0.02)
+
+    def _connect(self, told: Mapping[str, Any]) -> None:
+        settings = self._wandb.Settings(console="off", reinit="create_new", finish_timeout=_FINISH_S)
+        if self._folder is not None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        folder = None if self._folder is None else str(self._folder)
+        self._run = self._wandb.init(id=self._id, resume="allow", dir=folder, settings=settings, **self._where, **told)
+        if not self._run.offline:
+            self._last = dict.fromkeys(KINDS, self._run.starting_step - 1)
+        else:
+            self._last = self._kept()
+
+    def _kept(self) -> dict[str, int]:
+        """Read which steps the files of the run hold: its process writes them at intervals, and a kill loses some."""
+        last = dict.fromkeys(KINDS, 0)
+        for path in sorted(Path(self._run.dir).parents[1].glob(f"*/run-{self._id}.wandb")):
+            for entry in _entries(path):
+                for kind, metric in KINDS.items():
+                    if metric in entry:
+                        last[kind] = max(last[kind], int(entry["_step"]))
+        return last
+
+
+def _entries(path: Path) -> Iterator[dict[str, str]]:
+    """Read what was logged from a file of Weights & Biases, up to what a kill cut off."""
+    from google.protobuf.message import DecodeError
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    for content in _records(path):
+        try:
+            items = Record.FromString(content).history.item
+        except DecodeError:
+            return
+        yield {item.key or item.nested_key[0]: item.value_json for item in items}
+
+
+def _records(path: Path) -> Iterator[bytes]:
+    """Read the records in a file of Weights & Biases 0.31.
+
+    It is made of blocks of 32 KiB, the first after 7 bytes, and these of parts of records: 4 bytes of checksum, length,
+    which part it is, content.
+    """
+    record, at = b"", 7
+    with path.open("rb") as file:
+        while block := file.read(1 << 15):
+            while at + 7 <= len(block):
+                size, part = struct.unpack_from("<HB", block, at + 4)
+                if at + 7 + size > len(block):
+                    return
+                record += block[at + 7 : at + 7 + size]
+                at += 7 + size
+                if part in _LAST_PARTS:
+                    yield record
+                    record = b""
+            at = 0
+
+
+def _shortened(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 3]}..."

@@ -1,0 +1,76 @@
+"""Sums of the losses over cells, which workers add up, and the means of them that are told.
+
+Shape letters in this file
+    n   cells
+    m   cells that are classified
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dist_scvi.loaders.order.keyed_hash import hash_rows
+from dist_scvi.network.scanvae import SCANVAE
+from dist_scvi.network.vae import VAE, LossTerms
+from dist_scvi.training.label_metrics import classification_metrics, classification_sums, n_classification_sums
+
+_N_PLAIN = 5
+
+
+def cell_losses(terms: LossTerms, weight: float) -> Tensor:
+    """Give the loss of each cell, shape (n,), but for its classification; `weight` is that of the KL term."""
+    return terms.reconstruction_n + terms.latent_n + terms.kl_library_n + weight * terms.kl_n
+
+
+@torch.no_grad()
+def loss_sums(terms: LossTerms, loss_n: Tensor, row_n: NDArray[np.int64], label_m: Tensor | None = None) -> Tensor:
+    """Sum up what `loss_means` needs of some cells, float64.
+
+    Parameters
+    ----------
+    loss_n
+        As `cell_losses` gives it.
+    row_n
+        Rows of the cells; the sum of their hashes shows in the record of a run which ones were trained on.
+    label_m
+        True labels of the cells that ``terms.logits_ml`` is of.
+    """
+    reconstruction_n, kl_n = terms.reconstruction_n + terms.latent_n, terms.kl_n + terms.kl_library_n
+    sums = [
+        torch.stack([part_n.double().sum() for part_n in (loss_n, reconstruction_n, kl_n)]),
+        loss_n.new_tensor([len(row_n), float((hash_rows(row_n) >> np.uint64(40)).sum())], dtype=torch.float64),
+    ]
+    if terms.logits_ml is not None and label_m is not None:
+        sums.append(classification_sums(terms.logits_ml, label_m))
+    return torch.cat(sums)
+
+
+def no_loss_sums(module: VAE) -> Tensor:
+    """Give the sums of no cells."""
+    more = n_classification_sums(module.n_labels) if isinstance(module, SCANVAE) else 0
+    return torch.zeros(_N_PLAIN + more, dtype=torch.float64, device=module.device)
+
+
+def loss_means(sums: NDArray[np.float64], classification_ratio: float) -> dict[str, Any]:
+    """Make means of sums over all workers.
+
+    Returns
+    -------
+    dict
+        ``loss`` (what is minimised), ``elbo`` (as scvi-tools logs it: reconstruction + kl, lower is better),
+        ``reconstruction``, ``kl``, ``cells``, ``cells_hash``, and for SCANVI what `classification_metrics` gives.
+    """
+    loss, reconstruction, kl = (sums[:3] / max(sums[3], 1)).tolist()
+    classified = classification_metrics(sums[_N_PLAIN:]) if len(sums) > _N_PLAIN else {}
+    return {
+        "loss": loss + classification_ratio * classified.get("classification_loss", 0.0),
+        "elbo": reconstruction + kl,
+        "reconstruction": reconstruction,
+        "kl": kl,
+        "cells": int(sums[3]),
+        "cells_hash": int(sums[4]),
+        **classified,
+    }

@@ -1,0 +1,243 @@
+"""The folder of a run in the hands of its one writer: lease, checkpoints, metrics, and what the run ends with."""
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import Tensor
+
+from dist_scvi.config.schema import RunConfig
+from dist_scvi.ends import LostLeaseError
+from dist_scvi.network.model_files import load_model, model_files, save_model
+from dist_scvi.network.model_spec import ModelSpec
+from dist_scvi.network.vae import VAE
+from dist_scvi.storage.atomic_files import MANIFEST, DamagedFolderError
+from dist_scvi.storage.background_writer import Saver
+from dist_scvi.storage.lease import Driver, Lease, claim
+from dist_scvi.storage.run_storage import Place
+from dist_scvi.training.checkpoint import Checkpoint, newest_checkpoint, write_checkpoint
+from dist_scvi.training.loggers import Logger, open_logger
+from dist_scvi.training.metrics import METRICS, MetricsLog, Row, history_of
+from dist_scvi.world import World
+
+CONFIG, MODEL, RESULT, CHECKPOINTS = "config.yaml", "model", "RESULT.json", "checkpoints"
+_BEST = "best-"
+_STORES = ("zarr.json", ".zgroup", ".zattrs", "__group", "ATLAS.json", MANIFEST)
+"""Files by which stores, atlases, models and checkpoints are known."""
+
+
+class RunFolder:
+    """What the writer of a run does in its folder. Use it through `held`."""
+
+    def __init__(self, place: Place, lease: Lease) -> None:
+        self.place, self._lease, self._saver = place, lease, Saver()
+        self._checkpoints = place.within(CHECKPOINTS)
+        self._log: MetricsLog | None = None
+        self._logger: Logger | None = None
+        self._ended = False
+        self._saved = threading.Event()
+        self._saved.set()
+
+    def latest(self, *, fresh: bool = False) -> Checkpoint | None:
+        """Find where to go on.
+
+        Parameters
+        ----------
+        fresh
+            Begin anew if checkpoints were lost or none verifies.
+
+        Raises
+        ------
+        ValueError
+            If what was saved is not there any more: beginning anew would silently lose a run.
+        """
+        try:
+            found = newest_checkpoint(self._checkpoints)
+        except ValueError:
+            if not fresh:
+                raise
+            return None
+        saved = self._lease.holder.saved_step
+        if found is None and saved is not None and not fresh:
+            raise ValueError(
+                f"{self.place.uri} was saved at step {saved} and has no checkpoint now: restore {CHECKPOINTS} from a "
+                "copy, train into a new folder with run=PATH, or give up what was done with --allow-fresh"
+            )
+        return found
+
+    def begin(self, config: RunConfig, step: int, *, ended: bool) -> MetricsLog:
+        """Record the resolved configuration and take up the metrics at `step`; a run that goes on has not ended."""
+        if not ended:
+            self.place.remove(RESULT)
+        text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+        self.place.write(CONFIG, text.encode())
+        self._log = MetricsLog(self.place, step=step)
+        self._logger = open_logger(config, self.place, self._log.rows)
+        return self._log
+
+    def tell(self, row: Row) -> None:
+        """Add a line of metrics."""
+        assert self._log is not None
+        self._saver.check()
+        self._log.write(row)
+        if self._logger is not None:
+            self._logger.log(row)
+        self._lease.tell(row=row)
+
+    def save(self, done: int, files: Mapping[str, bytes], *, keep: int) -> None:
+        """Write a checkpoint after `done` steps while training goes on; the newest `keep` are kept.
+
+        The one before is waited for, so that a crash costs at most the steps since then.
+
+        Raises
+        ------
+        OSError
+            If an earlier one could not be written.
+        LostLeaseError
+            If another start of the run has taken over.
+        """
+        self._saved.wait()
+        self._saved = self._saver.do(partial(self._save, done, files, keep))
+
+    def _save(self, done: int, files: Mapping[str, bytes], keep: int) -> None:
+        assert self._log is not None
+        self._lease.check()
+        self._log.sync()  # first: no checkpoint may be ahead of the metrics
+        write_checkpoint(self._checkpoints, done, files, keep=keep)
+        self._lease.tell(saved_step=done)
+
+    def save_best(self, step: int, module: VAE, spec: ModelSpec, *, keep: int) -> None:
+        """Write the model that was best in validation so far; those before stay for the `keep` checkpoints kept."""
+        self._saver.do(partial(self._save_best, f"{_BEST}{step:010d}", model_files(module, spec), keep))
+
+    def _save_best(self, name: str, files: Mapping[str, bytes], keep: int) -> None:
+        self._lease.check()
+        self._checkpoints.write_folder(name, files)
+        for old in sorted(found for found in self._checkpoints.names() if found.startswith(_BEST))[: -keep - 1]:
+            self._checkpoints.remove(old)
+
+    def best(self, step: int) -> dict[str, Tensor]:
+        """Read the weights that were best in validation, after `step`.
+
+        Raises
+        ------
+        ValueError
+            If they are lost.
+        """
+        try:
+            return load_model(self._checkpoints.within(f"{_BEST}{step:010d}"))[0].state_dict()
+        except (FileNotFoundError, ValueError) as error:
+            raise ValueError(
+                f"the best model so far, of step {step}, cannot be read ({error}): restore it from a copy, or end with "
+                "the last one with train.load_best=false --allow train.load_best"
+            ) from error
+
+    def wait(self) -> None:
+        """Wait until all that was given to `save` is in storage.
+
+        Raises
+        ------
+        OSError, LostLeaseError
+            As `save`.
+        """
+        self._saver.wait()
+
+    def finish(self, module: VAE, spec: ModelSpec, *, epoch: int, step: int, ends: str) -> None:
+        """Write the model and, last of all, the record that the run has ended."""
+        assert self._log is not None
+        self._saver.wait()
+        self._lease.check()
+        self._log.sync()
+        plain = {name: json.loads(table.to_json(orient="split")) for name, table in history_of(self._log.rows).items()}
+        save_model(self.place.within(MODEL), module, spec, history=plain)
+        manifest = self.place.read(f"{MODEL}/{MANIFEST}")
+        result = {
+            "format": "dist_scvi.result/1",
+            "epoch": epoch,
+            "step": step,
+            "ended_by": ends,
+            "starts": self._lease.holder.number,
+            "model_manifest_sha256": hashlib.sha256(manifest).hexdigest(),
+        }
+        self.place.write(RESULT, json.dumps(result, indent=1).encode())
+        self._ended = True
+
+    def close(self) -> None:
+        """Finish what is being written, and let go of the run. Errors come from `save`, `tell` and `finish`."""
+        self._saver.close()
+        with suppress(OSError, LostLeaseError):
+            self._lease.release()
+        if self._logger is not None:
+            self._logger.close(ended=self._ended)
+
+
+@contextmanager
+def held(
+    place: Place | None, world: World, *, driver: Driver | None = None, fresh: bool = False
+) -> Iterator[tuple[RunFolder | None, Checkpoint | None]]:
+    """Hold the run in `place`, by rank 0, and give all workers its newest checkpoint.
+
+    Raises
+    ------
+    ValueError, OSError
+        On all workers alike, if the run cannot be held or its checkpoints are lost.
+    """
+    folder: RunFolder | None = None
+    found: Checkpoint | Exception | None = None
+    if place is not None and world.rank == 0:
+        try:
+            lease = claim(place, driver or Driver.this(), workers=world.size)
+            folder = RunFolder(place, lease)
+            found = folder.latest(fresh=fresh)
+        except (ValueError, OSError) as error:
+            found = error
+    try:
+        found = world.from_first(found)
+        if isinstance(found, Exception):
+            raise found
+        yield folder, found
+    finally:
+        if folder is not None:
+            folder.close()
+
+
+def refuse_foreign(path: Path) -> None:
+    """Refuse a folder that is something else, or lies in something else, that a run would spoil.
+
+    Raises
+    ------
+    ValueError
+        If it is, or lies in, a store, an atlas, a model, a checkpoint, or another run.
+    """
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{path} is a file: a run needs a folder of its own, name another with run=PATH")
+    for folder in (path, *path.parents):
+        marks = _STORES if folder == path else (*_STORES, METRICS)
+        found = next((mark for mark in marks if (folder / mark).exists()), None)
+        if found:
+            raise ValueError(
+                f"{path} {'is' if folder == path else f'lies in {folder}, which is'} not free: it holds {found} of a "
+                "store, an atlas, a model or another run; name another folder with run=PATH"
+            )
+
+
+def is_finished(place: Place) -> bool:
+    """Say whether the run has ended and left its model, whole."""
+    return result_of(place) is not None
+
+
+def result_of(place: Place) -> dict[str, Any] | None:
+    """Read what a run that has ended says of itself; None if it has not, or its model is not whole."""
+    try:
+        result: dict[str, Any] = json.loads(place.read(RESULT))
+        place.read_folder(MODEL)
+        manifest = hashlib.sha256(place.read(f"{MODEL}/{MANIFEST}")).hexdigest()
+        return result if result["model_manifest_sha256"] == manifest else None
+    except (FileNotFoundError, DamagedFolderError, ValueError, KeyError, TypeError, RecursionError):
+        return None

@@ -1,0 +1,339 @@
+"""Services of metrics, each with its own package: one run over restarts, no line twice, parameters once."""
+
+import importlib
+import json
+import struct
+import sys
+import time
+import types
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dist_scvi.config.schema import RunConfig
+from dist_scvi.storage.run_storage import LocalPlace
+from dist_scvi.training.logger_services import MLflow, TensorBoard, WeightsAndBiases, values_of
+from dist_scvi.training.loggers import Logger, open_logger, read_identity
+from dist_scvi.training.metrics import Row
+
+LINES = [(2, "train"), (4, "train"), (4, "epoch"), (4, "validation"), (6, "train"), (8, "train"), (8, "epoch")]
+SPEED = {"cells_per_s": 640.0, "steps_per_s": 10.0, "wait_share": 0.25, "memory_mib": 300.0}
+
+
+def row(step: int, kind: str = "train") -> Row:
+    losses = {"loss": 13.0, "elbo": 12.5 + step, "reconstruction": 10.0, "kl": 2.5, "cells": 8, "cells_hash": 1 << 60}
+    where = {"epoch": (step - 1) // 4, "step": step, "steps_per_epoch": 4, "max_epochs": 3}
+    rates = {} if kind == "validation" else {"kl_weight": 0.5, "lr": 1e-3}
+    return {"kind": kind, **where, **rates, **losses, **(SPEED if kind == "train" else {"ends": False})}
+
+
+def config(tmp_path: Path, logger: str, **options: str) -> RunConfig:
+    return RunConfig.model_validate(
+        {"run": str(tmp_path / "run"), "data": {"uri": "x|y"}, "logger": logger, "logger_options": options}
+    )
+
+
+def restarted(config: RunConfig, starts: Sequence[tuple[int, int]]) -> None:
+    """Train `starts` times: each begins with the first lines known, and tells the others up to an end."""
+    place = LocalPlace(Path(config.run))
+    for known, end in starts:
+        rows = [row(*line) for line in LINES[:end]]
+        logger = open_logger(config, place, rows[:known])
+        assert logger is not None
+        tell(logger, rows[known:])
+
+
+def tell(logger: Logger, rows: Sequence[Row]) -> None:
+    for each in rows:
+        logger.log(each)
+    logger.close(ended=False)
+
+
+KILLS = [(0, 3), (1, 6), (2, 3), (5, 7)]
+"""Starts that each do again what came after the last checkpoint; the third does not come beyond what is there."""
+
+
+def expected(metric: str) -> list[tuple[int, float]]:
+    return [(step, values_of(row(step, kind))[metric]) for step, kind in LINES if metric in values_of(row(step, kind))]
+
+
+def test_losses_have_the_names_of_scvi_tools_and_means_of_some_steps_end_in_step() -> None:
+    train, epoch, validation = (values_of(row(4, kind)) for kind in ("train", "epoch", "validation"))
+    assert epoch == {
+        "train_loss": 13.0,
+        "elbo_train": 16.5,
+        "reconstruction_loss_train": 10.0,
+        "kl_local_train": 2.5,
+    }
+    assert validation["elbo_validation"] == 16.5
+    assert train["elbo_train_step"] == 16.5
+    assert {"kl_weight", "lr", "epoch", "cells_per_s", "wait_share", "memory_mib"} <= set(train)
+    assert not set(train) & set(epoch) | set(epoch) & set(validation)
+
+
+# --- TensorBoard
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Read event files as TensorBoard does: in order of their names, each up to its first torn record."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for event in events(folder):
+        for value in event.summary.value:
+            if value.HasField("simple_value"):
+                found.setdefault(value.tag, []).append((event.step, pytest.approx(value.simple_value, rel=1e-6)))
+    return found
+
+
+def events(folder: Path) -> Iterator[Any]:
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.record_writer import masked_crc32c
+
+    for path in sorted(folder.iterdir()):
+        content, at = path.read_bytes(), 0
+        while at + 12 <= len(content):
+            size, check = struct.unpack_from("<QI", content, at)
+            assert check == masked_crc32c(content[at : at + 8])
+            if at + size + 16 > len(content):
+                break
+            yield Event.FromString(content[at + 12 : at + 12 + size])
+            at += size + 16
+
+
+def test_tensorboard_has_each_line_once_over_restarts(tmp_path: Path) -> None:
+    restarted(config(tmp_path, "tensorboard"), KILLS)
+    folder = tmp_path / "run" / "tensorboard"
+    found = scalars(folder)
+    for metric in ("elbo_train", "elbo_validation", "elbo_train_step", "kl_weight", "cells_per_s"):
+        assert found[metric] == expected(metric)
+    texts = [
+        value for event in events(folder) for value in event.summary.value if value.tag.startswith("configuration")
+    ]
+    assert len(texts) == 1
+    assert b"| model.n_latent | 10 |" in texts[0].tensor.string_val[0]
+    assert rb"| data.uri | x\|y |" in texts[0].tensor.string_val[0]
+
+
+def test_tensorboard_goes_where_the_option_says(tmp_path: Path) -> None:
+    restarted(config(tmp_path, "tensorboard", dir=str(tmp_path / "board")), [(0, 3)])
+    assert scalars(tmp_path / "board")["elbo_train"] == expected("elbo_train")[:1]
+    assert not (tmp_path / "run" / "tensorboard").exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "last"),
+    [
+        (lambda content: content[:-5], 2),
+        (lambda content: content + b"\xff" * 40, 4),
+        (lambda content: content + bytes(40), 4),
+        (lambda content: content + struct.pack("<QI", 3, 0) + b"\xff" * 7, 4),
+    ],
+)
+def test_tensorboard_a_line_that_a_kill_cut_off_is_sent_again(tmp_path: Path, damage: Any, last: int) -> None:
+    restarted(config(tmp_path, "tensorboard"), [(0, 2)])
+    (path,) = (tmp_path / "run" / "tensorboard").iterdir()
+    path.write_bytes(damage(path.read_bytes()))
+    assert TensorBoard(tmp_path / "run" / "tensorboard").last_steps()["train"] == last
+    restarted(config(tmp_path, "tensorboard"), [(2, 5)])
+    assert TensorBoard(tmp_path / "run" / "tensorboard").last_steps() == {"train": 6, "epoch": 4, "validation": 4}
+
+
+def test_tensorboard_a_write_that_fails_tears_no_later_line(tmp_path: Path) -> None:
+    service = TensorBoard(tmp_path)
+    service.send([row(2)])
+
+    def full(content: bytes) -> None:
+        file.write(b"part")
+        raise OSError("no space left")
+
+    file = service._file._writer
+    service._file.write = full
+    with pytest.raises(OSError, match="no space left"):
+        service.send([row(4)])
+    assert service.last_steps()["train"] == 2
+    service.send([row(4)])
+    service.close(ended=True)
+    file.close()
+    assert TensorBoard(tmp_path).last_steps()["train"] == 4
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+# --- MLflow
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where MLflow keeps runs: a folder, for which alone the slim package has code."""
+    pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    return (tmp_path / "store").as_uri()
+
+
+def client(store: str) -> Any:
+    from mlflow.tracking.client import MlflowClient
+
+    return MlflowClient(tracking_uri=store)
+
+
+def test_mlflow_has_one_run_and_each_line_once_over_restarts(tmp_path: Path, store: str) -> None:
+    settings = config(tmp_path, "mlflow", tracking_uri=store, experiment_name="atlas", name="first")
+    restarted(settings, KILLS)
+    place, mlflow = LocalPlace(tmp_path / "run"), client(store)
+    (run,) = mlflow.search_runs([mlflow.get_experiment_by_name("atlas").experiment_id])
+    assert read_identity(place, "mlflow") == {"run_id": run.info.run_id}
+    assert (run.info.run_name, run.info.status) == ("first", "KILLED")
+    for metric in ("elbo_train", "elbo_validation", "elbo_train_step", "kl_weight", "cells_per_s"):
+        history = mlflow.get_metric_history(run.info.run_id, metric)
+        assert [(entry.step, entry.value) for entry in history] == expected(metric)
+    assert run.data.params["model.n_latent"] == "10"
+    assert run.data.params["data.uri"] == "x|y"
+
+
+def test_mlflow_shows_a_run_that_goes_on_as_running_and_at_the_end_as_finished(tmp_path: Path, store: str) -> None:
+    first = MLflow(None, store, None, "any")
+    identity = first.begin({})
+    first.close(ended=False)
+    service, mlflow = MLflow(identity, store, None, "any"), client(store)
+    assert mlflow.get_run(identity["run_id"]).info.status == "KILLED"
+    assert service.last_steps() == {"train": 0, "epoch": 0, "validation": 0}
+    assert mlflow.get_run(identity["run_id"]).info.status == "RUNNING"
+    service.close(ended=True)
+    assert mlflow.get_run(identity["run_id"]).info.status == "FINISHED"
+
+
+def test_mlflow_takes_many_and_long_parameters(store: str) -> None:
+    service = MLflow(None, store, None, "any")
+    identity = service.begin({f"key{place}": place for place in range(250)} | {"data.genes": ["gene"] * 1000})
+    found = client(store).get_run(identity["run_id"]).data.params
+    assert len(found) == 251
+    assert len(found["data.genes"]) == 500
+    assert found["data.genes"].endswith("...")
+
+
+# --- Weights & Biases
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Weights & Biases that sends nothing."""
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    yield
+    wandb.teardown()
+
+
+def records(folder: Path) -> Iterator[Any]:
+    """Read what runs in `folder` would upload: a log in blocks of 32 KiB of parts, each after 7 bytes of header."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    for path in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
+        content, at, parts = path.read_bytes(), 7, b""
+        while at + 7 <= len(content):
+            if (1 << 15) - at % (1 << 15) < 7:
+                at += (1 << 15) - at % (1 << 15)
+            _, size, part = struct.unpack_from("<IHB", content, at)
+            if at + 7 + size > len(content):
+                break
+            parts += content[at + 7 : at + 7 + size]
+            at += 7 + size
+            if part in (1, 4):  # whole, or last
+                yield Record.FromString(parts)
+                parts = b""
+
+
+def history(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    found: dict[str, list[tuple[int, float]]] = {}
+    for record in records(folder):
+        entry = {(item.key or item.nested_key[0]): json.loads(item.value_json) for item in record.history.item}
+        for metric, value in entry.items():
+            found.setdefault(metric, []).append((entry["_step"], value))
+    return found
+
+
+def test_wandb_offline_has_one_run_and_each_line_once_over_restarts(tmp_path: Path, offline: None) -> None:
+    restarted(config(tmp_path, "wandb", project="atlas", name="first"), KILLS)
+    identity = read_identity(LocalPlace(tmp_path / "run"), "wandb")
+    runs = [record.run for record in records(tmp_path / "run") if record.HasField("run")]
+    told = [entry.value_json for run in runs for entry in run.config.update if entry.key == "model.n_latent"]
+    assert identity is not None
+    assert {(run.run_id, run.project) for run in runs} == {(identity["id"], "atlas")}
+    assert told == ["10"]
+    for metric in ("elbo_train", "elbo_validation", "elbo_train_step", "kl_weight", "cells_per_s"):
+        assert history(tmp_path / "run")[metric] == expected(metric)
+
+
+def test_wandb_offline_sends_again_what_a_kill_kept_from_the_disk(tmp_path: Path, offline: None) -> None:
+    rows = [row(step) for step in range(2, 801, 2)]
+    settings, place = config(tmp_path, "wandb", dir=str(tmp_path / "there")), LocalPlace(tmp_path / "run")
+    first = open_logger(settings, place, [])
+    assert first is not None
+    tell(first, rows)
+    importlib.import_module("wandb").teardown()  # its process is gone, and no longer writes
+    (path,) = (tmp_path / "there").glob("wandb/offline-run-*/*.wandb")
+    content = path.read_bytes()
+    assert len(content) > 3 << 15
+    path.write_bytes(content[: 2 * len(content) // 3])
+    time.sleep(1)  # folders are named by the second
+    again = open_logger(settings, place, rows)
+    assert again is not None
+    tell(again, [])
+    assert [step for step, _ in history(tmp_path / "there")["kl_weight"]] == [row["step"] for row in rows]
+
+
+class Online:
+    """Stands for the package with its server: a run has what was logged, and goes on after the last step."""
+
+    def __init__(self) -> None:
+        self.history: dict[int, dict[str, float]] = {}
+        self.began: list[dict[str, Any]] = []
+        self.codes: list[int] = []
+
+    def module(self) -> Any:
+        return types.SimpleNamespace(Settings=dict, init=self.init)
+
+    def init(self, **asked: Any) -> Any:
+        self.began.append(asked)
+        return types.SimpleNamespace(
+            offline=False, starting_step=max(self.history, default=-1) + 1, log=self.log, finish=self.finish
+        )
+
+    def log(self, values: dict[str, float], *, step: int) -> None:
+        assert not set(self.history.get(step, {})) & set(values)
+        assert step >= max(self.history, default=0)
+        self.history.setdefault(step, {}).update(values)
+
+    def finish(self, *, exit_code: int) -> None:
+        self.codes.append(exit_code)
+
+
+def test_wandb_goes_on_with_the_run_after_the_last_step_that_its_server_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = Online()
+    monkeypatch.setitem(sys.modules, "wandb", server.module())
+    restarted(config(tmp_path, "wandb", entity="lab", group="g", mode="online"), [(0, 4), (1, 6), (2, 4), (5, 7)])
+    assert [(step, values["kl_weight"]) for step, values in server.history.items()] == expected("kl_weight")
+    assert server.history[4]["elbo_validation"] == 16.5
+    assert len({asked["id"] for asked in server.began}) == 1
+    assert [asked["resume"] for asked in server.began] == ["allow"] * 4
+    assert [(asked["entity"], asked["group"], asked["mode"]) for asked in server.began] == [("lab", "g", "online")] * 4
+    assert ["config" in asked for asked in server.began] == [True, False, False, False]
+    assert server.codes == [1] * 4
+
+
+def test_wandb_connects_anew_after_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Online()
+    monkeypatch.setitem(sys.modules, "wandb", server.module())
+    service = WeightsAndBiases(None, folder=tmp_path, name="n", project=None, entity=None, group=None, mode=None)
+    service.begin({})
+    service.send([row(2)])
+    monkeypatch.setattr(server, "log", None)
+    service._run.log = server.log
+    with pytest.raises(TypeError):
+        service.send([row(4)])
+    assert service.last_steps() == {"train": 2, "epoch": 2, "validation": 2}
+    assert len(server.began) == 2
