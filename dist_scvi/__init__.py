@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dist_scvi import model, pp
-    from dist_scvi.atlas import Atlas, open_atlas
-    from dist_scvi.hub import import_minified
+    from dist_scvi.atlas.atlas import Atlas, open_atlas
+    from dist_scvi.atlas.import_minified import import_minified
     from dist_scvi.loaders.data import open_data as open
     from dist_scvi.model import SCANVI, SCVI, LinearSCVI
     from dist_scvi.session import settings
@@ -34,9 +34,9 @@ _PLACES = {
     "SCVI": ("dist_scvi.model", "SCVI"),
     "SCANVI": ("dist_scvi.model", "SCANVI"),
     "LinearSCVI": ("dist_scvi.model", "LinearSCVI"),
-    "Atlas": ("dist_scvi.atlas", "Atlas"),
-    "open_atlas": ("dist_scvi.atlas", "open_atlas"),
-    "import_minified": ("dist_scvi.hub", "import_minified"),
+    "Atlas": ("dist_scvi.atlas.atlas", "Atlas"),
+    "open_atlas": ("dist_scvi.atlas.atlas", "open_atlas"),
+    "import_minified": ("dist_scvi.atlas.import_minified", "import_minified"),
     "open": ("dist_scvi.loaders.data", "open_data"),
     "settings": ("dist_scvi.session", "settings"),
 }

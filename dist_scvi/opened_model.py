@@ -18,14 +18,14 @@ import torch
 from anndata import read_h5ad
 from numpy.typing import NDArray
 
-from dist_scvi.atlas import MANIFEST as ATLAS
-from dist_scvi.atlas import Atlas, open_atlas
+from dist_scvi.atlas.atlas import MANIFEST as ATLAS
+from dist_scvi.atlas.atlas import Atlas, open_atlas
+from dist_scvi.atlas.minify import minify
 from dist_scvi.config.schema import ModelConfig
 from dist_scvi.inference.cell_selection import Cells, Selection, select
 from dist_scvi.inference.encode_decode import LatentCells, latent_cells
 from dist_scvi.loaders.data import CellData
 from dist_scvi.loaders.order.plan import Plan, Split, split_rows
-from dist_scvi.minify import minify
 from dist_scvi.network.fit_data import fit_to_spec, open_for
 from dist_scvi.network.model_files import load_history, load_model, save_model
 from dist_scvi.network.model_spec import ModelSpec

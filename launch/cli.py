@@ -213,7 +213,7 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _minify(options: argparse.Namespace) -> int:
-    from dist_scvi.atlas_worker import ATLAS, is_atlas_of, minify_worker
+    from dist_scvi.atlas.worker import ATLAS, is_atlas_of, minify_worker
     from dist_scvi.training.worker import run_config
 
     run = _run_of(options)

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from dist_scvi.atlas import open_atlas
+from dist_scvi.atlas.atlas import open_atlas
 
 if TYPE_CHECKING:
-    from dist_scvi.atlas import Atlas
+    from dist_scvi.atlas.atlas import Atlas
     from dist_scvi.inference.encode_decode import Indices
 
 _ONLY_FOR = {

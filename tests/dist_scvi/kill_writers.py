@@ -46,7 +46,7 @@ class KilledWriters:
 
 
 def _serve() -> None:
-    for name in ("dist_scvi.minify", "dist_scvi.model", "dist_scvi.inference.zarr_output"):
+    for name in ("dist_scvi.atlas.minify", "dist_scvi.model", "dist_scvi.inference.zarr_output"):
         importlib.import_module(name)
     for line in sys.stdin:
         job = json.loads(line)
@@ -137,7 +137,7 @@ def _model() -> Any:
 
 
 def _minify(out: Path, world: Any, tell: Any) -> None:
-    from dist_scvi import minify
+    from dist_scvi.atlas import minify
 
     minify._CHUNK_CELLS = 16
     model = _model()

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import yaml
 
-from dist_scvi.atlas import open_atlas
-from dist_scvi.atlas_worker import minify_worker
+from dist_scvi.atlas.atlas import open_atlas
+from dist_scvi.atlas.worker import minify_worker
 from dist_scvi.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig
 from dist_scvi.network.model_files import load_history, load_model
 from dist_scvi.storage.atomic_files import read_folder

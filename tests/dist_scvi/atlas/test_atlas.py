@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from dist_scvi.atlas import Atlas, open_atlas
+from dist_scvi.atlas.atlas import Atlas, open_atlas
 from dist_scvi.loaders import open_data
 from dist_scvi.model import SCANVI, SCVI
 
@@ -29,7 +29,7 @@ def path(model: SCVI, adata: ad.AnnData, tmp_path_factory: pytest.TempPathFactor
     data = open_data(folder / "cells.h5ad", **keys, **covariates)
     model.save(folder / "model")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dist_scvi.minify._CHUNK_CELLS", 16)
+        patch.setattr("dist_scvi.atlas.minify._CHUNK_CELLS", 16)
         SCVI.load(folder / "model", data).minify(folder / "atlas", obs_columns=["group"])
     data.store.close()
     (folder / "cells.h5ad").unlink()

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dist_scvi.atlas import open_atlas
+from dist_scvi.atlas.atlas import open_atlas
+from dist_scvi.atlas.minify import minify
 from dist_scvi.ends import StoppedError
 from dist_scvi.inference.output_identity import describe_model
-from dist_scvi.minify import minify
 from dist_scvi.network.model_files import load_model
 from dist_scvi.storage.run_storage import Place
 from dist_scvi.training.resolve import open_from

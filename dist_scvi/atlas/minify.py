@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_scvi.atlas import ATLAS_FORMAT, CELLS, FACTOR, MANIFEST, MODEL, describing_files
+from dist_scvi.atlas.atlas import ATLAS_FORMAT, CELLS, FACTOR, MANIFEST, MODEL, describing_files
 from dist_scvi.inference.encode_decode import latent_cells
 from dist_scvi.inference.output_identity import describe_cells, describe_model, digest, probes
 from dist_scvi.inference.resumable_zarr import Shards, sync_tree, written_in_shards

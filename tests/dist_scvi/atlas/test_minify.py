@@ -11,13 +11,13 @@ import pandas as pd
 import pytest
 import zarr
 
-from dist_scvi.atlas import open_atlas
+from dist_scvi.atlas.atlas import open_atlas
+from dist_scvi.atlas.minify import minify
 from dist_scvi.loaders import CellData, open_data
-from dist_scvi.minify import minify
 from dist_scvi.model import SCVI
 from dist_scvi.network.model_files import load_model
 
-from .workers import together
+from ..workers import together
 
 KEYS = {"batch_key": "batch", "categorical_covariate_keys": ["site"], "continuous_covariate_keys": ["age"]}
 
@@ -25,7 +25,7 @@ KEYS = {"batch_key": "batch", "categorical_covariate_keys": ["site"], "continuou
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let 403 cells make 13 shards of two chunks."""
-    monkeypatch.setattr("dist_scvi.minify._CHUNK_CELLS", 16)
+    monkeypatch.setattr("dist_scvi.atlas.minify._CHUNK_CELLS", 16)
 
 
 @pytest.fixture

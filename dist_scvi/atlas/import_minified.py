@@ -14,12 +14,12 @@ import pandas as pd
 from anndata import AnnData
 from scipy.sparse import csr_array
 
-from dist_scvi.atlas import Atlas, open_atlas
+from dist_scvi.atlas.atlas import Atlas, open_atlas
+from dist_scvi.atlas.minify import Minified, write_atlas
 from dist_scvi.loaders.arrays.anndata_layout import LIBRARY
 from dist_scvi.loaders.arrays.obs_columns import Ranges
 from dist_scvi.loaders.data import CellData
 from dist_scvi.loaders.stores.memory_store import MemoryStore
-from dist_scvi.minify import Minified, write_atlas
 from dist_scvi.network.fit_data import open_for
 from dist_scvi.scvi_tools.minified_h5ad import MinifiedCells, open_minified_h5ad
 from dist_scvi.scvi_tools.model_folder import ScviModel, read_scvi_tools

@@ -1,0 +1,5 @@
+"""The minified atlas: written once, asked without the counts."""
+
+from dist_scvi.atlas.atlas import Atlas, open_atlas
+
+__all__ = ["Atlas", "open_atlas"]
