@@ -20,14 +20,14 @@ from dist_scvi.inference.encode_decode import decode_draw, latent_cells
 from dist_scvi.inference.output_identity import describe_model
 from dist_scvi.inference.posterior import logistic_normal_mean
 from dist_scvi.inference.zarr_output import write_rows
-from dist_scvi.linear_model import LinearSCVI
 from dist_scvi.loaders.arrays.anndata_layout import finish_table, new_array, new_strings
 from dist_scvi.loaders.data import open_data
 from dist_scvi.loaders.minibatch import MiniBatch
 from dist_scvi.loaders.stores.anndata_store import AnnDataStore
 from dist_scvi.loaders.stores.open import open_store
-from dist_scvi.opened_model import held_anndata
-from dist_scvi.scvi_model import SCVI
+from dist_scvi.model.linear_scvi import LinearSCVI
+from dist_scvi.model.opened_model import held_anndata
+from dist_scvi.model.scvi import SCVI
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -6,7 +6,7 @@ import anndata as ad
 import numpy as np
 import pytest
 
-from dist_scvi.anndata_setup import data_of_setup, setup_anndata
+from dist_scvi.model.setup_anndata import data_of_setup, setup_anndata
 
 KEYS = {
     "batch_key": "batch",

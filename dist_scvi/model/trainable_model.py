@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import pandas as pd
 
-from dist_scvi.anndata_setup import data_of_setup
 from dist_scvi.config.load import absolute, parse_section
 from dist_scvi.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig
-from dist_scvi.expression_model import ExpressionModel
 from dist_scvi.loaders.data import CellData, open_data
+from dist_scvi.model.expression_model import ExpressionModel
+from dist_scvi.model.opened_model import held_anndata, read_model
+from dist_scvi.model.setup_anndata import data_of_setup
+from dist_scvi.model.trainer_arguments import trainer_options
 from dist_scvi.network.fit_data import fit_to_spec
 from dist_scvi.network.model_spec import ModelSpec, spec_of
-from dist_scvi.opened_model import held_anndata, read_model
 from dist_scvi.session import settings
 from dist_scvi.storage.run_storage import open_place
-from dist_scvi.trainer_arguments import trainer_options
 from dist_scvi.training.initial_model import set_library_prior
 from dist_scvi.training.metrics import Progress, Row, history_of
 from dist_scvi.training.train import train

@@ -4,11 +4,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import pandas as pd
 
-from dist_scvi.anndata_setup import setup_anndata
 from dist_scvi.config.load import parse_section
 from dist_scvi.config.schema import ModelConfig
+from dist_scvi.model.setup_anndata import setup_anndata
+from dist_scvi.model.trainable_model import TrainableModel
 from dist_scvi.network.vae import LDVAE
-from dist_scvi.trainable_model import TrainableModel
 from dist_scvi.world import World
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class LinearSCVI(TrainableModel):
     def setup_anndata(
         adata: "AnnData", batch_key: str | None = None, labels_key: str | None = None, layer: str | None = None
     ) -> None:
-        """Note in an AnnData what the model is to use; see `dist_scvi.anndata_setup.setup_anndata`."""
+        """Note in an AnnData what the model is to use; see `dist_scvi.model.setup_anndata.setup_anndata`."""
         setup_anndata(adata, layer=layer, batch_key=batch_key, labels_key=labels_key)
 
     def get_loadings(self) -> pd.DataFrame:

@@ -37,8 +37,8 @@ from dist_scvi.inference.posterior import (
 from dist_scvi.inference.zarr_output import Answers, Rows, answer_rows, check_count, chunk_cells_of
 from dist_scvi.loaders.arrays.anndata_layout import QZM, QZV
 from dist_scvi.loaders.minibatch import MiniBatch
+from dist_scvi.model.opened_model import OpenedModel
 from dist_scvi.network.noise import RowNoise
-from dist_scvi.opened_model import OpenedModel
 
 
 class LatentModel(OpenedModel):

@@ -15,21 +15,21 @@ import torch
 import zarr
 from numpy.typing import NDArray
 
-from dist_scvi.anndata_setup import setup_anndata
 from dist_scvi.config.load import parse_section
 from dist_scvi.config.schema import ModelConfig
 from dist_scvi.inference.cell_selection import Cells
 from dist_scvi.inference.output_identity import describe_model
 from dist_scvi.inference.zarr_output import Rows, RowsProgress, chunk_cells_of, write_rows
 from dist_scvi.loaders.minibatch import MiniBatch
+from dist_scvi.model.opened_model import held_anndata
+from dist_scvi.model.scvi import SCVI, Where
+from dist_scvi.model.setup_anndata import setup_anndata
+from dist_scvi.model.trainable_model import Accelerator, TrainableModel
+from dist_scvi.model.trainer_arguments import trainer_options
 from dist_scvi.network.fit_data import fit_to_spec
 from dist_scvi.network.noise import RowNoise
 from dist_scvi.network.scanvae import SCANVAE
-from dist_scvi.opened_model import held_anndata
-from dist_scvi.scvi_model import SCVI, Where
 from dist_scvi.session import settings
-from dist_scvi.trainable_model import Accelerator, TrainableModel
-from dist_scvi.trainer_arguments import trainer_options
 from dist_scvi.transfer.scanvi_from_scvi import labelled_data, scanvi_from
 from dist_scvi.world import World
 
@@ -189,7 +189,7 @@ class SCANVI(TrainableModel):
         categorical_covariate_keys: Sequence[str] | None = None,
         continuous_covariate_keys: Sequence[str] | None = None,
     ) -> None:
-        """Note in an AnnData what the model is to use; see `dist_scvi.anndata_setup.setup_anndata`."""
+        """Note in an AnnData what the model is to use; see `dist_scvi.model.setup_anndata.setup_anndata`."""
         setup_anndata(
             adata,
             layer=layer,

@@ -3,7 +3,7 @@
 import pytest
 
 from dist_scvi.config.schema import TrainConfig
-from dist_scvi.trainer_arguments import HEEDED, trainer_options
+from dist_scvi.model.trainer_arguments import HEEDED, trainer_options
 
 
 def test_what_is_heeded_is_a_key_of_training() -> None:

@@ -11,13 +11,13 @@ import torch
 
 from dist_scvi.config.schema import ModelConfig
 from dist_scvi.inference import posterior
-from dist_scvi.latent_model import LatentModel
 from dist_scvi.loaders import CellData, open_data
 from dist_scvi.loaders.stream import rows_minibatch
+from dist_scvi.model.latent_model import LatentModel
 from dist_scvi.network.model_spec import spec_of
 
-from .golden import Golden, needs_golden
-from .workers import together
+from ..golden import Golden, needs_golden
+from ..workers import together
 
 N = 403
 ROWS = np.array([7, 3, 402, 3])

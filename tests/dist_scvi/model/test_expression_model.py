@@ -12,14 +12,14 @@ from scipy import sparse
 from scipy.stats import spearmanr
 
 from dist_scvi.config.schema import ModelConfig
-from dist_scvi.expression_model import ExpressionModel
 from dist_scvi.inference.encode_decode import expression_query, latent_cells, normalized_expression
 from dist_scvi.loaders import CellData, open_data
 from dist_scvi.loaders.stream import rows_minibatch
+from dist_scvi.model.expression_model import ExpressionModel
 from dist_scvi.network.model_spec import spec_of
 
-from .golden import GOLDEN, Golden, needs_golden
-from .workers import together
+from ..golden import GOLDEN, Golden, needs_golden
+from ..workers import together
 
 ROWS = np.array([7, 3, 402, 3])
 NAMES = ["cell7", "cell3", "cell402", "cell3"]

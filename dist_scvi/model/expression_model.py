@@ -37,8 +37,8 @@ from dist_scvi.inference.encode_decode import (
 from dist_scvi.inference.importance import ImportanceSampling
 from dist_scvi.inference.progress import told
 from dist_scvi.inference.zarr_output import Rows, RowsProgress, check_count, chunk_cells_of
-from dist_scvi.latent_model import LatentModel
 from dist_scvi.loaders.minibatch import MiniBatch
+from dist_scvi.model.latent_model import LatentModel
 
 T = TypeVar("T")
 

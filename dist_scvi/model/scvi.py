@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from dist_scvi.anndata_setup import setup_anndata
 from dist_scvi.config.load import parse_section
 from dist_scvi.config.schema import ModelConfig
-from dist_scvi.trainable_model import TrainableModel
+from dist_scvi.model.setup_anndata import setup_anndata
+from dist_scvi.model.trainable_model import TrainableModel
 from dist_scvi.world import World
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ class SCVI(TrainableModel):
         categorical_covariate_keys: Sequence[str] | None = None,
         continuous_covariate_keys: Sequence[str] | None = None,
     ) -> None:
-        """Note in an AnnData what the model is to use; see `dist_scvi.anndata_setup.setup_anndata`."""
+        """Note in an AnnData what the model is to use; see `dist_scvi.model.setup_anndata.setup_anndata`."""
         setup_anndata(
             adata,
             layer=layer,
