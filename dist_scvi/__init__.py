@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from dist_scvi.atlas.import_minified import import_minified
     from dist_scvi.loaders.data import open_data as open
     from dist_scvi.model import SCANVI, SCVI, LinearSCVI
-    from dist_scvi.session import settings
+    from dist_scvi.session_settings import settings
 
 __version__ = "0.1.0"
 __all__ = [
@@ -38,7 +38,7 @@ _PLACES = {
     "open_atlas": ("dist_scvi.atlas.atlas", "open_atlas"),
     "import_minified": ("dist_scvi.atlas.import_minified", "import_minified"),
     "open": ("dist_scvi.loaders.data", "open_data"),
-    "settings": ("dist_scvi.session", "settings"),
+    "settings": ("dist_scvi.session_settings", "settings"),
 }
 _MODULES = ("model", "pp")
 

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dist_scvi.ends import WorkersFailedError
+from dist_scvi.errors import WorkersFailedError
 from dist_scvi.loaders.order.plan import usable_workers
 
 T = TypeVar("T")

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from dist_scvi.ends import LostLeaseError, StoppedError, WeightsDifferError, WorkersFailedError
+from dist_scvi.errors import LostLeaseError, StoppedError, WeightsDifferError, WorkersFailedError
 from dist_scvi.launch.signals import ended_by
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)

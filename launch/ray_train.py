@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from dist_scvi.ends import LostLeaseError, StoppedError, WorkersFailedError
+from dist_scvi.errors import LostLeaseError, StoppedError, WorkersFailedError
 from dist_scvi.launch.signals import heeded
 from dist_scvi.training.save_requests import Asks
 

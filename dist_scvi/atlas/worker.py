@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dist_scvi.atlas.atlas import open_atlas
 from dist_scvi.atlas.minify import minify
-from dist_scvi.ends import StoppedError
+from dist_scvi.errors import StoppedError
 from dist_scvi.inference.output_identity import describe_model
 from dist_scvi.network.model_files import load_model
 from dist_scvi.storage.run_storage import Place

@@ -29,7 +29,7 @@ from dist_scvi.model.trainer_arguments import trainer_options
 from dist_scvi.network.fit_data import fit_to_spec
 from dist_scvi.network.noise import RowNoise
 from dist_scvi.network.scanvae import SCANVAE
-from dist_scvi.session import settings
+from dist_scvi.session_settings import settings
 from dist_scvi.transfer.scanvi_from_scvi import labelled_data, scanvi_from
 from dist_scvi.world import World
 

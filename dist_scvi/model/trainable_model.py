@@ -15,7 +15,7 @@ from dist_scvi.model.setup_anndata import data_of_setup
 from dist_scvi.model.trainer_arguments import trainer_options
 from dist_scvi.network.fit_data import fit_to_spec
 from dist_scvi.network.model_spec import ModelSpec, spec_of
-from dist_scvi.session import settings
+from dist_scvi.session_settings import settings
 from dist_scvi.storage.run_storage import open_place
 from dist_scvi.training.initial_model import set_library_prior
 from dist_scvi.training.metrics import Progress, Row, history_of

@@ -19,7 +19,7 @@ from typing import Any, Self
 
 import psutil
 
-from dist_scvi.ends import LostLeaseError
+from dist_scvi.errors import LostLeaseError
 from dist_scvi.storage.run_storage import Place
 
 log = logging.getLogger(__name__)

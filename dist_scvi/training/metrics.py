@@ -14,7 +14,7 @@ import psutil
 import torch
 from numpy.typing import NDArray
 
-from dist_scvi.ends import WeightsDifferError
+from dist_scvi.errors import WeightsDifferError
 from dist_scvi.network.vae import VAE
 from dist_scvi.storage.atomic_files import naming
 from dist_scvi.storage.run_storage import LocalPlace, Place, open_place

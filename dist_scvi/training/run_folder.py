@@ -13,7 +13,7 @@ import yaml
 from torch import Tensor
 
 from dist_scvi.config.schema import RunConfig
-from dist_scvi.ends import LostLeaseError
+from dist_scvi.errors import LostLeaseError
 from dist_scvi.network.model_files import load_model, model_files, save_model
 from dist_scvi.network.model_spec import ModelSpec
 from dist_scvi.network.vae import VAE

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dist_scvi.config.schema import RunConfig
-from dist_scvi.ends import StoppedError
+from dist_scvi.errors import StoppedError
 from dist_scvi.loaders import CellData, Plan
 from dist_scvi.loaders.labelled_stream import labelled_stream
 from dist_scvi.loaders.minibatch import MiniBatch

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dist_scvi.ends import WorkersFailedError
+from dist_scvi.errors import WorkersFailedError
 from dist_scvi.world import World, choose_device, process_group, worker_device
 
 TOGETHER = """

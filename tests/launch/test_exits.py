@@ -4,7 +4,7 @@ from typing import NoReturn
 
 import pytest
 
-from dist_scvi.ends import LostLeaseError, StoppedError, WeightsDifferError, WorkersFailedError
+from dist_scvi.errors import LostLeaseError, StoppedError, WeightsDifferError, WorkersFailedError
 from dist_scvi.launch.exits import AGAIN, FAILED, INTERRUPTED, MISTAKE, OK, exit_code
 
 

@@ -22,7 +22,7 @@ from ray.cluster_utils import Cluster
 
 from dist_scvi.config.load import load_config
 from dist_scvi.config.schema import RunConfig
-from dist_scvi.ends import StoppedError
+from dist_scvi.errors import StoppedError
 from dist_scvi.launch.ray_train import _check_room, _end, _fit, run_on_ray
 from dist_scvi.loaders.arrays.objects import StorageError
 from dist_scvi.storage.run_storage import LocalPlace

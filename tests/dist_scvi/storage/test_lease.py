@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_scvi.ends import LostLeaseError
+from dist_scvi.errors import LostLeaseError
 from dist_scvi.storage import lease as lease_module
 from dist_scvi.storage.lease import Driver, Holder, claim, holder_of, refuse_if_held
 from dist_scvi.storage.run_storage import LocalPlace

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dist_scvi.config.schema import DataConfig, RunConfig
-from dist_scvi.ends import LostLeaseError
+from dist_scvi.errors import LostLeaseError
 from dist_scvi.model import SCVI
 from dist_scvi.network.model_files import load_history, load_model
 from dist_scvi.storage.lease import Driver, claim, holder_of

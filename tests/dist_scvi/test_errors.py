@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from dist_scvi.ends import LostLeaseError, StoppedError, WeightsDifferError, WorkersFailedError
+from dist_scvi.errors import LostLeaseError, StoppedError, WeightsDifferError, WorkersFailedError
 
 
 @pytest.mark.parametrize("kind", [LostLeaseError, StoppedError, WeightsDifferError, WorkersFailedError])

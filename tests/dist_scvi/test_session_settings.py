@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import dist_scvi
-from dist_scvi.session import Settings, settings
+from dist_scvi.session_settings import Settings, settings
 
 
 @pytest.fixture(autouse=True)
