@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dist_scvi.launch.argument_types import at_least, pair, size_bytes, span
-from dist_scvi.launch.render import add_launch
+from dist_scvi.launch.clusters.command import add_launch
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction

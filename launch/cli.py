@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dist_scvi.launch.arguments import parse
+from dist_scvi.launch.clusters.command import launch
 from dist_scvi.launch.exits import AGAIN, MISTAKE, OK, exit_code
-from dist_scvi.launch.render import launch
 
 if TYPE_CHECKING:
     from dist_scvi.config.schema import RunConfig, TrainConfig

@@ -40,7 +40,7 @@ def load_schema(name: str) -> dict[str, Any]:
         assert ray.origin is not None
         text = Path(ray.origin).with_name("autoscaler").joinpath("ray-schema.json").read_text()
     else:
-        text = files("dist_scvi.launch").joinpath("schemas", f"{name}.json").read_text()
+        text = files("dist_scvi.launch.clusters").joinpath("schemas", f"{name}.json").read_text()
     schema: dict[str, Any] = json.loads(text)
     return schema
 

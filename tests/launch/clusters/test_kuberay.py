@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from dist_scvi.launch.job import Job, job_of
-from dist_scvi.launch.kuberay import KubeRayOptions, render_kuberay
-from dist_scvi.launch.schema_check import check
+from dist_scvi.launch.clusters.job import Job, job_of
+from dist_scvi.launch.clusters.kuberay import KubeRayOptions, render_kuberay
+from dist_scvi.launch.clusters.schema_check import check
 
 OPTIONS = KubeRayOptions(
     image="registry/dist-scvi:1",

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from dist_scvi.launch.job import Job, job_of
-from dist_scvi.launch.slurm import SlurmOptions, render_slurm
+from dist_scvi.launch.clusters.job import Job, job_of
+from dist_scvi.launch.clusters.slurm import SlurmOptions, render_slurm
 
 STUBS = {
     "srun": 'while [ "${1#--}" != "$1" ]; do shift; done; exec "$@"',

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Literal
 
-from dist_scvi.launch.job import MISTAKE, Job, comment, dump, judge, refuse_local, train_command
-from dist_scvi.launch.schema_check import check, check_shell
+from dist_scvi.launch.clusters.job import MISTAKE, Job, comment, dump, judge, refuse_local, train_command
+from dist_scvi.launch.clusters.schema_check import check, check_shell
 
 _FOLDER = "/etc/dist-scvi"
 _DNS_WORD = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"

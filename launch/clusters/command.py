@@ -10,7 +10,7 @@ from dist_scvi.launch.argument_types import at_least, pair, size_bytes, span, ti
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
-    from dist_scvi.launch.job import Job
+    from dist_scvi.launch.clusters.job import Job
 
     _Commands = _SubParsersAction[argparse.ArgumentParser]
 
@@ -35,7 +35,7 @@ def launch(options: argparse.Namespace) -> int:
     FileExistsError
         If the file is there already.
     """
-    from dist_scvi.launch.job import job_of
+    from dist_scvi.launch.clusters.job import job_of
 
     job = job_of(
         options.config,
@@ -68,7 +68,7 @@ def launch(options: argparse.Namespace) -> int:
 
 
 def _render_slurm(job: "Job", options: argparse.Namespace) -> str:
-    from dist_scvi.launch.slurm import SlurmOptions, render_slurm
+    from dist_scvi.launch.clusters.slurm import SlurmOptions, render_slurm
 
     asked = SlurmOptions(
         partition=options.partition,
@@ -82,7 +82,7 @@ def _render_slurm(job: "Job", options: argparse.Namespace) -> str:
 
 
 def _render_kuberay(job: "Job", options: argparse.Namespace) -> str:
-    from dist_scvi.launch.kuberay import KubeRayOptions, render_kuberay
+    from dist_scvi.launch.clusters.kuberay import KubeRayOptions, render_kuberay
 
     asked = KubeRayOptions(
         image=options.image,
@@ -103,7 +103,7 @@ def _render_kuberay(job: "Job", options: argparse.Namespace) -> str:
 
 
 def _render_ray_cluster(job: "Job", options: argparse.Namespace) -> str:
-    from dist_scvi.launch.ray_cluster import RayClusterOptions, render_ray_cluster
+    from dist_scvi.launch.clusters.ray_cluster import RayClusterOptions, render_ray_cluster
 
     asked = RayClusterOptions(
         provider=options.provider,
@@ -121,7 +121,7 @@ def _render_ray_cluster(job: "Job", options: argparse.Namespace) -> str:
 
 
 def _render_skypilot(job: "Job", options: argparse.Namespace) -> str:
-    from dist_scvi.launch.skypilot import SkyPilotOptions, render_skypilot
+    from dist_scvi.launch.clusters.skypilot import SkyPilotOptions, render_skypilot
 
     asked = SkyPilotOptions(
         infra=options.infra,

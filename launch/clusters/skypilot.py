@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dist_scvi.launch.job import (
+from dist_scvi.launch.clusters.job import (
     AGAIN,
     FOLDER,
     MISTAKE,
@@ -17,7 +17,7 @@ from dist_scvi.launch.job import (
     train_command,
     write_files,
 )
-from dist_scvi.launch.schema_check import check, check_shell
+from dist_scvi.launch.clusters.schema_check import check, check_shell
 
 _PORT = 6399
 _START_S = 600

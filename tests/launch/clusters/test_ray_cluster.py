@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from dist_scvi.launch.job import Job, job_of
-from dist_scvi.launch.ray_cluster import RayClusterOptions, render_ray_cluster
-from dist_scvi.launch.schema_check import RAY_CLUSTER, check
+from dist_scvi.launch.clusters.job import Job, job_of
+from dist_scvi.launch.clusters.ray_cluster import RayClusterOptions, render_ray_cluster
+from dist_scvi.launch.clusters.schema_check import RAY_CLUSTER, check
 
 AWS = RayClusterOptions(
     provider="aws",

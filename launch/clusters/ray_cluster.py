@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dist_scvi.launch.job import (
+from dist_scvi.launch.clusters.job import (
     FOLDER,
     Job,
     comment,
@@ -15,7 +15,7 @@ from dist_scvi.launch.job import (
     train_command,
     write_files,
 )
-from dist_scvi.launch.schema_check import RAY_CLUSTER, check, check_shell
+from dist_scvi.launch.clusters.schema_check import RAY_CLUSTER, check, check_shell
 
 _GCP_SPOT_S = 30
 _CLIENT = {"aws": "boto3", "gcp": "google-api-python-client"}  # with which Ray starts machines

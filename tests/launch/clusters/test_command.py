@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dist_scvi.launch.render import add_launch, launch
+from dist_scvi.launch.clusters.command import add_launch, launch
 
 TARGETS = {
     "slurm": "--partition gpu --time 1-00:00:00 --sbatch qos=high --setup 'module load x' --shared /scratch",

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from dist_scvi.launch.schema_check import RAY_CLUSTER, check, check_shell, load_schema
+from dist_scvi.launch.clusters.schema_check import RAY_CLUSTER, check, check_shell, load_schema
 
 
 @pytest.mark.parametrize("name", ["slurm", "rayjob", "configmap", "skypilot", RAY_CLUSTER])

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from dist_scvi.launch.job import Job, job_of
-from dist_scvi.launch.schema_check import check
-from dist_scvi.launch.skypilot import SkyPilotOptions, render_skypilot
+from dist_scvi.launch.clusters.job import Job, job_of
+from dist_scvi.launch.clusters.schema_check import check
+from dist_scvi.launch.clusters.skypilot import SkyPilotOptions, render_skypilot
 
 OPTIONS = SkyPilotOptions(accelerator="H100", install="dist-scvi")
 CONFIG = "# it's $(mine)\nrun: s3://bucket/run\ndata: {uri: s3://bucket/atlas.zarr}\n"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dist_scvi.launch.job import (
+from dist_scvi.launch.clusters.job import (
     Job,
     comment,
     dump,

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dist_scvi.launch.job import AGAIN, Job, comment, judge, refuse_node_local, saved_step, train_command
-from dist_scvi.launch.schema_check import check, check_shell
+from dist_scvi.launch.clusters.job import AGAIN, Job, comment, judge, refuse_node_local, saved_step, train_command
+from dist_scvi.launch.clusters.schema_check import check, check_shell
 
 _VALUE = re.compile(r"[^\s\"'\\#`$]+")
 _TRAINING_S = 600

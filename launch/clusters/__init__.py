@@ -1,0 +1,1 @@
+"""Files for schedulers: SLURM, KubeRay, Ray clusters, SkyPilot."""
