@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from dist_scvi.launch.arguments import parse
 from dist_scvi.launch.clusters.command import launch
-from dist_scvi.launch.exits import AGAIN, MISTAKE, OK, exit_code
+from dist_scvi.launch.exit_codes import AGAIN, MISTAKE, OK, exit_code
 
 if TYPE_CHECKING:
     from dist_scvi.config.schema import RunConfig, TrainConfig
@@ -243,7 +243,7 @@ def _start(
     shown: "Place | None" = None,
 ) -> None:
     """Run `task` here for one worker, on Ray Train for more; show the metrics of the run in `shown`."""
-    from dist_scvi.launch.follow import shown_progress
+    from dist_scvi.launch.follow_metrics import shown_progress
     from dist_scvi.launch.signals import heeded
     from dist_scvi.training.metrics import Progress
     from dist_scvi.training.save_requests import Asks

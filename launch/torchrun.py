@@ -14,7 +14,7 @@ from pathlib import Path
 
 from dist_scvi.config.load import load_config
 from dist_scvi.launch.arguments import add_permissions
-from dist_scvi.launch.exits import exit_code
+from dist_scvi.launch.exit_codes import exit_code
 from dist_scvi.launch.signals import heeded
 from dist_scvi.training.metrics import Progress
 from dist_scvi.training.save_requests import Asks

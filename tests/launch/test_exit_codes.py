@@ -5,7 +5,7 @@ from typing import NoReturn
 import pytest
 
 from dist_scvi.errors import LostLeaseError, StoppedError, WeightsDifferError, WorkersFailedError
-from dist_scvi.launch.exits import AGAIN, FAILED, INTERRUPTED, MISTAKE, OK, exit_code
+from dist_scvi.launch.exit_codes import AGAIN, FAILED, INTERRUPTED, MISTAKE, OK, exit_code
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import json
 import time
 from pathlib import Path
 
-from dist_scvi.launch.follow import shown_progress
+from dist_scvi.launch.follow_metrics import shown_progress
 from dist_scvi.storage.run_storage import LocalPlace
 from dist_scvi.training.metrics import METRICS, MetricsLog, Progress, Row
 
