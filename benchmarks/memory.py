@@ -19,8 +19,8 @@ N_GENES = 2000
 RESULT = Path(__file__).parent / "results" / "memory.json"
 OURS = """
 import json, os, resource, sys, torch
-from dist_scvi.config import DataConfig, RunConfig, TrainConfig
-from dist_scvi.train import train
+from dist_scvi.config.schema import DataConfig, RunConfig, TrainConfig
+from dist_scvi.training.train import train
 job = json.loads(sys.argv[1])
 torch.set_num_threads(1)
 def told(row):

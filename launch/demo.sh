@@ -72,7 +72,7 @@ say "Report"
 python - "$out/run" <<'PY'
 import statistics, sys
 from pathlib import Path
-from dist_scvi.metrics import read_metrics
+from dist_scvi.training.metrics import read_metrics
 rows = read_metrics(Path(sys.argv[1]))
 held_out = [row["elbo"] for row in rows if row["kind"] == "validation"]
 speed = statistics.median(row["cells_per_s"] for row in rows if row["kind"] == "train")

@@ -42,7 +42,7 @@ _MARGINAL_KEY = 1 << 40
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """The cells of a store, and a model that tells their expression; see `dist_scvi.expression.differential.ExpressionSource`."""
+    """The cells of a store, and a model that decodes their expression; see `ExpressionSource`."""
 
     module: VAE
     spec: ModelSpec

@@ -174,8 +174,8 @@ class ExpressionModel(LatentModel):
     ) -> pd.DataFrame:
         """Compare the expression of groups of cells, gene by gene; only the cells sampled are decoded.
 
-        The arguments are those of `dist_scvi.expression.differential.differential_expression`. A query as `idx1` or `idx2` is
-        asked of the obs of an AnnData, or of the obs columns of a store that it names.
+        The arguments are those of `dist_scvi.expression.differential.differential_expression`. A query as `idx1` or
+        `idx2` is evaluated on the obs of an AnnData, or of the obs columns of a store that it names.
 
         Parameters
         ----------

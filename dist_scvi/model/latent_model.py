@@ -185,7 +185,8 @@ class LatentModel(OpenedModel):
 
         Notes
         -----
-        scvi-tools 1.4.2, module/_vae.py: marginal_ll. See `dist_scvi.inference.likelihood_estimates.marginal_log_likelihood`.
+        scvi-tools 1.4.2, module/_vae.py: marginal_ll. See
+        `dist_scvi.inference.likelihood_estimates.marginal_log_likelihood`.
         """
         self._check_latent_terms(include_latent_terms)
         check_count("n_mc_samples", n_mc_samples)

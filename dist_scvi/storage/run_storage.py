@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from dist_scvi.loaders.arrays.remote import RemoteObjects
+from dist_scvi.storage import atomic_files
 from dist_scvi.storage.atomic_files import MANIFEST, DamagedFolderError, IncompleteFolderError
 
 _SCHEMES = ("s3", "gs")
@@ -126,38 +127,38 @@ class LocalPlace:
 
     def read(self, name: str) -> bytes:
         """Read a file; see `Place`."""
-        return folder.read_file(self._of(name))
+        return atomic_files.read_file(self._of(name))
 
     def write(self, name: str, content: bytes) -> None:
         """Write or replace a file; see `Place`."""
-        folder.write_file(self._of(name), content)
+        atomic_files.write_file(self._of(name), content)
 
     def create(self, name: str, content: bytes) -> bool:
         """Write a file if there is none, by a hard link; see `Place`."""
-        return folder.create_file(self._of(name), content)
+        return atomic_files.create_file(self._of(name), content)
 
     def names(self, name: str = "") -> list[str]:
         """Name what is right below a folder; see `Place`."""
-        return folder.names_in(self._of(name))
+        return atomic_files.names_in(self._of(name))
 
     def remove(self, name: str) -> None:
         """Remove a file or a folder; see `Place`."""
-        folder.remove(self._of(name))
+        atomic_files.remove(self._of(name))
 
     def rename(self, old: str, new: str) -> None:
         """Rename a folder; see `Place`."""
-        folder.rename(self._of(old), self._of(new))
+        atomic_files.rename(self._of(old), self._of(new))
 
     def write_folder(self, name: str, files: Mapping[str, bytes]) -> None:
         """Write or replace a folder, by a rename; see `Place`."""
-        folder.write_folder(self._of(name), files)
+        atomic_files.write_folder(self._of(name), files)
 
     def read_folder(self, name: str) -> dict[str, bytes]:
         """Read a folder and check it; see `Place`."""
         path = self._of(name)
-        if not folder.standing(path).exists():
+        if not atomic_files.standing(path).exists():
             raise FileNotFoundError(f"{path} does not exist")
-        return folder.read_folder(path)
+        return atomic_files.read_folder(path)
 
     def within(self, name: str) -> "LocalPlace":
         """Give a folder below this one; see `Place`."""
@@ -219,7 +220,7 @@ class ObjectPlace:
 
     def write_folder(self, name: str, files: Mapping[str, bytes]) -> None:
         """Write or replace a folder, its manifest last; see `Place`."""
-        manifest = folder.manifest_of(files)
+        manifest = atomic_files.manifest_of(files)
         self._emptied(self._key(name))
         for file, content in {**files, MANIFEST: manifest}.items():
             self.objects.write(_below(self._key(name), file), content)
@@ -232,10 +233,10 @@ class ObjectPlace:
             if self.names(name):
                 raise IncompleteFolderError(f"{where} has no {MANIFEST}: it is incomplete")
             raise FileNotFoundError(f"{where} does not exist")
-        folder.check_manifest_size(where, size)
-        listed = folder.listed_files(where, bytes(self.objects.read_whole(_below(key, MANIFEST))))
+        atomic_files.check_manifest_size(where, size)
+        listed = atomic_files.listed_files(where, bytes(self.objects.read_whole(_below(key, MANIFEST))))
         for file, (file_size, _) in listed.items():
-            folder.check_size(f"{where}/{file}", self.objects.size(_below(key, file)), file_size)
+            atomic_files.check_size(f"{where}/{file}", self.objects.size(_below(key, file)), file_size)
         return {file: _read_checked(self.objects, _below(key, file), *entry) for file, entry in listed.items()}
 
     def within(self, name: str) -> "ObjectPlace":
@@ -262,7 +263,7 @@ def _read_checked(objects: RemoteObjects, key: str, size: int, digest: str) -> b
             content[start : start + len(part)] = part
     except (FileNotFoundError, ValueError) as error:
         raise DamagedFolderError(f"{where} cannot be read: {error}") from error
-    folder.check_content(where, content, digest)
+    atomic_files.check_content(where, content, digest)
     return bytes(content)
 
 

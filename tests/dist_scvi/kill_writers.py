@@ -145,9 +145,10 @@ def _minify(out: Path, world: Any, tell: Any) -> None:
 
 
 def _rows(out: Path, world: Any, tell: Any) -> None:
+    from dist_scvi.inference import zarr_output
     from dist_scvi.inference.posterior import posterior_of
 
-    rows_out._CHUNK_ROWS = 16
+    zarr_output._CHUNK_ROWS = 16
     model = _model()
     model.module.eval()
 
@@ -155,7 +156,7 @@ def _rows(out: Path, world: Any, tell: Any) -> None:
         qzm_nk, qzv_nk = posterior_of(model.module, minibatch)
         return {"obsm/mean": qzm_nk.numpy(), "obs/spread": qzv_nk.numpy().sum(1)}
 
-    rows_out.write_rows(
+    zarr_output.write_rows(
         model.select(), answers, out, question={"of": "test"}, world=world, chunk_cells=16, on_progress=tell
     )
 

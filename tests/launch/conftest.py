@@ -11,7 +11,15 @@ import yaml
 from anndata import AnnData
 from scipy import sparse
 
-from .fault_runs import Crew, Toy, assert_each_cell_once, finish_here, steps_done_again, toy_cells, write_config
+from tests.launch.fault_runs import (
+    Crew,
+    Toy,
+    assert_each_cell_once,
+    finish_here,
+    steps_done_again,
+    toy_cells,
+    write_config,
+)
 
 
 @pytest.fixture(scope="session")

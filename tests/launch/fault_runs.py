@@ -35,8 +35,7 @@ from dist_scvi.storage.run_storage import LocalPlace
 from dist_scvi.training.metrics import read_metrics
 from dist_scvi.training.resolve import open_from, resolve
 from dist_scvi.training.run_folder import is_finished
-
-from .faulty_worker import Fault, noting
+from tests.launch.faulty_worker import Fault, noting
 
 SCRIPT, REPOSITORY = Path(__file__).with_name("faulty_worker.py"), Path(__file__).parents[2]
 STEPS, EPOCHS, SAVES = 10, 2, (4, 8, 10, 12, 16, 20)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from .fault_runs import STEP, Crew, Toy, assert_undisturbed, fault, finish_here, train_here
+from tests.launch.fault_runs import STEP, Crew, Toy, assert_undisturbed, fault, finish_here, train_here
 
 pytestmark = pytest.mark.timeout(240)
 

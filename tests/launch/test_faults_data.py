@@ -10,8 +10,7 @@ import pytest
 from anndata import AnnData
 
 from dist_scvi.loaders.order.plan import minibatch_rows
-
-from .fault_runs import (
+from tests.launch.fault_runs import (
     STEP,
     Crew,
     Toy,

@@ -6,8 +6,7 @@ import pytest
 
 from dist_scvi.storage import lease
 from dist_scvi.storage.lease import Driver, claim
-
-from .fault_runs import (
+from tests.launch.fault_runs import (
     STEP,
     Crew,
     Toy,

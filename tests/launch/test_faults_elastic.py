@@ -6,8 +6,17 @@ import numpy as np
 import pytest
 
 from dist_scvi.training.metrics import Row, read_metrics
-
-from .fault_runs import STEP, Crew, Toy, fault, finish_here, steps_done_again, toy_cells, train_here, write_config
+from tests.launch.fault_runs import (
+    STEP,
+    Crew,
+    Toy,
+    fault,
+    finish_here,
+    steps_done_again,
+    toy_cells,
+    train_here,
+    write_config,
+)
 
 pytestmark = pytest.mark.timeout(280)
 

@@ -11,8 +11,8 @@ from contextlib import contextmanager, suppress
 import psutil
 import pytest
 
-from .commands import lives
-from .fault_runs import (
+from tests.launch.commands import lives
+from tests.launch.fault_runs import (
     REPOSITORY,
     SCRIPT,
     STEP,

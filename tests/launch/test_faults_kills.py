@@ -18,8 +18,16 @@ from dist_scvi.training.checkpoint import newest_checkpoint
 from dist_scvi.training.run_folder import RunFolder
 from dist_scvi.training.worker import train_worker
 from dist_scvi.world import World
-
-from .fault_runs import EPOCHS, STEP, STEPS, Crew, Toy, assert_at_most_one_save_lost, assert_undisturbed, fault
+from tests.launch.fault_runs import (
+    EPOCHS,
+    STEP,
+    STEPS,
+    Crew,
+    Toy,
+    assert_at_most_one_save_lost,
+    assert_undisturbed,
+    fault,
+)
 
 pytestmark = pytest.mark.timeout(240)
 

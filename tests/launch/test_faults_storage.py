@@ -17,9 +17,7 @@ from dist_scvi.loaders.arrays import remote
 from dist_scvi.storage.run_storage import LocalPlace
 from dist_scvi.training import run_folder
 from dist_scvi.training.metrics import MetricsLog
-
-from ..loaders.object_server import Fault, ObjectServer  # noqa: TID252 - tests are no package
-from .fault_runs import (
+from tests.launch.fault_runs import (
     STEP,
     Crew,
     Toy,
@@ -29,6 +27,7 @@ from .fault_runs import (
     finish_here,
     train_here,
 )
+from tests.loaders.object_server import Fault, ObjectServer
 
 pytestmark = pytest.mark.timeout(240)
 

@@ -11,8 +11,7 @@ import pytest
 from dist_scvi.storage.lease import holder_of
 from dist_scvi.storage.run_storage import LocalPlace
 from dist_scvi.training.run_folder import is_finished
-
-from .commands import DIST_SCVI, TORCHRUN, Command, last_step, same, started, told, until
+from tests.launch.commands import DIST_SCVI, TORCHRUN, Command, last_step, same, started, told, until
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(280, func_only=True)]
 

@@ -32,8 +32,7 @@ from dist_scvi.training.save_requests import Asks
 from dist_scvi.training.train import train
 from dist_scvi.training.worker import train_worker
 from dist_scvi.world import World
-
-from .commands import DIST_SCVI, cells_of_steps, lives, started, until
+from tests.launch.commands import DIST_SCVI, cells_of_steps, lives, started, until
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(280, func_only=True)]
 

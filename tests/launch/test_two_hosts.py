@@ -14,8 +14,7 @@ import pytest
 
 from dist_scvi.storage.run_storage import LocalPlace
 from dist_scvi.training.run_folder import is_finished
-
-from .commands import DIST_SCVI, RAY, TORCHRUN, Command, last_step, same, started, until
+from tests.launch.commands import DIST_SCVI, RAY, TORCHRUN, Command, last_step, same, started, until
 
 pytestmark = pytest.mark.timeout(280, func_only=True)
 

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from dist_scvi.loaders import CellData, Plan, labelled, make_plan, open_data
+from dist_scvi.loaders import CellData, Plan, make_plan, open_data
+from dist_scvi.loaders import labelled_stream as labelled
 from dist_scvi.loaders.arrays.obs_columns import Categorical
 from dist_scvi.loaders.labelled_stream import LabelledSplit, LabelSample, ListedLine, labelled_plan, labelled_stream
 from dist_scvi.loaders.minibatch import MiniBatch

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from dist_scvi.loaders import CellData, library, open_data
+from dist_scvi.loaders import CellData, open_data
+from dist_scvi.loaders import library_prior as library
 from dist_scvi.loaders.library_prior import library_prior, library_sums, prior_from
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "parity" / "golden"

@@ -6,8 +6,7 @@ from scipy import stats
 from dist_scvi.loaders import open_store
 from dist_scvi.loaders import simulate as simulation
 from dist_scvi.loaders.simulate import simulate
-
-from .store_contract import dense
+from tests.loaders.store_contract import dense
 
 
 @pytest.fixture(scope="module")

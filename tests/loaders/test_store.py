@@ -5,8 +5,7 @@ import zarr
 from dist_scvi.loaders import open_store
 from dist_scvi.loaders.cell_store import check_not_empty, check_var_names
 from dist_scvi.loaders.stores.open import read_names
-
-from .store_contract import dense
+from tests.loaders.store_contract import dense
 
 
 @pytest.mark.parametrize("kind", ["zarr2", "zarr3", "h5ad"])

@@ -15,8 +15,7 @@ import dist_scvi
 from dist_scvi.atlas.import_minified import import_minified
 from dist_scvi.loaders import open_data
 from dist_scvi.model import SCVI, LinearSCVI
-
-from ..golden import GOLDEN, needs_golden
+from tests.dist_scvi.golden import GOLDEN, needs_golden
 
 KEPT = ["batch", "label", "site", "age", "depth", "lane"]
 GOLDEN_CASES = [

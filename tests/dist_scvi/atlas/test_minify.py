@@ -16,8 +16,7 @@ from dist_scvi.atlas.minify import minify
 from dist_scvi.loaders import CellData, open_data
 from dist_scvi.model import SCVI
 from dist_scvi.network.model_files import load_model
-
-from ..workers import together
+from tests.dist_scvi.workers import together
 
 KEYS = {"batch_key": "batch", "categorical_covariate_keys": ["site"], "continuous_covariate_keys": ["age"]}
 

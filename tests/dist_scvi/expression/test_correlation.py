@@ -11,8 +11,7 @@ from dist_scvi.expression.correlation import moments_of, pearson_correlation, ra
 from dist_scvi.inference.cell_selection import select
 from dist_scvi.loaders import CellData
 from dist_scvi.world import World
-
-from ..workers import together
+from tests.dist_scvi.workers import together
 
 S, G = 3, 6
 

@@ -16,8 +16,7 @@ from dist_scvi.loaders import CellData
 from dist_scvi.loaders.stream import rows_minibatch
 from dist_scvi.network.model_spec import spec_of
 from dist_scvi.network.noise import RowNoise
-
-from ..workers import together
+from tests.dist_scvi.workers import together
 
 ROWS = np.array([9, 2, 9, 400, 9])
 DRAWS = np.array([4, 0, 0, 2, 1])

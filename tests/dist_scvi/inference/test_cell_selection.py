@@ -9,8 +9,7 @@ import pytest
 from dist_scvi.inference import cell_selection as module
 from dist_scvi.inference.cell_selection import Selection, rows_where, select
 from dist_scvi.loaders import CellData
-
-from ..workers import together
+from tests.dist_scvi.workers import together
 
 
 def totals(minibatch: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -23,8 +23,7 @@ from dist_scvi.network.model_spec import spec_of
 from dist_scvi.network.noise import RowNoise
 from dist_scvi.network.scanvae import SCANVAE
 from dist_scvi.network.vae import VAE
-
-from ..workers import together
+from tests.dist_scvi.workers import together
 
 CELLS = np.array([3, 8, 200])
 

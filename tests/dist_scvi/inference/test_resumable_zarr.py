@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import zarr
 
+from dist_scvi.inference import resumable_zarr
 from dist_scvi.inference.resumable_zarr import Shards, written_in_shards
 from dist_scvi.loaders.arrays.anndata_layout import new_array, new_root, new_strings
 from dist_scvi.world import World
-
-from ..kill_writers import KilledWriters
-from ..workers import together
+from tests.dist_scvi.kill_writers import KilledWriters
+from tests.dist_scvi.workers import together
 
 N_CELLS, SHARD = 100, 16
 STARTS = list(range(0, N_CELLS, SHARD))
@@ -208,9 +208,9 @@ def test_a_shard_counts_as_done_only_when_it_is_on_disk(tmp_path: Path, monkeypa
         before[0] = len(synced)
         put(path, content)
 
-    before, put = [0], shards.write_file
+    before, put = [0], resumable_zarr.write_file
     monkeypatch.setattr(os, "fsync", record)
-    monkeypatch.setattr(shards, "write_file", mark)
+    monkeypatch.setattr(resumable_zarr, "write_file", mark)
     write(tmp_path / "out")
     assert before[0] > len(STARTS)
 

@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 import zarr
 
+from dist_scvi.inference import zarr_output
 from dist_scvi.inference.cell_selection import Selection, select
 from dist_scvi.inference.output_identity import plain_text
 from dist_scvi.inference.resumable_zarr import Shards
 from dist_scvi.inference.zarr_output import RowsProgress, answer_rows, check_count, chunk_cells_of
 from dist_scvi.loaders import CellData
 from dist_scvi.model import SCVI
-
-from ..workers import together
+from tests.dist_scvi.workers import together
 
 GENES = [f"g{gene}" for gene in range(6)]
-write_rows = partial(rows_out.write_rows, question={"asked": "places"})
+write_rows = partial(zarr_output.write_rows, question={"asked": "places"})
 
 
 def answers(minibatch: Any) -> dict[str, np.ndarray]:
@@ -36,8 +36,8 @@ def answers(minibatch: Any) -> dict[str, np.ndarray]:
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make chunks of 10 rows and shards of 30."""
-    monkeypatch.setattr(rows_out, "_CHUNK_ROWS", 10)
-    monkeypatch.setattr(rows_out, "_SHARD_CHUNKS", 3)
+    monkeypatch.setattr(zarr_output, "_CHUNK_ROWS", 10)
+    monkeypatch.setattr(zarr_output, "_SHARD_CHUNKS", 3)
 
 
 def check(path: Path, chosen: Selection, adata: ad.AnnData) -> None:
@@ -97,7 +97,7 @@ def test_every_chunk_is_on_disk_and_written_once(
 
 def test_chunks_and_shards_are_bounded_in_bytes_and_there_is_work_for_many(data: CellData, tmp_path: Path) -> None:
     for row_bytes, n_cells, chunk_most in ((80_000, 10**7, 1 << 22), (40, 10**7, 1 << 22), (1 << 24, 50, 1 << 24)):
-        chunk, shard = rows_out._rows_together({"X": np.zeros((1, row_bytes), np.uint8)}, n_cells)
+        chunk, shard = zarr_output._rows_together({"X": np.zeros((1, row_bytes), np.uint8)}, n_cells)
         assert chunk * row_bytes <= chunk_most
         assert shard % chunk == 0
         assert shard * row_bytes <= 16 * chunk_most
@@ -270,7 +270,7 @@ def test_each_argument_that_decides_an_answer_makes_it_another_question(
             getattr(model, method)(**arguments, out=tmp_path / "out")
         return asked[-1]
 
-    monkeypatch.setattr(rows_out, "write_rows", note)
+    monkeypatch.setattr(zarr_output, "write_rows", note)
     first = [ask(arguments) for arguments in ASKED[method]]
     assert len(set(first)) == len(ASKED[method])
     assert [ask({**arguments, "batch_size": 7}) for arguments in ASKED[method]] == first

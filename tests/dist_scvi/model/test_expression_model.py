@@ -17,9 +17,8 @@ from dist_scvi.loaders import CellData, open_data
 from dist_scvi.loaders.stream import rows_minibatch
 from dist_scvi.model.expression_model import ExpressionModel
 from dist_scvi.network.model_spec import spec_of
-
-from ..golden import GOLDEN, Golden, needs_golden
-from ..workers import together
+from tests.dist_scvi.golden import GOLDEN, Golden, needs_golden
+from tests.dist_scvi.workers import together
 
 ROWS = np.array([7, 3, 402, 3])
 NAMES = ["cell7", "cell3", "cell402", "cell3"]

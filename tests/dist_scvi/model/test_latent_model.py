@@ -15,9 +15,8 @@ from dist_scvi.loaders import CellData, open_data
 from dist_scvi.loaders.stream import rows_minibatch
 from dist_scvi.model.latent_model import LatentModel
 from dist_scvi.network.model_spec import spec_of
-
-from ..golden import Golden, needs_golden
-from ..workers import together
+from tests.dist_scvi.golden import Golden, needs_golden
+from tests.dist_scvi.workers import together
 
 N = 403
 ROWS = np.array([7, 3, 402, 3])

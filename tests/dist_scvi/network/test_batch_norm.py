@@ -6,8 +6,7 @@ from torch import nn
 
 from dist_scvi.network.batch_norm import MicroBatchNorm
 from dist_scvi.world import World
-
-from ..workers import ThreadWorld, together
+from tests.dist_scvi.workers import ThreadWorld, together
 
 SIZES = (5, 9, 3)
 

@@ -17,8 +17,7 @@ from dist_scvi.network.model_files import load_history, load_model, save_model
 from dist_scvi.network.model_spec import Covariate, ModelSpec, spec_of
 from dist_scvi.storage.atomic_files import read_folder, write_folder
 from dist_scvi.storage.run_storage import open_place
-
-from ...loaders.object_server import ObjectServer  # noqa: TID252 - tests are no package
+from tests.loaders.object_server import ObjectServer
 
 
 def reopen(adata: ad.AnnData, **changes: object) -> CellData:

@@ -11,8 +11,7 @@ from dist_scvi.loaders.stream import rows_minibatch
 from dist_scvi.network.noise import RowNoise
 from dist_scvi.network.scanvae import SCANVAE
 from dist_scvi.network.vae import LDVAE, VAE
-
-from ..golden import CASES, Golden, needs_golden
+from tests.dist_scvi.golden import CASES, Golden, needs_golden
 
 pytestmark = needs_golden
 

@@ -24,7 +24,7 @@ NEW = {"weights.bin": bytes(range(200, 148, -1)), "spec.json": b'{"new": 2}'}
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from dist_scvi.folder import write_folder
+from dist_scvi.storage.atomic_files import write_folder
 path, at, count = Path(sys.argv[1]), int(sys.argv[2]), 0
 new = {"weights.bin": bytes(range(200, 148, -1)), "spec.json": b'{"new": 2}'}
 def boundary(event="fsync", _=None):

@@ -18,8 +18,7 @@ from dist_scvi.loaders.arrays.objects import StorageError
 from dist_scvi.loaders.arrays.remote import RemoteObjects
 from dist_scvi.storage.atomic_files import MANIFEST, DamagedFolderError, IncompleteFolderError
 from dist_scvi.storage.run_storage import LocalPlace, ObjectPlace, Place, open_place
-
-from ...loaders.object_server import ObjectServer  # noqa: TID252 - tests are no package
+from tests.loaders.object_server import ObjectServer
 
 OLD = {"weights.bin": bytes(range(48)), "spec.json": b'{"old": 1}', "gone.json": b""}
 NEW = {"weights.bin": bytes(range(200, 148, -1)), "spec.json": b'{"new": 2}'}
@@ -229,7 +228,7 @@ class TestOpenPlace:
 RACE = """
 import json, sys
 from multiprocessing import get_context
-from dist_scvi.places import open_place
+from dist_scvi.storage.run_storage import open_place
 fork = get_context("fork")
 gate, told = fork.Barrier(8), fork.SimpleQueue()
 def create(who):
@@ -259,8 +258,8 @@ def test_of_many_processes_that_create_a_file_one_does(server: ObjectServer) -> 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from dist_scvi.folder import write_folder
-from dist_scvi.places import LocalPlace
+from dist_scvi.storage.atomic_files import write_folder
+from dist_scvi.storage.run_storage import LocalPlace
 old = {"weights.bin": bytes(range(48)), "spec.json": b'{"old": 1}', "gone.json": b""}
 new = {"weights.bin": bytes(range(200, 148, -1)), "spec.json": b'{"new": 2}'}
 actions = {

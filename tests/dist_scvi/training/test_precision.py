@@ -12,8 +12,7 @@ from dist_scvi.loaders import CellData, make_plan, open_data
 from dist_scvi.loaders.labelled_stream import labelled_plan, labelled_stream
 from dist_scvi.loaders.minibatch import MiniBatch
 from dist_scvi.loaders.stream import rows_minibatch, train_stream
-from dist_scvi.network import layers as layers
-from dist_scvi.network import scanvae, vae
+from dist_scvi.network import layers, scanvae, vae
 from dist_scvi.network.model_spec import spec_of
 from dist_scvi.network.vae import VAE
 from dist_scvi.training.step import make_optimizer, take_step

@@ -11,9 +11,8 @@ import pytest
 import torch
 
 from dist_scvi.world import World
-
-from .. import step_workers
-from ..step_workers import CASES, MODELS, take_steps
+from tests.dist_scvi import step_workers
+from tests.dist_scvi.step_workers import CASES, MODELS, take_steps
 
 Found = dict[tuple[str, str], dict[str, Any]]
 EXACT = [case for case in CASES if case not in ("mixed", "compressed")]

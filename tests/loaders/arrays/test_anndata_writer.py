@@ -7,19 +7,19 @@ from anndata import AnnData
 from numpy.testing import assert_array_equal
 
 from dist_scvi.loaders import open_store
+from dist_scvi.loaders.arrays import anndata_writer
 from dist_scvi.loaders.arrays.anndata_writer import AnnDataZarrWriter
 from dist_scvi.loaders.arrays.csr_rows import CsrRows, concatenate
-
-from ..store_contract import dense
+from tests.loaders.store_contract import dense
 
 
 @pytest.fixture
 def small_files(monkeypatch):
     """Let few cells fill several shards."""
-    monkeypatch.setattr(write, "_CHUNK_ENTRIES", (32, 64))
-    monkeypatch.setattr(write, "_SHARD_ENTRIES", 256)
-    monkeypatch.setattr(write, "_CHUNK_ROWS", 16)
-    monkeypatch.setattr(write, "_SHARD_ROWS", 64)
+    monkeypatch.setattr(anndata_writer, "_CHUNK_ENTRIES", (32, 64))
+    monkeypatch.setattr(anndata_writer, "_SHARD_ENTRIES", 256)
+    monkeypatch.setattr(anndata_writer, "_CHUNK_ROWS", 16)
+    monkeypatch.setattr(anndata_writer, "_SHARD_ROWS", 64)
 
 
 def write_cells(path, adata: AnnData, cuts=(0, 150), *, overwrite=False, layer=None) -> None:

@@ -5,8 +5,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
 from dist_scvi.loaders.arrays.csr_rows import CsrRows, concatenate, from_arrays, row_runs
-
-from ..store_contract import dense
+from tests.loaders.store_contract import dense
 
 
 def rows_of(counts_ng, n_genes=None, data_type=np.float64) -> CsrRows:

@@ -12,8 +12,7 @@ from numpy.testing import assert_array_equal
 from dist_scvi.loaders.arrays import remote
 from dist_scvi.loaders.arrays.objects import StorageError
 from dist_scvi.loaders.arrays.remote import RemoteObjects, open_objects, storage_errors, zarr_store_of
-
-from ..object_server import ObjectServer
+from tests.loaders.object_server import ObjectServer
 
 BODY = np.random.default_rng(0).bytes(10_000)
 QUICK = {"retries": 2, "timeout_s": 0.5, "deadline_s": 10.0}

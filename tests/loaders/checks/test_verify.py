@@ -8,6 +8,7 @@ import zarr
 from scipy import sparse
 
 from dist_scvi.loaders import open_store
+from dist_scvi.loaders.arrays import anndata_writer
 from dist_scvi.loaders.checks import scan_duplicates, verify
 from dist_scvi.loaders.checks.verify import Verification, format_verification, verify_store
 from dist_scvi.loaders.simulate import simulate
@@ -21,7 +22,7 @@ def sound(tmp_path_factory):
     """A store in many chunks and shards, each with a checksum."""
     with pytest.MonkeyPatch.context() as patch:
         for name, size in {"_SHARD_ENTRIES": 1 << 13, "_CHUNK_ROWS": 64, "_SHARD_ROWS": 256}.items():
-            patch.setattr(write, name, size)
+            patch.setattr(anndata_writer, name, size)
         return simulate(tmp_path_factory.mktemp("sound") / "cells.zarr", n_cells=N_CELLS, n_genes=80, median_library=30)
 
 

@@ -7,6 +7,7 @@ from numpy.testing import assert_array_equal
 
 from dist_scvi.loaders import open_store
 from dist_scvi.loaders.arrays.pack_manifest import read_manifest, read_sums
+from dist_scvi.loaders.pack import job
 from dist_scvi.loaders.pack.gather import (
     begin_gathering,
     create_store,
@@ -16,16 +17,15 @@ from dist_scvi.loaders.pack.gather import (
     write_table,
 )
 from dist_scvi.loaders.pack.scatter import open_columns
-
-from ..store_contract import dense
-from .test_job import JOB
-from .test_scatter import move
+from tests.loaders.pack.test_job import JOB
+from tests.loaders.pack.test_scatter import move
+from tests.loaders.store_contract import dense
 
 
 @pytest.fixture
 def begun(tmp_path, pristine, monkeypatch):
     """Moves rows, and gives the plan to put them together and their source."""
-    monkeypatch.setattr(pack_plan, "_CHUNK_ENTRIES", (32, 64))
+    monkeypatch.setattr(job, "_CHUNK_ENTRIES", (32, 64))
 
     def begin(adata=pristine, **changes):
         job = replace(JOB, genes=tuple(adata.var_names), obs_columns=("place", "age"), **changes)

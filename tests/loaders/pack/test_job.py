@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from dist_scvi.loaders import open_store
 from dist_scvi.loaders.arrays.pack_manifest import PackSource
+from dist_scvi.loaders.pack import job
 from dist_scvi.loaders.pack.job import (
     Budget,
     PackJob,
@@ -56,11 +57,11 @@ def test_all_processes_together_keep_within_the_memory_or_are_refused(
         Budget(needed, processes).check(LARGE, counts_bytes=counts_bytes, record_bytes=record_bytes)
         return
     others = processes + (processes > 1)
-    sorting = pack_plan._READ_BYTES + pack_plan._PART_COPIES * budget.part_bytes
+    sorting = job._READ_BYTES + job._PART_COPIES * budget.part_bytes
     writing = 3 * LARGE.shard_entries * (counts_bytes + 2)
     tables = 3 * LARGE.shard_cells * record_bytes
-    assert others * pack_plan._PROCESS_BYTES + processes * max(sorting, writing, tables) <= memory_bytes
-    assert budget.part_bytes >= pack_plan._PART_BYTES[0]
+    assert others * job._PROCESS_BYTES + processes * max(sorting, writing, tables) <= memory_bytes
+    assert budget.part_bytes >= job._PART_BYTES[0]
 
 
 @given(
@@ -70,7 +71,7 @@ def test_a_piece_is_sorted_at_once_and_each_process_gets_several(
     memory_bytes, processes, entries, n_cells, chunk_cells
 ):
     budget = Budget(memory_bytes, processes)
-    assume(budget.part_bytes > pack_plan._PART_BYTES[0])
+    assume(budget.part_bytes > job._PART_BYTES[0])
     job = replace(JOB, source=PackSource("a", None, n_cells, 23, 10))
     job = plan_pieces(job, budget, Probe(0, entries, 2), record_bytes=100, chunk_cells=chunk_cells)
     assert job.piece_cells * (entries * 4 + 108) <= budget.part_bytes
@@ -107,7 +108,7 @@ def test_a_full_disk_is_foreseen(tmp_path):
 
 
 def test_what_lies_there_already_counts_as_room(tmp_path, monkeypatch):
-    monkeypatch.setattr(pack_plan.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10_000})())
+    monkeypatch.setattr(job.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10_000})())
     needed = 150 * (10 * 6 + 2 * 50)
     with pytest.raises(ValueError, match=f"has 10,000 bytes free, about {needed:,} are needed"):
         check_disk(tmp_path / "a.partial", JOB, Probe(0, 10.0, 2), record_bytes=50)
@@ -129,7 +130,7 @@ def test_a_probe_tells_stores_apart_and_the_same_one_never(pristine, cells):
 
 def test_whole_chunks_are_read_and_no_more_than_fits(pristine, monkeypatch):
     store = open_store(pristine)
-    monkeypatch.setattr(pack_plan, "_READ_ENTRIES", 500)
+    monkeypatch.setattr(job, "_READ_ENTRIES", 500)
     fitting = 500 * 150 // store.n_entries
     for chunk_cells, read in ((1, fitting), (10, fitting // 10 * 10), (1000, fitting)):
         store.chunk_cells = chunk_cells

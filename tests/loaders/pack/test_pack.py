@@ -16,19 +16,19 @@ from scipy import sparse
 
 from dist_scvi.loaders import CellStore, open_store
 from dist_scvi.loaders.arrays.pack_manifest import Manifest, PackSource, read_manifest
-from dist_scvi.loaders.pack import pack
+from dist_scvi.loaders.pack import job, pack
 from dist_scvi.loaders.pack.pack import pack_store
-
-from ..store_contract import dense
+from tests.loaders.store_contract import dense
 
 SIZES = {"BLOCK_CELLS": 16, "SHARD_CELLS": 64, "SHARD_ENTRIES": 256}
 # Packs argv[1] to argv[2] in many pieces and shards, slowly enough to be killed in between.
 SLOW = f"""
 import sys, time
 from functools import partial
-from dist_scvi.loaders import open_store, pack, pack_plan
+from dist_scvi.loaders import open_store
+from dist_scvi.loaders.pack import job, pack
 pack.BLOCK_CELLS, pack.SHARD_CELLS, pack.SHARD_ENTRIES = {", ".join(map(str, SIZES.values()))}
-pack_plan._CHUNK_ENTRIES, pack_plan._PART_BYTES = (32, 64), (1, 2500)
+job._CHUNK_ENTRIES, job._PART_BYTES = (32, 64), (1, 2500)
 pack.pack_store(partial(open_store, sys.argv[1]), sys.argv[2], progress=lambda done, total: time.sleep(0.2))
 """
 
@@ -38,8 +38,8 @@ def small_files(monkeypatch):
     """Let few cells fill several pieces, chunks and files."""
     for name, size in SIZES.items():
         monkeypatch.setattr(pack, name, size)
-    monkeypatch.setattr(pack_plan, "_CHUNK_ENTRIES", (32, 64))
-    monkeypatch.setattr(pack_plan, "_PART_BYTES", (1, 2500))
+    monkeypatch.setattr(job, "_CHUNK_ENTRIES", (32, 64))
+    monkeypatch.setattr(job, "_PART_BYTES", (1, 2500))
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +166,7 @@ def test_for_annbatch_the_same_lies_one_level_down(tmp_path, source):
 def test_two_processes_and_another_memory_give_the_same_bytes(tmp_path, source, monkeypatch):
     told = []
     pack_store(partial(open_store, source), tmp_path / "a.zarr", group_by="place")
-    monkeypatch.setattr(pack_plan, "_PART_BYTES", (1, 6000))
+    monkeypatch.setattr(job, "_PART_BYTES", (1, 6000))
     pack_store(
         partial(open_store, source),
         tmp_path / "b.zarr",
@@ -295,8 +295,9 @@ def test_no_store_is_packed_into_itself(source):
 MEASURE = """
 import resource, sys
 import numpy as np
-from dist_scvi.loaders import open_store, pack, pack_plan
-from dist_scvi.loaders.rows import CsrRows
+from dist_scvi.loaders import open_store
+from dist_scvi.loaders.pack import job, pack
+from dist_scvi.loaders.arrays.csr_rows import CsrRows
 
 class Endless:
     uri, n_entries, chunk_cells = "endless", 0, 64
@@ -315,7 +316,7 @@ class Endless:
         pass
 
 pack.SHARD_ENTRIES, pack.SHARD_CELLS = 1 << 20, 1 << 14
-pack_plan._PART_BYTES = (1, 8 << 20)
+job._PART_BYTES = (1, 8 << 20)
 peaks = []
 for n_cells in (2000, int(sys.argv[2])):
     pack.pack_store(lambda: Endless(n_cells), f"{sys.argv[1]}/{n_cells}.zarr", codec="lz4")

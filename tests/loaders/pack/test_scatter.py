@@ -15,8 +15,7 @@ from dist_scvi.loaders.pack.scatter import (
     write_piece,
 )
 from dist_scvi.loaders.pack.sorted_parts import ROWS, gather_records, joint_types, sum_edges
-
-from .test_job import JOB
+from tests.loaders.pack.test_job import JOB
 
 
 @pytest.fixture

@@ -20,8 +20,7 @@ from dist_scvi.loaders.pack.sorted_parts import (
     sum_edges,
     write_part,
 )
-
-from ..store_contract import dense
+from tests.loaders.store_contract import dense
 
 SEEDS = st.one_of(st.none(), st.integers(0, 2**62))
 

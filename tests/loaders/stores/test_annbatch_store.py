@@ -11,8 +11,7 @@ import zarr
 from numpy.testing import assert_array_equal
 
 from dist_scvi.loaders.stores.annbatch_store import is_annbatch, open_annbatch
-
-from ..store_contract import Opened, StoreContract, dense
+from tests.loaders.store_contract import Opened, StoreContract, dense
 
 ENCODING = {"encoding-type": "annbatch-preshuffled", "encoding-version": "0.1.0"}
 BORDERS = [0, 60, 100, 150]

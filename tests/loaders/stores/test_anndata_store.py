@@ -8,8 +8,7 @@ import zarr
 from numpy.testing import assert_array_equal
 
 from dist_scvi.loaders import open_store
-
-from ..store_contract import dense
+from tests.loaders.store_contract import dense
 
 
 @pytest.fixture

@@ -16,8 +16,7 @@ from scipy import sparse
 
 from dist_scvi.loaders import CellStore, open_store
 from dist_scvi.loaders.stores.collection import Unmatched, format_unmatched, open_collection, source_names
-
-from ..store_contract import Opened, StoreContract, dense
+from tests.loaders.store_contract import Opened, StoreContract, dense
 
 POOL = [f"g{gene}" for gene in range(7)]
 BORDERS = [0, 45, 95, 150]

@@ -2,8 +2,7 @@ import h5py
 import pytest
 
 from dist_scvi.loaders import open_store
-
-from ..store_contract import Opened, StoreContract
+from tests.loaders.store_contract import Opened, StoreContract
 
 
 class TestH5adStore(StoreContract):

@@ -5,8 +5,7 @@ from numpy.testing import assert_array_equal
 from scipy import sparse
 
 from dist_scvi.loaders import open_store
-
-from ..store_contract import Opened, StoreContract, dense
+from tests.loaders.store_contract import Opened, StoreContract, dense
 
 
 class TestMemoryStore(StoreContract):

@@ -13,8 +13,7 @@ from numpy.testing import assert_array_equal
 
 from dist_scvi.loaders.stores import soma_store
 from dist_scvi.loaders.stores.soma_store import SomaOptions, is_soma, open_soma
-
-from ..store_contract import Opened, StoreContract, dense
+from tests.loaders.store_contract import Opened, StoreContract, dense
 
 
 def write_adata(path: Path, adata, layer: str = "raw") -> str:

@@ -8,8 +8,7 @@ from numpy.testing import assert_array_equal
 from dist_scvi.loaders.arrays.obs_columns import PagedArray
 from dist_scvi.loaders.stores.soma_store import SomaOptions, open_soma
 from dist_scvi.loaders.stores.soma_tables import read_genes
-
-from .test_soma_store import only, write_adata, write_counts
+from tests.loaders.stores.test_soma_store import only, write_adata, write_counts
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,8 @@ from dist_scvi.loaders import open_data, open_store
 from dist_scvi.loaders.arrays import remote
 from dist_scvi.loaders.arrays.objects import StorageError
 from dist_scvi.loaders.stream import row_stream
-
-from ..object_server import ObjectServer
-from ..store_contract import Opened, StoreContract, dense
+from tests.loaders.object_server import ObjectServer
+from tests.loaders.store_contract import Opened, StoreContract, dense
 
 PARTS = ("X/data", "X/indices", "X/indptr")
 
