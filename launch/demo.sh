@@ -16,23 +16,28 @@ while [ $# -gt 0 ]; do
     *) store=$(cd "$here" && realpath "$1") && shift ;;
     esac
 done
+extras=""
+if [ -e "$store/__tiledb_group.tdb" ] || [ -d "$store/__group" ]; then extras=soma; fi # a TileDB-SOMA experiment
+
+# shellcheck source=launch/setup.sh
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+use_environment "$extras"
 
 workers=${WORKERS:-2}
 out=$PWD/runs/demo-$(date +%Y%m%d-%H%M%S)
 mkdir -p "$out"
-say() { printf '\n== %s\n' "$*"; }
+step() { printf '\n== %s\n' "$*"; }
 
 if [ -z "$store" ]; then
     store=$out/atlas.zarr batch_key=batch labels_key=cell_type
-    say "Simulate: 20,000 cells of 8 types in 4 batches, 2,000 genes, as AnnData Zarr"
+    step "Simulate: 20,000 cells of 8 types in 4 batches, 2,000 genes, as AnnData Zarr"
     dist-scvi simulate "$store" --cells 20000 --genes 2000 --types 8 --batches 4 --processes 2
 fi
 
-say "Inspect"
+step "Inspect"
 dist-scvi inspect "$store" ${layer:+--layer "$layer"} ${batch_key:+--batch-key "$batch_key"} ${labels_key:+--labels-key "$labels_key"}
 
-say "Pack: the same cells in a random order, in the smallest types, every chunk with a checksum"
+step "Pack: the same cells in a random order, in the smallest types, every chunk with a checksum"
 dist-scvi pack "$store" "$out/packed.zarr" ${layer:+--layer "$layer"}
 dist-scvi verify "$out/packed.zarr"
 
@@ -48,10 +53,10 @@ train:
   lanes: 4
 YAML
 
-say "Train: SCVI on $workers Ray Train workers"
+step "Train: SCVI on $workers Ray Train workers"
 dist-scvi train "$out/run.yaml" --workers "$workers"
 
-say "Minify: the posterior of every cell, on the same number of workers"
+step "Minify: the posterior of every cell, on the same number of workers"
 dist-scvi minify "$out/run" --workers "$workers"
 
 genes=$(python - "$out/run/atlas" <<'PY'
@@ -61,14 +66,14 @@ print(",".join(dist_scvi.open_atlas(sys.argv[1]).var_names[:5]))
 PY
 )
 by=${labels_key:-$batch_key}
-say "Query: normalized expression${by:+ by $by}, from the minified atlas alone"
+step "Query: normalized expression${by:+ by $by}, from the minified atlas alone"
 if [ -n "$by" ]; then
     dist-scvi query "$out/run/atlas" expression --genes "$genes" --by "$by"
 else
     dist-scvi query "$out/run/atlas" expression --genes "$genes" | head -6
 fi
 
-say "Report"
+step "Report"
 python - "$out/run" <<'PY'
 import statistics, sys
 from pathlib import Path
