@@ -77,7 +77,7 @@ def test_shared_lists_count_as_often_as_they_are_visited():
     laugh = ["ha"] * 10
     for _ in range(30):
         laugh = [laugh] * 10
-    with pytest.raises(ValueError, match="model.pt has more than 524,288 values"):
+    with pytest.raises(ValueError, match=r"model\.pt has more than 524,288 values"):
         check_tree({"a": laugh}, "model.pt")
     check_tree({"a": [["ha"] * 10] * 10, 1: (2, 3)}, "model.pt")
 
