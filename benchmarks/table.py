@@ -93,10 +93,10 @@ def integration_table() -> str:
         **{f"SCANVI {score}": f"{score} of SCANVI's latent space" for score in ("iLISI", "cLISI", "NMI", "ARI")},
     }
 
-    def row(score: str, question: str) -> tuple[str, ...]:
+    def row(score: str, identity: str) -> tuple[str, ...]:
         form = ".1f" if score == "elbo" else ".3f"
         values = [case["scores"][score][program] for case in cases.values() for program in ("dist_scvi", "scvi_tools")]
-        return (question, *(f"{mean(seeds):{form}} ± {stdev(seeds):{form}}" for seeds in values))
+        return (identity, *(f"{mean(seeds):{form}} ± {stdev(seeds):{form}}" for seeds in values))
 
     within = [[score["within_seed_noise"] for score in case["scores"].values()] for case in cases.values()]
     rows = [
@@ -105,7 +105,7 @@ def integration_table() -> str:
             *(f"{name}{program}" for name in cases for program in (", dist_scvi", ", scvi-tools 1.4.2")),
         ),
         ("---",) * (1 + 2 * len(cases)),
-        *(row(score, question) for score, question in shown.items()),
+        *(row(score, identity) for score, identity in shown.items()),
         (
             "of all scores, within seed noise",
             *(text for told in within for text in (f"{sum(told)} of {len(told)}", "")),

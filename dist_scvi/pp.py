@@ -17,7 +17,7 @@ import zarr
 from numpy.typing import NDArray
 
 from dist_scvi.inference.encode_decode import decode_draw, latent_cells
-from dist_scvi.inference.output_identity import describe_model
+from dist_scvi.inference.output_identity import model_fingerprint
 from dist_scvi.inference.posterior import logistic_normal_mean
 from dist_scvi.inference.zarr_output import write_rows
 from dist_scvi.loaders.arrays.anndata_layout import finish_table, new_array, new_strings
@@ -210,7 +210,7 @@ def _write_beside(model: "SCVI | LinearSCVI", out: Path) -> None:
         model.select(),
         partial(_answers, model),
         out,
-        question={"model": describe_model(model.module, model.spec), "asked": "pp.scvi"},
+        identity={"model": model_fingerprint(model.module, model.spec), "asked": "pp.scvi"},
         var_names=model.spec.var_names,
         world=model.world,
         finish=partial(_write_loadings, model) if isinstance(model, LinearSCVI) else None,

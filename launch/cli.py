@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from dist_scvi.config.schema import RunConfig, TrainConfig
     from dist_scvi.loaders import CellStore
     from dist_scvi.loaders.stores.soma_store import SomaOptions
-    from dist_scvi.storage.run_storage import Place
-    from dist_scvi.training.save_requests import Asks
+    from dist_scvi.storage.run_storage import RunStorage
+    from dist_scvi.training.save_requests import SaveRequests
     from dist_scvi.world import World
 
 
@@ -166,12 +166,12 @@ def _resume(options: argparse.Namespace) -> int:
     return _run(run_config(_run_of(options), options.words), options)
 
 
-def _run_of(options: argparse.Namespace) -> "Place":
+def _run_of(options: argparse.Namespace) -> "RunStorage":
     """Open the folder of the run that a command names."""
     from dist_scvi.config.load import absolute
-    from dist_scvi.storage.run_storage import open_place
+    from dist_scvi.storage.run_storage import open_run_storage
 
-    return open_place(absolute(options.run), storage_options=dict(options.storage))
+    return open_run_storage(absolute(options.run), storage_options=dict(options.storage))
 
 
 def _run(config: "RunConfig", options: argparse.Namespace) -> int:
@@ -181,7 +181,7 @@ def _run(config: "RunConfig", options: argparse.Namespace) -> int:
     from dist_scvi.training.preview import preview
     from dist_scvi.training.resolve import open_from
     from dist_scvi.training.run_folder import MODEL
-    from dist_scvi.training.worker import run_place, train_worker
+    from dist_scvi.training.worker import storage_of_run, train_worker
 
     workers = usable_workers(config.train.lanes, *options.workers)
     told = preview(config, open_from(config.data), workers=workers, allow=options.allow, fresh=options.allow_fresh)
@@ -189,7 +189,7 @@ def _run(config: "RunConfig", options: argparse.Namespace) -> int:
         print(f"{key:>28}  {value}")
     if options.dry_run:
         return OK
-    place = run_place(config)
+    place = storage_of_run(config)
     task = partial(train_worker, config, driver=Driver.this(), allow=options.allow, fresh=options.allow_fresh)
     _start(task, options, config.train, shown=place)
     print(f"model in {place.uri}/{MODEL}; next: dist-scvi minify {shlex.quote(config.run)}")
@@ -236,25 +236,25 @@ def _minify(options: argparse.Namespace) -> int:
 
 
 def _start(
-    task: "Callable[[World, Asks], None]",
+    task: "Callable[[World, SaveRequests], None]",
     options: argparse.Namespace,
     settings: "TrainConfig",
     *,
-    shown: "Place | None" = None,
+    shown: "RunStorage | None" = None,
 ) -> None:
     """Run `task` here for one worker, on Ray Train for more; show the metrics of the run in `shown`."""
-    from dist_scvi.launch.follow_metrics import shown_progress
-    from dist_scvi.launch.signals import heeded
+    from dist_scvi.launch.follow_metrics import show_progress
+    from dist_scvi.launch.signals import call_on_signal
     from dist_scvi.training.metrics import Progress
-    from dist_scvi.training.save_requests import Asks
+    from dist_scvi.training.save_requests import SaveRequests
     from dist_scvi.world import World, worker_device
 
-    with shown_progress(shown, Progress()):
+    with show_progress(shown, Progress()):
         least, most = options.workers
         if most == 1 and options.address is None:
-            asks = Asks()
-            with heeded(asks.stop):
-                task(World(device=worker_device(0)), asks)
+            requests = SaveRequests()
+            with call_on_signal(requests.stop):
+                task(World(device=worker_device(0)), requests)
             return
         from dist_scvi.launch.ray_train import run_on_ray
 

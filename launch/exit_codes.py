@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from dist_scvi.errors import LostLeaseError, StoppedError, WeightsDifferError, WorkersFailedError
-from dist_scvi.launch.signals import ended_by
+from dist_scvi.launch.signals import exit_on_signal
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 OK, FAILED, MISTAKE, AGAIN, INTERRUPTED = 0, 1, 2, 75, 130
@@ -17,7 +17,7 @@ OK, FAILED, MISTAKE, AGAIN, INTERRUPTED = 0, 1, 2, 75, 130
 def exit_code(command: Callable[[], int]) -> int:
     """Run `command`, say in one line on stderr what is wrong, and give the code to exit with."""
     try:
-        with ended_by(_leave):
+        with exit_on_signal(_leave):
             code = command()
         sys.stdout.flush()
     except (ValueError, FileNotFoundError, FileExistsError, FloatingPointError) as error:

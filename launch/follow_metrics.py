@@ -5,14 +5,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from dist_scvi.storage.run_storage import LocalPlace, Place
+from dist_scvi.storage.run_storage import LocalStorage, RunStorage
 from dist_scvi.training.metrics import METRICS, Progress, Row, metrics_in, read_metrics
 
 _POLL_S, _REMOTE_POLL_S = 0.5, 10.0
 
 
 @contextmanager
-def shown_progress(place: Place | None, progress: Progress) -> Iterator[None]:
+def show_progress(place: RunStorage | None, progress: Progress) -> Iterator[None]:
     """Show the metrics that are added to the run in `place` while the block runs."""
     if place is None:
         yield
@@ -28,8 +28,8 @@ def shown_progress(place: Place | None, progress: Progress) -> Iterator[None]:
         progress.close()
 
 
-def _watch(place: Place, progress: Progress, stop: threading.Event, last: tuple[int, int]) -> None:
-    tail = _Tail(place) if isinstance(place, LocalPlace) else None
+def _watch(place: RunStorage, progress: Progress, stop: threading.Event, last: tuple[int, int]) -> None:
+    tail = _Tail(place) if isinstance(place, LocalStorage) else None
     while True:
         ended = stop.wait(_POLL_S if tail else _REMOTE_POLL_S)
         rows: list[Row] = []
@@ -46,7 +46,7 @@ def _watch(place: Place, progress: Progress, stop: threading.Event, last: tuple[
 class _Tail:
     """Reads what was added to the metrics of a run on a disk."""
 
-    def __init__(self, place: LocalPlace) -> None:
+    def __init__(self, place: LocalStorage) -> None:
         self._path, self._offset, self._file_number = Path(place.uri) / METRICS, 0, 0
 
     def read(self) -> list[Row]:

@@ -13,8 +13,8 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from dist_scvi.errors import LostLeaseError, StoppedError, WorkersFailedError
-from dist_scvi.launch.signals import heeded
-from dist_scvi.training.save_requests import Asks
+from dist_scvi.launch.signals import call_on_signal
+from dist_scvi.training.save_requests import SaveRequests
 
 if TYPE_CHECKING:  # the board, in a process of its own, does without torch
     from dist_scvi.world import World
@@ -43,7 +43,7 @@ _REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, 
 """Storage that is full, or may not be written, will be so after a restart; of all else it may have recovered."""
 
 
-Task = Callable[["World", Asks], None]
+Task = Callable[["World", SaveRequests], None]
 """What every worker does, given its place in the world and that through which it is asked to save or stop."""
 
 
@@ -110,7 +110,7 @@ def run_on_ray(
     cpus = cpus_per_worker or (1 if address else max(1, (os.cpu_count() or 1) // most))
     told = threading.Event()
     each = {"CPU": cpus} | ({"GPU": gpus_per_worker} if gpus_per_worker else {})
-    with heeded(told.set), _environment(timeout_s), _cluster(address, most), _scratch() as scratch:
+    with call_on_signal(told.set), _environment(timeout_s), _cluster(address, most), _scratch() as scratch:
         _check_room(ray.nodes(), least, each)  # type: ignore[no-untyped-call]
         board = _board()
         trainer = TorchTrainer(
@@ -138,7 +138,7 @@ def _fit(trainer: Any, board: Any, told: threading.Event) -> None:
     from ray.train import TrainingFailedError
 
     try:
-        with heeded(board.stop.remote):  # again: ray.init has put a handler of its own in place
+        with call_on_signal(board.stop.remote):  # again: ray.init has put a handler of its own in place
             if told.is_set():
                 raise StoppedError("stopped as asked before the workers were started")
             trainer.fit()
@@ -255,12 +255,12 @@ def _worker(settings: dict[str, Any]) -> None:
     world = first_workers(device, lanes=settings["lanes"], timeout_s=settings["timeout_s"])
     if world is None:
         return  # one more than the lanes can be shared by: it stands by for the next change of size
-    asks = Asks()
+    requests = SaveRequests()
     ended = threading.Event()
-    watch = threading.Thread(target=_listen, args=(asks, board, ended), daemon=True)
+    watch = threading.Thread(target=_listen, args=(requests, board, ended), daemon=True)
     watch.start()
     try:
-        settings["task"](world, asks)
+        settings["task"](world, requests)
     except StoppedError as error:
         ray.get(board.say.remote("stopped", str(error)))
     except Exception as error:
@@ -283,7 +283,7 @@ def _end(error: Exception) -> str | None:
     return "mistake" if isinstance(error, ValueError | FileNotFoundError | FloatingPointError) else None
 
 
-def _listen(asks: Asks, board: Any, ended: threading.Event) -> None:
+def _listen(requests: SaveRequests, board: Any, ended: threading.Event) -> None:
     """Ask for checkpoints from when a node of the group is announced to go, and for the end when the driver does."""
     import ray
 
@@ -291,10 +291,10 @@ def _listen(asks: Asks, board: Any, ended: threading.Event) -> None:
     with suppress(ray.exceptions.RayError):  # the driver is gone, and all its workers will be
         while not ended.wait(_POLL_S):
             if _is_preempted() and time.monotonic() - saved_s > _AGAIN_S:
-                asks.save()
+                requests.save()
                 saved_s = time.monotonic()
             if ray.get(board.is_stopping.remote()):
-                asks.stop()
+                requests.stop()
                 return
 
 

@@ -11,7 +11,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 @contextmanager
-def heeded(stop: Callable[[], None]) -> Iterator[None]:
+def call_on_signal(stop: Callable[[], None]) -> Iterator[None]:
     """While the block runs, have `stop` called, in a thread, when one of `SIGNALS` comes.
 
     Outside the main thread, where Python takes no signals, nothing changes.
@@ -25,7 +25,7 @@ def heeded(stop: Callable[[], None]) -> Iterator[None]:
 
 
 @contextmanager
-def ended_by(leave: Callable[[], NoReturn]) -> Iterator[None]:
+def exit_on_signal(leave: Callable[[], NoReturn]) -> Iterator[None]:
     """While the block runs, and nothing in it heeds them otherwise, have `SIGNALS` call `leave` where it stands."""
     with _handled(lambda _number, _frame: leave()):
         yield

@@ -15,9 +15,9 @@ from pathlib import Path
 from dist_scvi.config.load import load_config
 from dist_scvi.launch.arguments import add_permissions
 from dist_scvi.launch.exit_codes import exit_code
-from dist_scvi.launch.signals import heeded
+from dist_scvi.launch.signals import call_on_signal
 from dist_scvi.training.metrics import Progress
-from dist_scvi.training.save_requests import Asks
+from dist_scvi.training.save_requests import SaveRequests
 from dist_scvi.training.worker import train_worker
 from dist_scvi.world import process_group, worker_device
 
@@ -36,13 +36,13 @@ def _train(arguments: list[str]) -> int:
     add_permissions(parser)
     options = parser.parse_args(arguments)
     config = load_config(options.config, options.overrides)
-    device, asks = worker_device(int(os.environ["LOCAL_RANK"])), Asks()
+    device, requests = worker_device(int(os.environ["LOCAL_RANK"])), SaveRequests()
     with (
         process_group(device, timeout_s=config.train.collective_timeout_s) as world,
-        heeded(asks.stop),
-        _orphaned(asks.stop),
+        call_on_signal(requests.stop),
+        _orphaned(requests.stop),
     ):
-        train_worker(config, world, asks, allow=options.allow, fresh=options.allow_fresh, on_metrics=Progress())
+        train_worker(config, world, requests, allow=options.allow, fresh=options.allow_fresh, on_metrics=Progress())
     return 0
 
 

@@ -18,7 +18,7 @@ from skmisc.loess import loess
 
 from dist_scvi.loaders.arrays.csr_rows import CsrRows
 from dist_scvi.loaders.cell_store import CellStore
-from dist_scvi.loaders.stream import ahead
+from dist_scvi.loaders.stream import prefetch
 
 Progress = Callable[[int, int], None]
 
@@ -100,7 +100,7 @@ def gene_moments(
     cells_b = np.zeros(len(names), dtype=np.int64)
     sum_bg = np.zeros((len(names), len(store.var_names)), dtype=np.int64)
     square_bg = np.zeros(sum_bg.shape)
-    for stop, rows, batch_n in ahead(_reads(store, batch_key), 1, timeout_s):
+    for stop, rows, batch_n in prefetch(_reads(store, batch_key), 1, timeout_s):
         cells_b += np.bincount(batch_n, minlength=len(names))
         _add_moments(rows.counts_e, rows.genes_e, rows.indptr, batch_n, sum_bg, square_bg)
         if progress is not None:
@@ -158,7 +158,7 @@ def highly_variable_genes(
     mean_bg, cells_b1 = moments.mean_bg(), moments.cells_b[:, None]
     limit_bg = deviation_bg * np.sqrt(cells_b1) + mean_bg
     sum_bg, square_bg = np.zeros(mean_bg.shape), np.zeros(mean_bg.shape)
-    for stop, rows, batch_n in ahead(_reads(store, batch_key), 1, timeout_s):
+    for stop, rows, batch_n in prefetch(_reads(store, batch_key), 1, timeout_s):
         _add_clipped(rows.counts_e, rows.genes_e, rows.indptr, batch_n, limit_bg, sum_bg, square_bg)
         tell(store.n_cells + stop)
     norm_bg = (1 / ((cells_b1 - 1) * np.square(deviation_bg))) * (

@@ -29,7 +29,7 @@ from dist_scvi.loaders.order.column_sampling import Sampling, make_sampling
 from dist_scvi.loaders.order.keyed_hash import hash_keys, permute
 from dist_scvi.loaders.order.plan import Plan, count_steps, make_plan
 from dist_scvi.loaders.order.seeded_split import LEFT_OUT, TRAIN
-from dist_scvi.loaders.stream import Window, ahead, dealt, lane_stream, reads_of, windows
+from dist_scvi.loaders.stream import Window, lane_stream, minibatches_of, prefetch, reads_of, windows
 
 _ORDER_KEY, _SAMPLE_KEY, _LABELLED_KEY = 6, 7, 8
 _PAGE_ROWS = 1024
@@ -126,7 +126,7 @@ class LabelSample:
         return np.bincount(at_n[label_n >= 0], minlength=n_pages * n_labels).reshape(n_pages, n_labels)
 
 
-class ListedLine:
+class ListedOrder:
     """The labelled cells of a pass one by one, in an order of their own in every pass.
 
     Parameters
@@ -256,7 +256,7 @@ def labelled_plan(
         train_size=n_labelled / plan.n_cells,
         validation_size=0.0,
         seed=seed,
-        line=ListedLine(sampling, sample, steps=steps, redraw_steps=redraw_steps, seed=seed),
+        line=ListedOrder(sampling, sample, steps=steps, redraw_steps=redraw_steps, seed=seed),
     )
 
 
@@ -295,9 +295,9 @@ def labelled_stream(
     lanes, stop = range(rank, labelled.lanes, world_size), first_step + n_steps
     if not lanes:
         parts = _without_cells(data, labelled, first_step, stop)
-    elif isinstance(labelled.line, ListedLine) and labelled.windows_per_epoch == 1:
+    elif isinstance(labelled.line, ListedOrder) and labelled.windows_per_epoch == 1:
         held = _held(data, labelled, labelled.line, lanes, first_step, stop, timeout_s)
-        parts = dealt(data, labelled, held, timeout_s=timeout_s)
+        parts = minibatches_of(data, labelled, held, timeout_s=timeout_s)
     else:
         parts = lane_stream(data, labelled, lanes, first_step, stop, timeout_s=timeout_s)
     for part in parts:
@@ -305,7 +305,7 @@ def labelled_stream(
 
 
 def _held(
-    data: CellData, labelled: Plan, line: ListedLine, lanes: range, first: int, stop: int, timeout_s: float
+    data: CellData, labelled: Plan, line: ListedOrder, lanes: range, first: int, stop: int, timeout_s: float
 ) -> Iterator[tuple[Window, CsrRows, ColumnValues]]:
     """Fill the windows of passes, each draw being read once and the next while it is used."""
     passes = range(first // labelled.steps_per_epoch, -(-stop // labelled.steps_per_epoch))
@@ -315,7 +315,7 @@ def _held(
             row_n = line.rows(draw)
             yield row_n, *data.read(*reads_of(row_n))
 
-    draws = ahead(drawn(), 1, timeout_s)
+    draws = prefetch(drawn(), 1, timeout_s)
     for _, same in groupby(windows(labelled, lanes, first, stop), lambda window: line.draw_of(window.epoch)):
         row_n, counts, columns = next(draws)
         for window in same:

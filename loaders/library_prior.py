@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_scvi.loaders.data import CellData
-from dist_scvi.loaders.stream import ahead
+from dist_scvi.loaders.stream import prefetch
 
 Progress = Callable[[int, int], None]
 
@@ -68,7 +68,7 @@ def library_sums(
     matters is lost to rounding.
     """
     sums_bs = np.zeros((len(data.batch.vocabulary) if data.batch else 1, 4))
-    for stop, library_n, batch_n in ahead(_reads(data, rank, world_size), 1, timeout_s):
+    for stop, library_n, batch_n in prefetch(_reads(data, rank, world_size), 1, timeout_s):
         log_n = np.log(np.maximum(library_n, 1)) - _MIDDLE
         for column, value_n in enumerate((np.ones(len(log_n)), library_n == 0, log_n, log_n**2)):
             sums_bs[:, column] += np.bincount(batch_n, value_n, len(sums_bs))

@@ -68,15 +68,15 @@ def lane_stream(
 ) -> Iterator[MiniBatch]:
     """Yield what `lanes` train on in the steps ``[first, stop)``, counted from the first of epoch 0."""
 
-    def laid_out() -> Iterator[tuple[Window, Reads]]:
+    def plan_windows() -> Iterator[tuple[Window, Reads]]:
         for window in windows(plan, lanes, first, stop):
             yield window, reads_of(window.row_n)
 
-    def filled() -> Iterator[tuple[Window, CsrRows, ColumnValues]]:
-        for window, reads in ahead(laid_out(), 1, timeout_s):
+    def read_windows() -> Iterator[tuple[Window, CsrRows, ColumnValues]]:
+        for window, reads in prefetch(plan_windows(), 1, timeout_s):
             yield window, *data.read(*reads)
 
-    yield from dealt(data, plan, filled(), timeout_s=timeout_s)
+    yield from minibatches_of(data, plan, read_windows(), timeout_s=timeout_s)
 
 
 def windows(plan: Plan, lanes: range, first: int, stop: int) -> Iterator[Window]:
@@ -88,16 +88,16 @@ def windows(plan: Plan, lanes: range, first: int, stop: int) -> Iterator[Window]
         first += end - step
 
 
-def dealt(
-    data: CellData, plan: Plan, filled: Iterator[tuple[Window, CsrRows, ColumnValues]], *, timeout_s: float
+def minibatches_of(
+    data: CellData, plan: Plan, read_windows: Iterator[tuple[Window, CsrRows, ColumnValues]], *, timeout_s: float
 ) -> Iterator[MiniBatch]:
     """Yield the minibatches of windows whose cells are at hand, the next window being filled meanwhile."""
 
     def minibatches() -> Iterator[MiniBatch]:
-        for window, counts, columns in ahead(filled, 1, timeout_s):
+        for window, counts, columns in prefetch(read_windows, 1, timeout_s):
             yield from _deal(data, plan, window, counts, columns)
 
-    yield from ahead(minibatches(), _MINIBATCHES_AHEAD, timeout_s)
+    yield from prefetch(minibatches(), _MINIBATCHES_AHEAD, timeout_s)
 
 
 def split_stream(
@@ -119,12 +119,12 @@ def split_stream(
             row_n = np.sort(split_rows(plan, split, chunk * chunk_cells, min((chunk + 1) * chunk_cells, total)))
             yield rows_minibatch(data, row_n, step=chunk)
 
-    yield from ahead(minibatches(), 1, timeout_s)
+    yield from prefetch(minibatches(), 1, timeout_s)
 
 
 def row_stream(data: CellData, ranges: Iterator[tuple[int, int]], *, timeout_s: float = 240.0) -> Iterator[MiniBatch]:
     """Yield the cells of each row range in turn, in the store's own order."""
-    yield from ahead((rows_minibatch(data, np.arange(*span), step=span[0]) for span in ranges), 1, timeout_s)
+    yield from prefetch((rows_minibatch(data, np.arange(*span), step=span[0]) for span in ranges), 1, timeout_s)
 
 
 def rows_minibatch(data: CellData, row_n: NDArray[np.int64], *, step: int = 0) -> MiniBatch:
@@ -143,7 +143,7 @@ def reads_of(row_n: NDArray[np.int64]) -> Reads:
     return runs, row_n - low_r[run_n] + at_r[run_n]
 
 
-def ahead(items: Generator[T] | Iterator[T], depth: int, timeout_s: float) -> Iterator[T]:
+def prefetch(items: Generator[T] | Iterator[T], depth: int, timeout_s: float) -> Iterator[T]:
     """Yield `items`, which a thread makes while those before are used.
 
     Parameters

@@ -121,7 +121,7 @@ def all_reduce_s(machine: Machine, n_bytes: float, workers: int) -> float:
     messages = 2 + math.ceil(max(0.0, n_bytes - (1 << 20)) / BUCKET_BYTES)
     on_node = min(workers, machine.workers_per_node)
     seconds = 0.0
-    for link, ends in ((machine.within, on_node), (machine.between, workers // on_node)):
+    for link, ends in ((machine.subfolder, on_node), (machine.between, workers // on_node)):
         if ends > 1:
             seconds += messages * link.latency_s * math.log2(ends) + 2 * (ends - 1) / ends * n_bytes / link.bytes_per_s
     return seconds

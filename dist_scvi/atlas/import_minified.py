@@ -65,7 +65,7 @@ def import_minified(path: str | Path, out: str | Path, *, prefix: str = "", over
     columns = [key for key in data.store.obs_columns() if key != LIBRARY and not key.startswith(_OWN)]
     assert found.cells is not None  # `_open` has read it
     with found.cells.open("rb") as file:
-        question = {"of": hashlib.file_digest(file, "sha256").hexdigest()}
+        identity = {"of": hashlib.file_digest(file, "sha256").hexdigest()}
     lineage = {"scvi_tools_model": str(folder), **found.spec.lineage}
     write_atlas(
         target,
@@ -73,7 +73,7 @@ def import_minified(path: str | Path, out: str | Path, *, prefix: str = "", over
         found.spec,
         data,
         partial(_rows, data, cells),
-        question=question,
+        identity=identity,
         obs_columns=columns,
         world=World(),
         lineage=lineage,

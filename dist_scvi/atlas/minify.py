@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from dist_scvi.atlas.atlas import ATLAS_FORMAT, CELLS, FACTOR, MANIFEST, MODEL, describing_files
 from dist_scvi.inference.encode_decode import latent_cells
-from dist_scvi.inference.output_identity import describe_cells, describe_model, digest, probes
+from dist_scvi.inference.output_identity import cells_fingerprint, digest, model_fingerprint, probes
 from dist_scvi.inference.resumable_zarr import Shards, sync_tree, written_in_shards
 from dist_scvi.loaders import CellData
 from dist_scvi.loaders.arrays.anndata_layout import (
@@ -130,7 +130,7 @@ def minify(
         spec,
         data,
         encoded,
-        question={"of": "counts"},
+        identity={"of": "counts"},
         obs_columns=obs_columns,
         world=world or World(),
         lineage=lineage,
@@ -146,7 +146,7 @@ def write_atlas(
     data: CellData,
     minified: Callable[[Ranges], Iterable[Minified]],
     *,
-    question: Mapping[str, Any],
+    identity: Mapping[str, Any],
     obs_columns: Sequence[str] = (),
     world: World,
     lineage: dict[str, Any] | None = None,
@@ -189,11 +189,11 @@ def write_atlas(
 
     asked = {
         "format": ATLAS_FORMAT,
-        "model": describe_model(module, spec),
-        "cells": describe_cells(data),
+        "model": model_fingerprint(module, spec),
+        "cells": cells_fingerprint(data),
         "columns": {key: column.describe(data.n_cells) for key, column in columns.items()},
         "chunk_cells": _CHUNK_CELLS,
-        **question,
+        **identity,
     }
     with written_in_shards(
         path,

@@ -26,7 +26,7 @@ from dist_scvi.inference.encode_decode import LatentCells, covariates_of, decode
 from dist_scvi.inference.importance import Anchors, Candidates
 from dist_scvi.inference.likelihood_estimates import marginal_log_likelihood
 from dist_scvi.inference.obs_query import queried
-from dist_scvi.inference.progress import told
+from dist_scvi.inference.progress import with_progress
 from dist_scvi.loaders.data import CellData
 from dist_scvi.loaders.minibatch import MiniBatch
 from dist_scvi.loaders.stream import rows_minibatch
@@ -112,7 +112,7 @@ class ModelSource:
                 total_qg[part_qg.row, part_qg.col] += part_qg.data
 
         world, chunk_cells = self.world, self.chunk_cells
-        add_told = told(add, selection, self.on_progress, world=world, chunk_cells=chunk_cells)
+        add_told = with_progress(add, selection, self.on_progress, world=world, chunk_cells=chunk_cells)
         for minibatch in selection.minibatches(world, chunk_cells=chunk_cells):
             add_told(minibatch)
         joined = np.sum(world.from_all(sums), axis=0)

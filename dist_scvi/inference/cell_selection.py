@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dist_scvi.inference.encode_decode import Indices, rows_asked
 from dist_scvi.loaders import CellData
 from dist_scvi.loaders.minibatch import MiniBatch
-from dist_scvi.loaders.stream import ahead, rows_minibatch
+from dist_scvi.loaders.stream import prefetch, rows_minibatch
 from dist_scvi.world import World
 
 Where = Mapping[str, str | Sequence[str]]
@@ -52,7 +52,7 @@ class Selection:
         world = world or World()
         starts = range(world.rank * chunk_cells, self.n_cells, world.size * chunk_cells)
         chunks = (rows_minibatch(self.data, self.rows(at, at + chunk_cells), step=at) for at in starts)
-        yield from ahead(chunks, 1, timeout_s=240.0)
+        yield from prefetch(chunks, 1, timeout_s=240.0)
 
     def answer(
         self,

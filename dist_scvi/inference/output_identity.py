@@ -18,24 +18,24 @@ _PROBES = 8
 _PROBE_CELLS = 64
 
 
-def plain_text(question: Mapping[str, Any]) -> str:
+def to_json(identity: Mapping[str, Any]) -> str:
     """Write a question as JSON; numpy arrays and numbers count as lists and numbers."""
-    return json.dumps(question, indent=1, sort_keys=True, default=lambda value: value.tolist())
+    return json.dumps(identity, indent=1, sort_keys=True, default=lambda value: value.tolist())
 
 
-def describe_model(module: VAE, spec: ModelSpec) -> str:
+def model_fingerprint(module: VAE, spec: ModelSpec) -> str:
     """Give the SHA-256 of the weights and the specification of a model."""
     return digest(*model_files(module, spec).values())
 
 
-def describe_cells(data: CellData) -> dict[str, Any]:
+def cells_fingerprint(data: CellData) -> dict[str, Any]:
     """Tell cells from others: where they lie, how many, genes and columns, and what a few of them hold."""
     described = {"layer": data.store.layer, **data.describe()}
     return {
         "uri": data.store.uri,
         "n_cells": data.n_cells,
         "n_entries": data.store.n_entries,
-        "described": digest(plain_text(described)),
+        "described": digest(to_json(described)),
         "probed": digest(*(part for span in probes(data.n_cells) for part in _probe(data, *span))),
     }
 

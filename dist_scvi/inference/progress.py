@@ -10,7 +10,7 @@ from dist_scvi.world import World
 T = TypeVar("T")
 
 
-def told(
+def with_progress(
     compute: Callable[[MiniBatch], T],
     selection: Selection,
     on_progress: Callable[[int, int], None] | None,

@@ -21,8 +21,8 @@ from typing import Any, TypeVar
 import zarr
 from numpy.typing import NDArray
 
-from dist_scvi.inference.output_identity import digest, plain_text
-from dist_scvi.storage.atomic_files import put_in_place, sync_folder, write_file
+from dist_scvi.inference.output_identity import digest, to_json
+from dist_scvi.storage.atomic_files import replace_folder, sync_folder, write_file
 from dist_scvi.world import World
 
 T = TypeVar("T")
@@ -96,7 +96,7 @@ class Shards:
 @contextmanager
 def written_in_shards(
     path: Path,
-    question: Mapping[str, Any],
+    identity: Mapping[str, Any],
     create: Callable[[Path], None],
     *,
     n_cells: int,
@@ -131,7 +131,7 @@ def written_in_shards(
     OSError
         If the disk is full, fails or may not be written.
     """
-    text = plain_text({"format": _FORMAT, "n_cells": n_cells, "shard_cells": shard_cells, **question})
+    text = to_json({"format": _FORMAT, "n_cells": n_cells, "shard_cells": shard_cells, **identity})
     _check_same(world, text)
     unfinished = path.with_name(f".partial-{path.name}")
     work = unfinished / digest(text)[:16]
@@ -191,7 +191,7 @@ def _by_first(world: World, work: Callable[[], T]) -> T:
     return result  # type: ignore[return-value]
 
 
-def _begin(work: Path, question: str, create: Callable[[Path], None], n_shards: int) -> list[int]:
+def _begin(work: Path, identity: str, create: Callable[[Path], None], n_shards: int) -> list[int]:
     """Make `work` ready to go on, or begin it, and give the shards that are left."""
     for other in work.parent.iterdir():
         if other.name not in (work.name, _LOCK):
@@ -207,7 +207,7 @@ def _begin(work: Path, question: str, create: Callable[[Path], None], n_shards: 
     (work / _DONE).mkdir(parents=True)
     create(work / _OUTPUT)
     sync_tree(work)
-    write_file(work / _QUESTION, question.encode())
+    write_file(work / _QUESTION, identity.encode())
     sync_folder(work.parent)
     return list(range(n_shards))
 
@@ -217,7 +217,7 @@ def _finish(work: Path, path: Path, finish: Callable[[Path], None]) -> None:
     with _telling(work):
         finish(work / _OUTPUT)
         sync_folder(work / _OUTPUT)
-        put_in_place(work / _OUTPUT, path)
+        replace_folder(work / _OUTPUT, path)
     shutil.rmtree(work.parent, ignore_errors=True)
 
 

@@ -16,11 +16,11 @@ import zarr
 from numpy.typing import NDArray
 
 from dist_scvi.inference.cell_selection import Selection
-from dist_scvi.inference.output_identity import describe_cells, digest
+from dist_scvi.inference.output_identity import cells_fingerprint, digest
 from dist_scvi.inference.resumable_zarr import Shards, sync_tree, written_in_shards
 from dist_scvi.loaders.arrays.anndata_layout import SOURCE_ROW, finish_table, new_array, new_root, new_strings
 from dist_scvi.loaders.minibatch import MiniBatch
-from dist_scvi.loaders.stream import ahead, rows_minibatch
+from dist_scvi.loaders.stream import prefetch, rows_minibatch
 from dist_scvi.world import World
 
 _CHUNK_CELLS = 1024
@@ -29,18 +29,18 @@ _SHARD_CHUNKS = 16
 _SHARDS = 16
 """A file has as many shards, if it has the rows, so that as many workers have something to do."""
 
-Rows = Mapping[str, NDArray[Any]]
+RowArrays = Mapping[str, NDArray[Any]]
 """Arrays with a row for each cell, by their place in an AnnData: ``X``, ``obsm/KEY``, ``layers/KEY``, ``obs/KEY``."""
-Answers = Callable[[MiniBatch], Rows]
+ComputeChunk = Callable[[MiniBatch], RowArrays]
 """What is computed of the cells of a minibatch."""
 
 
-def answer_rows(
+def compute_or_write(
     selection: Selection,
-    answers: Answers,
+    answers: ComputeChunk,
     out: str | Path | None = None,
     *,
-    question: Mapping[str, Any],
+    identity: Mapping[str, Any],
     var_names: Sequence[str] = (),
     world: World | None = None,
     batch_size: int | None = None,
@@ -59,7 +59,7 @@ def answer_rows(
         selection,
         answers,
         out,
-        question=question,
+        identity=identity,
         var_names=var_names,
         world=world,
         chunk_cells=chunk_cells,
@@ -69,10 +69,10 @@ def answer_rows(
 
 def write_rows(
     selection: Selection,
-    answers: Answers,
+    answers: ComputeChunk,
     out: str | Path,
     *,
-    question: Mapping[str, Any],
+    identity: Mapping[str, Any],
     var_names: Sequence[str] = (),
     world: World | None = None,
     chunk_cells: int = _CHUNK_CELLS,
@@ -139,13 +139,13 @@ def write_rows(
             sync_tree(unfinished)
 
     asked = {
-        "cells": describe_cells(selection.data),
+        "cells": cells_fingerprint(selection.data),
         "rows": None if selection.row_n is None else digest(selection.row_n),
         "arrays": {name: [str(values.dtype), *values.shape[1:]] for name, values in one.items()},
         "var_names": digest(*map(str, var_names)),
         "attributes": kept,
         "chunk_cells": chunk,
-        "question": question,
+        "question": identity,
     }
     with written_in_shards(
         path,
@@ -184,14 +184,14 @@ def _check_rising(selection: Selection) -> None:
         )
 
 
-def _rows_together(one: Rows, n_cells: int) -> tuple[int, int]:
+def _rows_together(one: RowArrays, n_cells: int) -> tuple[int, int]:
     """Give the rows of a chunk and of a shard: the same in all arrays, so that a worker writes whole shards."""
     row_bytes = max(values.nbytes for values in one.values())
     chunk = min(max(1, _CHUNK_BYTES // row_bytes), _CHUNK_ROWS)
     return chunk, chunk * min(max(1, -(-n_cells // (_SHARDS * chunk))), _SHARD_CHUNKS)
 
 
-def _create(path: Path, n: int, one: Rows, var_names: Sequence[str], chunk: int, shard: int) -> None:
+def _create(path: Path, n: int, one: RowArrays, var_names: Sequence[str], chunk: int, shard: int) -> None:
     """Create the arrays, empty."""
     path.parent.mkdir(parents=True, exist_ok=True)
     root = new_root(path, var_names)
@@ -214,8 +214,8 @@ def _read(selection: Selection, shards: Shards, chunk_cells: int) -> Iterator[Mi
 def _fill(
     shards: Shards,
     selection: Selection,
-    answers: Answers,
-    one: Rows,
+    answers: ComputeChunk,
+    one: RowArrays,
     chunk_cells: int,
     on_progress: Callable[[int, int], None] | None,
 ) -> None:
@@ -223,7 +223,7 @@ def _fill(
     tell = on_progress if on_progress is not None and shards.world.rank == 0 else lambda *_: None
     most = min(shards.shard_cells, selection.n_cells)
     held = {name: np.empty((most, *values.shape[1:]), values.dtype) for name, values in one.items()}
-    minibatches = ahead(_read(selection, shards, chunk_cells), 1, timeout_s=240.0)
+    minibatches = prefetch(_read(selection, shards, chunk_cells), 1, timeout_s=240.0)
     done = shards.cells_before
     tell(done, shards.share)
     for start, stop in shards.spans:

@@ -35,8 +35,8 @@ from dist_scvi.inference.encode_decode import (
     normalized_expression,
 )
 from dist_scvi.inference.importance import ImportanceSampling
-from dist_scvi.inference.progress import told
-from dist_scvi.inference.zarr_output import Rows, RowsProgress, check_count, chunk_cells_of
+from dist_scvi.inference.progress import with_progress
+from dist_scvi.inference.zarr_output import RowArrays, RowsProgress, check_count, chunk_cells_of
 from dist_scvi.loaders.minibatch import MiniBatch
 from dist_scvi.model.latent_model import LatentModel
 
@@ -128,12 +128,12 @@ class ExpressionModel(LatentModel):
             raise ValueError("weights='importance' chooses among n_samples_overall: give their number")
         compute = expression_samples if apart else normalized_expression
 
-        def expression(minibatch: MiniBatch) -> Rows:
+        def expression(minibatch: MiniBatch) -> RowArrays:
             return {"X": compute(self.module, latent_cells(self.module, minibatch), query)}
 
         answers = self._told(expression, selection, batch_size, silent=silent or out is not None)
-        question = ("get_normalized_expression", asdict(query))
-        found = self._answer(selection, answers, batch_size, out, question=question, var_names=genes)
+        identity = ("get_normalized_expression", asdict(query))
+        found = self._answer(selection, answers, batch_size, out, identity=identity, var_names=genes)
         if isinstance(found, zarr.Group):
             return found
         if apart:
@@ -249,7 +249,7 @@ class ExpressionModel(LatentModel):
         selection, query = self.select(adata, indices), self._query(gene_list, transform_batch, seed)
         genes, batches = query.gene_index, query.transform_batch
 
-        def drawn(minibatch: MiniBatch) -> Rows:
+        def drawn(minibatch: MiniBatch) -> RowArrays:
             cells = latent_cells(self.module, minibatch)
             counts = predictive_counts(self.module, cells, genes, batches, n_samples=n_samples, seed=seed)
             return {"X": counts[..., 0] if n_samples == 1 else counts}
@@ -257,8 +257,8 @@ class ExpressionModel(LatentModel):
         answers = self._told(drawn, selection, batch_size, silent=silent or out is not None)
         if out is not None:
             names = [self.spec.var_names[index] for index in genes]
-            question = ("posterior_predictive_sample", asdict(query))
-            found = self._answer(selection, answers, batch_size, out, question=question, var_names=names)
+            identity = ("posterior_predictive_sample", asdict(query))
+            found = self._answer(selection, answers, batch_size, out, identity=identity, var_names=names)
             assert isinstance(found, zarr.Group)
             return found
         chunk_cells = chunk_cells_of(batch_size)
@@ -381,4 +381,4 @@ class ExpressionModel(LatentModel):
         self, compute: Callable[[MiniBatch], T], selection: Selection, batch_size: int | None, *, silent: bool
     ) -> Callable[[MiniBatch], T]:
         progress, chunk_cells = None if silent else RowsProgress(), chunk_cells_of(batch_size)
-        return told(compute, selection, progress, world=self.world, chunk_cells=chunk_cells)
+        return with_progress(compute, selection, progress, world=self.world, chunk_cells=chunk_cells)

@@ -26,7 +26,7 @@ from dist_scvi.inference.likelihood_estimates import (
     mean_over_cells,
     reconstruction_error,
 )
-from dist_scvi.inference.output_identity import describe_model, digest
+from dist_scvi.inference.output_identity import digest, model_fingerprint
 from dist_scvi.inference.posterior import (
     AggregatedPosterior,
     logistic_normal_mean,
@@ -34,7 +34,7 @@ from dist_scvi.inference.posterior import (
     posterior_of,
     rows_by_category,
 )
-from dist_scvi.inference.zarr_output import Answers, Rows, answer_rows, check_count, chunk_cells_of
+from dist_scvi.inference.zarr_output import ComputeChunk, RowArrays, check_count, chunk_cells_of, compute_or_write
 from dist_scvi.loaders.arrays.anndata_layout import QZM, QZV
 from dist_scvi.loaders.minibatch import MiniBatch
 from dist_scvi.model.opened_model import OpenedModel
@@ -87,7 +87,7 @@ class LatentModel(OpenedModel):
         """
         check_count("mc_samples", mc_samples)
 
-        def answers(minibatch: MiniBatch) -> Rows:
+        def answers(minibatch: MiniBatch) -> RowArrays:
             qzm_nk, qzv_nk = posterior_of(self.module, minibatch)
             if return_dist:
                 return {f"obsm/{QZM}": _numpy(qzm_nk), f"obsm/{QZV}": _numpy(qzv_nk)}
@@ -98,8 +98,8 @@ class LatentModel(OpenedModel):
                 return {"obsm/X_latent": _numpy(logistic_normal_mean(qzm_nk, qzv_nk, mc_samples, seed=seed))}
             return {"obsm/X_latent": _numpy(qzm_nk)}
 
-        question = ("get_latent_representation", give_mean, mc_samples, return_dist, seed)
-        found = self._answer(self.select(adata, indices), answers, batch_size, out, question=question)
+        identity = ("get_latent_representation", give_mean, mc_samples, return_dist, seed)
+        found = self._answer(self.select(adata, indices), answers, batch_size, out, identity=identity)
         if isinstance(found, zarr.Group):
             return found
         return (found[0], found[1]) if return_dist else found[0]
@@ -242,11 +242,11 @@ class LatentModel(OpenedModel):
             noise.normal(mean_n1.expand(-1, self.spec.model.n_latent))  # the draw of z that this one goes with
             return _numpy(torch.exp(mean_n1 + var_n1.sqrt() * noise.normal(mean_n1))[:, 0])
 
-        def answers(minibatch: MiniBatch) -> Rows:
+        def answers(minibatch: MiniBatch) -> RowArrays:
             return {"obs/latent_library_size": library(minibatch)}
 
-        question = ("get_latent_library_size", give_mean, seed)
-        found = self._answer(self.select(adata, indices), answers, batch_size, out, question=question)
+        identity = ("get_latent_library_size", give_mean, seed)
+        found = self._answer(self.select(adata, indices), answers, batch_size, out, identity=identity)
         return found if isinstance(found, zarr.Group) else found[0][:, None]
 
     def get_batch_representation(
@@ -273,11 +273,11 @@ class LatentModel(OpenedModel):
             raise ValueError("this model does not embed its batches: make it with batch_representation='embedding'")
         weight_be = _numpy(self.module.state_dict()["_embeddings_dict.batch.weight"])
 
-        def answers(minibatch: MiniBatch) -> Rows:
+        def answers(minibatch: MiniBatch) -> RowArrays:
             return {"obsm/X_batch": weight_be[minibatch.batch_n]}
 
-        question, selection = ("get_batch_representation",), self.select(adata, indices)
-        found = self._answer(selection, answers, batch_size, out, question=question)
+        identity, selection = ("get_batch_representation",), self.select(adata, indices)
+        found = self._answer(selection, answers, batch_size, out, identity=identity)
         return found if isinstance(found, zarr.Group) else found[0]
 
     def get_aggregated_posterior(
@@ -351,12 +351,12 @@ class LatentModel(OpenedModel):
             AggregatedPosterior(*part, dof, variance_as_scale=variance_as_scale) for part in zip(qzm, qzv, strict=True)
         ]
 
-        def answers(minibatch: MiniBatch) -> Rows:
+        def answers(minibatch: MiniBatch) -> RowArrays:
             qzm_nk, _ = posterior_of(self.module, minibatch)
             return {"X": _numpy(torch.stack([mixture.log_prob(qzm_nk) for mixture in mixtures], dim=1))}
 
-        question = ("differential_abundance", digest(*rows.values()), dof, variance_as_scale)
-        found = self._answer(selection, answers, batch_size, out, question=question, var_names=list(rows))
+        identity = ("differential_abundance", digest(*rows.values()), dof, variance_as_scale)
+        found = self._answer(selection, answers, batch_size, out, identity=identity, var_names=list(rows))
         if isinstance(found, zarr.Group):
             return found
         frame = pd.DataFrame(found[0], index=selection.obs_names(), columns=list(rows))
@@ -385,23 +385,23 @@ class LatentModel(OpenedModel):
         if return_mean:
             return mean_over_cells(selection, compute, self.world, chunk_cells=chunk_cells_of(batch_size))
         asked = (name, compute.keywords)
-        found = self._answer(selection, lambda cells: {f"obs/{name}": compute(cells)}, batch_size, out, question=asked)
+        found = self._answer(selection, lambda cells: {f"obs/{name}": compute(cells)}, batch_size, out, identity=asked)
         return found if isinstance(found, zarr.Group) else found[0]
 
     def _answer(
         self,
         selection: Selection,
-        answers: Answers,
+        answers: ComputeChunk,
         batch_size: int | None,
         out: str | Path | None,
         *,
-        question: Sequence[Any],
+        identity: Sequence[Any],
         var_names: Sequence[str] = (),
     ) -> list[NDArray[Any]] | zarr.Group:
-        """Compute or write `answers`; `question` are the method and those of its arguments that decide them."""
-        asked = {"asked": question, "model": out and describe_model(self.module, self.spec)}
-        return answer_rows(
-            selection, answers, out, question=asked, var_names=var_names, world=self.world, batch_size=batch_size
+        """Compute or write `answers`; `identity` are the method and those of its arguments that decide them."""
+        asked = {"asked": identity, "model": out and model_fingerprint(self.module, self.spec)}
+        return compute_or_write(
+            selection, answers, out, identity=asked, var_names=var_names, world=self.world, batch_size=batch_size
         )
 
 

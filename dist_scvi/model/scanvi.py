@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from dist_scvi.config.load import parse_section
 from dist_scvi.config.schema import ModelConfig
 from dist_scvi.inference.cell_selection import Cells
-from dist_scvi.inference.output_identity import describe_model
-from dist_scvi.inference.zarr_output import Rows, RowsProgress, chunk_cells_of, write_rows
+from dist_scvi.inference.output_identity import model_fingerprint
+from dist_scvi.inference.zarr_output import RowArrays, RowsProgress, chunk_cells_of, write_rows
 from dist_scvi.loaders.minibatch import MiniBatch
 from dist_scvi.model.opened_model import held_anndata
 from dist_scvi.model.scvi import SCVI, Where
@@ -294,7 +294,7 @@ class SCANVI(TrainableModel):
                 qzm_nk = qzm_nk + qzv_nk.sqrt() * RowNoise(seed, minibatch.row_n).normal(qzm_nk)
             return (module.probabilities(module.latent(qzm_nk)).cpu().numpy(),)
 
-        def written(minibatch: MiniBatch) -> Rows:
+        def written(minibatch: MiniBatch) -> RowArrays:
             (found_nl,) = probabilities(minibatch)
             return {"obsm/probability": found_nl, "obs/predicted": found_nl.argmax(axis=1).astype(np.int32)}
 
@@ -304,8 +304,8 @@ class SCANVI(TrainableModel):
                 selection,
                 written,
                 out,
-                question={
-                    "model": describe_model(module, self.spec),
+                identity={
+                    "model": model_fingerprint(module, self.spec),
                     "asked": ("predict", use_posterior_mean, seed),
                 },
                 world=self.world,

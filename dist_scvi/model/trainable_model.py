@@ -16,7 +16,7 @@ from dist_scvi.model.trainer_arguments import trainer_options
 from dist_scvi.network.fit_data import fit_to_spec
 from dist_scvi.network.model_spec import ModelSpec, spec_of
 from dist_scvi.session_settings import settings
-from dist_scvi.storage.run_storage import open_place
+from dist_scvi.storage.run_storage import open_run_storage
 from dist_scvi.training.initial_model import set_library_prior
 from dist_scvi.training.metrics import Progress, Row, history_of
 from dist_scvi.training.train import train
@@ -143,7 +143,7 @@ class TrainableModel(ExpressionModel):
         self.to_device(choose_device(accelerator, rank=self.world.rank))
         config = self.run_config(section, run=str(run or ""), data_kwargs=data_kwargs)
         shown = Progress() if progress else None
-        folder = open_place(absolute(str(run))) if run else None
+        folder = open_run_storage(absolute(str(run))) if run else None
         rows: list[Row] = []
 
         def tell(row: Row) -> None:

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from dist_scvi.network.model_spec import ModelSpec
 from dist_scvi.network.vae import VAE
-from dist_scvi.storage.run_storage import Place, open_place
+from dist_scvi.storage.run_storage import RunStorage, open_run_storage
 
 _WEIGHTS, _SPEC, _HISTORY = "weights.safetensors", "spec.json", "history.json"
 
 
 def save_model(
-    folder: Path | Place,
+    folder: Path | RunStorage,
     module: VAE,
     spec: ModelSpec,
     *,
@@ -28,7 +28,7 @@ def save_model(
     """Write weights, specification and history, as plain values, to a folder, whole or not at all."""
     files = model_files(module, spec)
     files[_HISTORY] = json.dumps({"is_trained": is_trained, "history": history or {}}).encode()
-    open_place(folder).write_folder("", files)
+    open_run_storage(folder).write_folder("", files)
 
 
 def model_files(module: VAE, spec: ModelSpec) -> dict[str, bytes]:
@@ -48,7 +48,7 @@ def differing_names(module: nn.Module, weights: Mapping[str, Tensor]) -> list[st
     return sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
 
 
-def load_model(folder: Path | Place) -> tuple[VAE, ModelSpec]:
+def load_model(folder: Path | RunStorage) -> tuple[VAE, ModelSpec]:
     """Read a model folder. Its files hold numbers and text; nothing in them is executed.
 
     Raises
@@ -58,7 +58,7 @@ def load_model(folder: Path | Place) -> tuple[VAE, ModelSpec]:
     ValueError
         If the folder is damaged, or weights and specification do not belong together.
     """
-    place = open_place(folder)
+    place = open_run_storage(folder)
     files, where = place.read_folder(""), place.uri
     if not {_WEIGHTS, _SPEC} <= files.keys():
         raise ValueError(f"{where} is no model folder: {_WEIGHTS} and {_SPEC} are needed, it holds {', '.join(files)}")
@@ -76,7 +76,7 @@ def load_model(folder: Path | Place) -> tuple[VAE, ModelSpec]:
     return module, spec
 
 
-def load_history(folder: Path | Place) -> tuple[dict[str, Any], bool]:
+def load_history(folder: Path | RunStorage) -> tuple[dict[str, Any], bool]:
     """Read the history in a model folder, as plain values, and whether the model is trained.
 
     Raises
@@ -86,5 +86,5 @@ def load_history(folder: Path | Place) -> tuple[dict[str, Any], bool]:
     ValueError
         If the folder is damaged.
     """
-    found = json.loads(open_place(folder).read_folder("").get(_HISTORY, b"{}"))
+    found = json.loads(open_run_storage(folder).read_folder("").get(_HISTORY, b"{}"))
     return found.get("history", {}), found.get("is_trained", True)

@@ -19,7 +19,7 @@ from dist_scvi.network.model_spec import ModelSpec
 from dist_scvi.network.vae import VAE
 from dist_scvi.scvi_tools.registry import attributes_of, spec_of_attributes
 from dist_scvi.scvi_tools.safe_unpickle import Foreign, read_pickle, read_torch
-from dist_scvi.storage.atomic_files import MANIFEST, put_in_place
+from dist_scvi.storage.atomic_files import MANIFEST, replace_folder
 
 _MODEL = "model.pt"
 _LEGACY = ("model_params.pt", "attr.pkl", "var_names.csv")
@@ -152,7 +152,7 @@ def write_scvi_tools(
         torch.save(content, file)
         file.flush()
         os.fsync(file.fileno())
-    put_in_place(partial, path)
+    replace_folder(partial, path)
 
 
 def _read_parts(path: Path, prefix: str) -> tuple[dict[str, Any], list[str], dict[str, Any]]:

@@ -50,13 +50,13 @@ def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
             _write_synced(partial / name, content)
         _write_synced(partial / MANIFEST, manifest)
         sync_folder(partial)
-        put_in_place(partial, path)
+        replace_folder(partial, path)
     except OSError:
         shutil.rmtree(partial, ignore_errors=True)  # a full disk needs the room
         raise
 
 
-def put_in_place(partial: Path, path: Path) -> None:
+def replace_folder(partial: Path, path: Path) -> None:
     """Rename the finished folder `partial` to `path`, moving an older one out of the way first."""
     old = _old(path)
     if path.exists():  # else `old`, left by a crash between the two renames, is all there is
@@ -78,7 +78,7 @@ def read_folder(path: Path) -> dict[str, bytes]:
     OSError
         If the disk fails or may not be read.
     """
-    path = standing(path)
+    path = resolve_replaced(path)
     try:
         check_manifest_size(str(path), (path / MANIFEST).stat().st_size)
         manifest = read_file(path / MANIFEST)
@@ -88,7 +88,7 @@ def read_folder(path: Path) -> dict[str, bytes]:
     return {name: _read_checked(path / name, *entry) for name, entry in listed.items()}
 
 
-def standing(path: Path) -> Path:
+def resolve_replaced(path: Path) -> Path:
     """Give where the content of a folder lies: in itself, or beside it after a crash between the two renames."""
     return path if path.exists() or not _old(path).exists() else _old(path)
 
@@ -113,7 +113,7 @@ def read_file(path: Path) -> bytes:
         If the disk fails or may not be read; the path is named.
     """
     try:
-        with naming(path):
+        with add_path_to_errors(path):
             if not stat.S_ISREG(path.stat().st_mode):  # a device or a pipe may have no end
                 raise OSError(errno.EINVAL, "is no file", str(path))
             return path.read_bytes()
@@ -176,13 +176,13 @@ def rename(old: Path, new: Path) -> None:
     FileNotFoundError
         If there is none.
     """
-    found = standing(old)
+    found = resolve_replaced(old)
     if found == old and old.exists():
         shutil.rmtree(_old(old), ignore_errors=True)
     elif not found.exists():
         raise FileNotFoundError(f"{old} does not exist")
     _make_folder(new.parent)
-    put_in_place(found, new)
+    replace_folder(found, new)
     sync_folder(old.parent)
 
 
@@ -255,7 +255,7 @@ def check_content(file: str, content: bytes | bytearray, digest: str) -> None:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def add_path_to_errors(path: Path) -> Iterator[None]:
     """Name `path` in errors of the disk that name none."""
     try:
         yield
@@ -306,7 +306,7 @@ def _partial_file(path: Path, content: bytes) -> Iterator[Path]:
 
 
 def _write_synced(path: Path, content: bytes) -> None:
-    with naming(path), path.open("wb") as file:
+    with add_path_to_errors(path), path.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
@@ -322,7 +322,7 @@ def sync_folder(path: Path) -> None:
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        with naming(path):
+        with add_path_to_errors(path):
             os.fsync(descriptor)
     finally:
         os.close(descriptor)

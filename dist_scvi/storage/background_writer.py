@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable
 
 
-class Saver:
+class BackgroundWriter:
     """Does what it is given, in order, in a thread of its own; errors reach whoever asks for the next.
 
     At most one thing is done and one waits: a training that saves faster than storage takes waits for it.

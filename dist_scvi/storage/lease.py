@@ -20,7 +20,7 @@ from typing import Any, Self
 import psutil
 
 from dist_scvi.errors import LostLeaseError
-from dist_scvi.storage.run_storage import Place
+from dist_scvi.storage.run_storage import RunStorage
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ class Holder:
 class Lease:
     """The right to write a run, kept alive by a thread until it is released."""
 
-    def __init__(self, place: Place, holder: Holder) -> None:
+    def __init__(self, place: RunStorage, holder: Holder) -> None:
         self._place, self._holder, self._lock = place, holder, threading.Lock()
         self._stop, self._lost = threading.Event(), False
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
@@ -152,7 +152,7 @@ class Lease:
             self._place.write(_name(self._holder.number), _packed(self._holder))
 
 
-def claim(place: Place, driver: Driver, *, workers: int = 1) -> Lease:
+def claim(place: RunStorage, driver: Driver, *, workers: int = 1) -> Lease:
     """Become the one writer of the run in `place`.
 
     Parameters
@@ -184,7 +184,7 @@ def claim(place: Place, driver: Driver, *, workers: int = 1) -> Lease:
             return Lease(place, holder)
 
 
-def holder_of(place: Place) -> Holder | None:
+def holder_of(place: RunStorage) -> Holder | None:
     """Read the lease that counts; None if there has been none.
 
     Raises
@@ -216,7 +216,7 @@ def _holder(number: int, content: bytes) -> Holder:
     return holder
 
 
-def refuse_if_held(place: Place) -> None:
+def check_not_locked(place: RunStorage) -> None:
     """Refuse at the door what `claim` would refuse later, as far as that can be told without waiting.
 
     Raises
@@ -229,7 +229,7 @@ def refuse_if_held(place: Place) -> None:
         raise _refusal(place, before)
 
 
-def _refusal(place: Place, before: Holder) -> ValueError:
+def _refusal(place: RunStorage, before: Holder) -> ValueError:
     return ValueError(
         f"{place.uri} is being written by {before}: one run has one writer; wait for it, end it, or train into a new "
         "folder with run=PATH"
@@ -241,7 +241,7 @@ def _is_free(before: Holder) -> bool:
     return before.released or (before.driver.key, before.number) in _GIVEN_UP
 
 
-def _may_follow(place: Place, before: Holder, driver: Driver) -> bool:
+def _may_follow(place: RunStorage, before: Holder, driver: Driver) -> bool:
     """Say whether `driver` may take over from `before`."""
     if _is_free(before) or before.driver.key == driver.key:
         return True
@@ -249,7 +249,7 @@ def _may_follow(place: Place, before: Holder, driver: Driver) -> bool:
     return _falls_silent(place, before) if dead is None else dead
 
 
-def _falls_silent(place: Place, before: Holder) -> bool:
+def _falls_silent(place: RunStorage, before: Holder) -> bool:
     """Watch a holder on another host."""
     log.warning("the run was last written by %s; waiting up to %.0f s for a sign of life", before, SILENT_S)
     deadline = time.monotonic() + SILENT_S
@@ -263,7 +263,7 @@ def _falls_silent(place: Place, before: Holder) -> bool:
     return True
 
 
-def _numbers(place: Place) -> list[int]:
+def _numbers(place: RunStorage) -> list[int]:
     found = [re.fullmatch(r"(\d{10})\.json", name) for name in place.names(_FOLDER)]
     return sorted(int(match[1]) for match in found if match)
 

@@ -14,7 +14,7 @@ _PART_BYTES = 1 << 26
 """Read at a time, so that a large file has no longer than a small one for each part of it."""
 
 
-class Place(Protocol):
+class RunStorage(Protocol):
     """A folder, on a disk or in object storage; names are relative, with slashes, and no part begins with a dot.
 
     Where a folder is asked for, the empty name stands for the place itself. All methods may be called from many
@@ -84,12 +84,12 @@ class Place(Protocol):
         """
         ...
 
-    def within(self, name: str) -> "Place":
+    def subfolder(self, name: str) -> "RunStorage":
         """Give a folder below this one, which need not exist."""
         ...
 
 
-def open_place(uri: str | Path | Place, *, storage_options: Mapping[str, str] | None = None) -> Place:
+def open_run_storage(uri: str | Path | RunStorage, *, storage_options: Mapping[str, str] | None = None) -> RunStorage:
     """Open a local folder or a URL (``s3://bucket/folder``, ``gs://bucket/folder``), which need not exist.
 
     Parameters
@@ -108,15 +108,15 @@ def open_place(uri: str | Path | Place, *, storage_options: Mapping[str, str] | 
         return uri
     scheme, found, _ = str(uri).partition("://")
     if not found:
-        return LocalPlace(Path(uri))
+        return LocalStorage(Path(uri))
     if scheme not in _SCHEMES:
         raise ValueError(f"{uri} cannot be written: a local path or a URL of {', '.join(_SCHEMES)} is needed (run)")
-    return ObjectPlace(RemoteObjects(str(uri), storage_options=storage_options))
+    return ObjectStorage(RemoteObjects(str(uri), storage_options=storage_options))
 
 
 @dataclass(frozen=True, slots=True)
-class LocalPlace:
-    """The folder `path` on a disk; see `Place`."""
+class LocalStorage:
+    """The folder `path` on a disk; see `RunStorage`."""
 
     path: Path
 
@@ -126,43 +126,43 @@ class LocalPlace:
         return str(self.path)
 
     def read(self, name: str) -> bytes:
-        """Read a file; see `Place`."""
+        """Read a file; see `RunStorage`."""
         return atomic_files.read_file(self._of(name))
 
     def write(self, name: str, content: bytes) -> None:
-        """Write or replace a file; see `Place`."""
+        """Write or replace a file; see `RunStorage`."""
         atomic_files.write_file(self._of(name), content)
 
     def create(self, name: str, content: bytes) -> bool:
-        """Write a file if there is none, by a hard link; see `Place`."""
+        """Write a file if there is none, by a hard link; see `RunStorage`."""
         return atomic_files.create_file(self._of(name), content)
 
     def names(self, name: str = "") -> list[str]:
-        """Name what is right below a folder; see `Place`."""
+        """Name what is right below a folder; see `RunStorage`."""
         return atomic_files.names_in(self._of(name))
 
     def remove(self, name: str) -> None:
-        """Remove a file or a folder; see `Place`."""
+        """Remove a file or a folder; see `RunStorage`."""
         atomic_files.remove(self._of(name))
 
     def rename(self, old: str, new: str) -> None:
-        """Rename a folder; see `Place`."""
+        """Rename a folder; see `RunStorage`."""
         atomic_files.rename(self._of(old), self._of(new))
 
     def write_folder(self, name: str, files: Mapping[str, bytes]) -> None:
-        """Write or replace a folder, by a rename; see `Place`."""
+        """Write or replace a folder, by a rename; see `RunStorage`."""
         atomic_files.write_folder(self._of(name), files)
 
     def read_folder(self, name: str) -> dict[str, bytes]:
-        """Read a folder and check it; see `Place`."""
+        """Read a folder and check it; see `RunStorage`."""
         path = self._of(name)
-        if not atomic_files.standing(path).exists():
+        if not atomic_files.resolve_replaced(path).exists():
             raise FileNotFoundError(f"{path} does not exist")
         return atomic_files.read_folder(path)
 
-    def within(self, name: str) -> "LocalPlace":
-        """Give a folder below this one; see `Place`."""
-        return LocalPlace(self._of(name))
+    def subfolder(self, name: str) -> "LocalStorage":
+        """Give a folder below this one; see `RunStorage`."""
+        return LocalStorage(self._of(name))
 
     def _of(self, name: str) -> Path:
         _check_name(name)
@@ -170,8 +170,8 @@ class LocalPlace:
 
 
 @dataclass(frozen=True, slots=True)
-class ObjectPlace:
-    """The objects in object storage whose keys begin with `prefix`; see `Place`.
+class ObjectStorage:
+    """The objects in object storage whose keys begin with `prefix`; see `RunStorage`.
 
     A folder of files is whole once its manifest is there, which is written last and deleted first. So one that is being
     replaced, or was when its writer was killed, is incomplete; one that is being renamed is whole under either name.
@@ -186,29 +186,29 @@ class ObjectPlace:
         return f"{self.objects.uri}/{self.prefix}".rstrip("/")
 
     def read(self, name: str) -> bytes:
-        """Read an object; see `Place`."""
+        """Read an object; see `RunStorage`."""
         return bytes(self.objects.read_whole(self._key(name)))
 
     def write(self, name: str, content: bytes) -> None:
-        """Write or replace an object; see `Place`."""
+        """Write or replace an object; see `RunStorage`."""
         self.objects.write(self._key(name), content)
 
     def create(self, name: str, content: bytes) -> bool:
-        """Write an object if there is none, by a conditional request; see `Place`."""
+        """Write an object if there is none, by a conditional request; see `RunStorage`."""
         return self.objects.create(self._key(name), content)
 
     def names(self, name: str = "") -> list[str]:
-        """Name what is right below a folder; see `Place`."""
+        """Name what is right below a folder; see `RunStorage`."""
         return self.objects.names(self._key(name))
 
     def remove(self, name: str) -> None:
-        """Delete an object, or all in a folder; see `Place`."""
+        """Delete an object, or all in a folder; see `RunStorage`."""
         key = self._key(name)
         if not self._emptied(key) and key:
             self.objects.delete(key)
 
     def rename(self, old: str, new: str) -> None:
-        """Copy a folder, then delete it; see `Place`."""
+        """Copy a folder, then delete it; see `RunStorage`."""
         begin, to = self._key(old), self._key(new)
         found = sorted(self.objects.keys(begin), key=_is_manifest)
         if not found:
@@ -219,15 +219,15 @@ class ObjectPlace:
         self._emptied(begin)
 
     def write_folder(self, name: str, files: Mapping[str, bytes]) -> None:
-        """Write or replace a folder, its manifest last; see `Place`."""
+        """Write or replace a folder, its manifest last; see `RunStorage`."""
         manifest = atomic_files.manifest_of(files)
         self._emptied(self._key(name))
         for file, content in {**files, MANIFEST: manifest}.items():
             self.objects.write(_below(self._key(name), file), content)
 
     def read_folder(self, name: str) -> dict[str, bytes]:
-        """Read a folder and check it; see `Place`."""
-        key, where = self._key(name), self.within(name).uri
+        """Read a folder and check it; see `RunStorage`."""
+        key, where = self._key(name), self.subfolder(name).uri
         size = self.objects.size(_below(key, MANIFEST))
         if size is None:
             if self.names(name):
@@ -239,9 +239,9 @@ class ObjectPlace:
             atomic_files.check_size(f"{where}/{file}", self.objects.size(_below(key, file)), file_size)
         return {file: _read_checked(self.objects, _below(key, file), *entry) for file, entry in listed.items()}
 
-    def within(self, name: str) -> "ObjectPlace":
-        """Give a folder below this one; see `Place`."""
-        return ObjectPlace(self.objects, self._key(name))
+    def subfolder(self, name: str) -> "ObjectStorage":
+        """Give a folder below this one; see `RunStorage`."""
+        return ObjectStorage(self.objects, self._key(name))
 
     def _emptied(self, folder_key: str) -> bool:
         """Delete all below a folder, its manifest first, and say whether there was anything."""

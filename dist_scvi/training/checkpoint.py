@@ -17,7 +17,7 @@ from dist_scvi.config.schema import RunConfig
 from dist_scvi.loaders import CellData, Plan
 from dist_scvi.network.model_files import differing_names, pack_tensors
 from dist_scvi.storage.atomic_files import MANIFEST, DamagedFolderError, IncompleteFolderError, listed_files
-from dist_scvi.storage.run_storage import Place
+from dist_scvi.storage.run_storage import RunStorage
 
 log = logging.getLogger(__name__)
 
@@ -98,14 +98,14 @@ def checkpoint_files(module: nn.Module, optimizer: torch.optim.Optimizer, state:
     }
 
 
-def write_checkpoint(place: Place, done: int, files: Mapping[str, bytes], *, keep: int) -> None:
+def write_checkpoint(place: RunStorage, done: int, files: Mapping[str, bytes], *, keep: int) -> None:
     """Write what `checkpoint_files` made after `done` steps, then drop all but the newest `keep`."""
     place.write_folder(f"{_PREFIX}{done:010d}", files)
     for old in _newest_first(place)[keep:]:
         place.remove(old)
 
 
-def newest_checkpoint(place: Place, *, mend: bool = True) -> Checkpoint | None:
+def newest_checkpoint(place: RunStorage, *, mend: bool = True) -> Checkpoint | None:
     """Read the newest checkpoint that verifies, or None if there is none and never was a damaged one.
 
     Parameters
@@ -141,7 +141,7 @@ def newest_checkpoint(place: Place, *, mend: bool = True) -> Checkpoint | None:
     return None
 
 
-def listed_checkpoints(place: Place) -> tuple[int | None, int]:
+def listed_checkpoints(place: RunStorage) -> tuple[int | None, int]:
     """Look at the manifests alone.
 
     Returns
@@ -161,7 +161,7 @@ def listed_checkpoints(place: Place) -> tuple[int | None, int]:
     return max(steps, default=None), n_damaged
 
 
-def _set_aside(place: Place, name: str, mark: str, error: Exception, *, mend: bool) -> None:
+def _set_aside(place: RunStorage, name: str, mark: str, error: Exception, *, mend: bool) -> None:
     if mend:
         place.rename(name, f"{mark}{name}")
         log.warning("set aside %s/%s%s: %s", place.uri, mark, name, error)
@@ -275,7 +275,7 @@ def _check_allowed(allowed: Sequence[str]) -> None:
         raise ValueError(f"{', '.join(strange)} cannot be allowed to change in a run: {', '.join(known)} can")
 
 
-def _newest_first(place: Place) -> list[str]:
+def _newest_first(place: RunStorage) -> list[str]:
     return sorted((name for name in place.names() if name.startswith(_PREFIX)), reverse=True)
 
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from dist_scvi.config.schema import RunConfig
-from dist_scvi.storage.run_storage import Place
+from dist_scvi.storage.run_storage import RunStorage
 from dist_scvi.training.logger_services import KINDS, Identity, MLflow, Service, TensorBoard, WeightsAndBiases
 from dist_scvi.training.metrics import Row
 
@@ -49,7 +49,7 @@ class Logger(Protocol):
         ...
 
 
-def open_logger(config: RunConfig, place: Place, known: Sequence[Row]) -> Logger | None:
+def open_logger(config: RunConfig, place: RunStorage, known: Sequence[Row]) -> Logger | None:
     """Open the logger that the configuration asks for, at the first start of a run and at every later one.
 
     At the first, the service is told the parameters of the run, and its name for the run is kept in ``logger.json``.
@@ -120,7 +120,7 @@ def check_logger_options(config: RunConfig) -> None:
         raise ValueError(f"logger_options.mode={mode} is not known: {' or '.join(_MODES)} is needed")
 
 
-def read_identity(place: Place, kind: str) -> Identity | None:
+def read_identity(place: RunStorage, kind: str) -> Identity | None:
     """Read under which name the service `kind` knows the run; None if it does not.
 
     Raises
@@ -131,7 +131,7 @@ def read_identity(place: Place, kind: str) -> Identity | None:
     return _identities(place).get(kind)
 
 
-def write_identity(place: Place, kind: str, identity: Identity) -> None:
+def write_identity(place: RunStorage, kind: str, identity: Identity) -> None:
     """Keep under which name the service `kind` knows the run, beside those of other services.
 
     Raises
@@ -255,7 +255,7 @@ def _service(config: RunConfig, identity: Identity | None) -> Service:
         raise ValueError(f"logger={kind} needs another package: pip install 'dist-scvi[{kind}]' ({error})") from error
 
 
-def _identities(place: Place) -> dict[str, Identity]:
+def _identities(place: RunStorage) -> dict[str, Identity]:
     try:
         found = json.loads(place.read(LOGGER))
     except FileNotFoundError:

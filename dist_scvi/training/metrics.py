@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from dist_scvi.errors import WeightsDifferError
 from dist_scvi.network.vae import VAE
-from dist_scvi.storage.atomic_files import naming
-from dist_scvi.storage.run_storage import LocalPlace, Place, open_place
+from dist_scvi.storage.atomic_files import add_path_to_errors
+from dist_scvi.storage.run_storage import LocalStorage, RunStorage, open_run_storage
 from dist_scvi.training.losses import loss_means
 from dist_scvi.training.step import Step
 from dist_scvi.world import World
@@ -48,7 +48,7 @@ class MetricsLog:
     last one there was a line of. Object storage, to which nothing can be added, gets all lines with each `sync`.
     """
 
-    def __init__(self, place: Place | None, *, step: int) -> None:
+    def __init__(self, place: RunStorage | None, *, step: int) -> None:
         self.rows: list[Row] = []
         self.known_step = 0
         self._place, self._path = place, None
@@ -58,20 +58,20 @@ class MetricsLog:
         self.known_step = max((row["step"] for row in found), default=0)
         self.rows = [row for row in found if row["step"] <= step]
         place.write(METRICS, self._packed())
-        if isinstance(place, LocalPlace):
+        if isinstance(place, LocalStorage):
             self._path = Path(place.uri) / METRICS
 
     def write(self, row: Row) -> None:
         """Add a line."""
         self.rows.append(row)
         if self._path is not None:
-            with naming(self._path), self._path.open("a") as file:
+            with add_path_to_errors(self._path), self._path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
 
     def sync(self) -> None:
         """Make sure that all lines are in storage."""
         if self._path is not None:
-            with naming(self._path), self._path.open("rb") as file:
+            with add_path_to_errors(self._path), self._path.open("rb") as file:
                 os.fsync(file.fileno())
         elif self._place is not None:
             self._place.write(METRICS, self._packed())
@@ -261,10 +261,10 @@ def history_of(rows: Sequence[Row]) -> dict[str, pd.DataFrame]:
     }
 
 
-def read_metrics(place: Place | Path) -> list[Row]:
+def read_metrics(place: RunStorage | Path) -> list[Row]:
     """Read the metrics of the run in the folder `place`; none if there are none."""
     try:
-        return metrics_in(open_place(place).read(METRICS))
+        return metrics_in(open_run_storage(place).read(METRICS))
     except FileNotFoundError:
         return []
 

@@ -11,14 +11,14 @@ from dist_scvi.loaders.order.seeded_split import TEST, VALIDATION
 from dist_scvi.loaders.stores.collection import Collection, format_unmatched
 from dist_scvi.network.fit_data import fit_to_spec
 from dist_scvi.network.model_spec import spec_of
-from dist_scvi.storage.lease import refuse_if_held
-from dist_scvi.storage.run_storage import LocalPlace
+from dist_scvi.storage.lease import check_not_locked
+from dist_scvi.storage.run_storage import LocalStorage
 from dist_scvi.training.checkpoint import check_same_run, fingerprint, newest_checkpoint
 from dist_scvi.training.initial_model import begin
 from dist_scvi.training.loggers import check_logger_options
 from dist_scvi.training.resolve import labelled_plan_of, resolve
-from dist_scvi.training.run_folder import CHECKPOINTS, refuse_foreign
-from dist_scvi.training.worker import fix_soma_timestamp, run_place
+from dist_scvi.training.run_folder import CHECKPOINTS, check_folder_is_free
+from dist_scvi.training.worker import fix_soma_timestamp, storage_of_run
 
 
 def preview(
@@ -32,14 +32,14 @@ def preview(
         As training would: sizes or a model to start from that do not fit, a number of workers that does not divide
         the lanes, another process that writes the run, or a checkpoint of another run.
     """
-    place = run_place(config)
-    if isinstance(place, LocalPlace):
-        refuse_foreign(place.path)
+    place = storage_of_run(config)
+    if isinstance(place, LocalStorage):
+        check_folder_is_free(place.path)
     config = fix_soma_timestamp(config, place)
     check_logger_options(config)
-    refuse_if_held(place)
+    check_not_locked(place)
     try:
-        checkpoint = newest_checkpoint(place.within(CHECKPOINTS), mend=False)
+        checkpoint = newest_checkpoint(place.subfolder(CHECKPOINTS), mend=False)
     except ValueError:
         if not fresh:
             raise

@@ -18,9 +18,9 @@ from dist_scvi.network.model_files import load_model, model_files, save_model
 from dist_scvi.network.model_spec import ModelSpec
 from dist_scvi.network.vae import VAE
 from dist_scvi.storage.atomic_files import MANIFEST, DamagedFolderError
-from dist_scvi.storage.background_writer import Saver
+from dist_scvi.storage.background_writer import BackgroundWriter
 from dist_scvi.storage.lease import Driver, Lease, claim
-from dist_scvi.storage.run_storage import Place
+from dist_scvi.storage.run_storage import RunStorage
 from dist_scvi.training.checkpoint import Checkpoint, newest_checkpoint, write_checkpoint
 from dist_scvi.training.loggers import Logger, open_logger
 from dist_scvi.training.metrics import METRICS, MetricsLog, Row, history_of
@@ -33,11 +33,11 @@ _STORES = ("zarr.json", ".zgroup", ".zattrs", "__group", "ATLAS.json", MANIFEST)
 
 
 class RunFolder:
-    """What the writer of a run does in its folder. Use it through `held`."""
+    """What the writer of a run does in its folder. Use it through `open_run_for_writing`."""
 
-    def __init__(self, place: Place, lease: Lease) -> None:
-        self.place, self._lease, self._saver = place, lease, Saver()
-        self._checkpoints = place.within(CHECKPOINTS)
+    def __init__(self, place: RunStorage, lease: Lease) -> None:
+        self.place, self._lease, self._saver = place, lease, BackgroundWriter()
+        self._checkpoints = place.subfolder(CHECKPOINTS)
         self._log: MetricsLog | None = None
         self._logger: Logger | None = None
         self._ended = False
@@ -131,7 +131,7 @@ class RunFolder:
             If they are lost.
         """
         try:
-            return load_model(self._checkpoints.within(f"{_BEST}{step:010d}"))[0].state_dict()
+            return load_model(self._checkpoints.subfolder(f"{_BEST}{step:010d}"))[0].state_dict()
         except (FileNotFoundError, ValueError) as error:
             raise ValueError(
                 f"the best model so far, of step {step}, cannot be read ({error}): restore it from a copy, or end with "
@@ -155,7 +155,7 @@ class RunFolder:
         self._lease.check()
         self._log.sync()
         plain = {name: json.loads(table.to_json(orient="split")) for name, table in history_of(self._log.rows).items()}
-        save_model(self.place.within(MODEL), module, spec, history=plain)
+        save_model(self.place.subfolder(MODEL), module, spec, history=plain)
         manifest = self.place.read(f"{MODEL}/{MANIFEST}")
         result = {
             "format": "dist_scvi.result/1",
@@ -178,8 +178,8 @@ class RunFolder:
 
 
 @contextmanager
-def held(
-    place: Place | None, world: World, *, driver: Driver | None = None, fresh: bool = False
+def open_run_for_writing(
+    place: RunStorage | None, world: World, *, driver: Driver | None = None, fresh: bool = False
 ) -> Iterator[tuple[RunFolder | None, Checkpoint | None]]:
     """Hold the run in `place`, by rank 0, and give all workers its newest checkpoint.
 
@@ -207,7 +207,7 @@ def held(
             folder.close()
 
 
-def refuse_foreign(path: Path) -> None:
+def check_folder_is_free(path: Path) -> None:
     """Refuse a folder that is something else, or lies in something else, that a run would spoil.
 
     Raises
@@ -227,12 +227,12 @@ def refuse_foreign(path: Path) -> None:
             )
 
 
-def is_finished(place: Place) -> bool:
+def is_finished(place: RunStorage) -> bool:
     """Say whether the run has ended and left its model, whole."""
     return result_of(place) is not None
 
 
-def result_of(place: Place) -> dict[str, Any] | None:
+def result_of(place: RunStorage) -> dict[str, Any] | None:
     """Read what a run that has ended says of itself; None if it has not, or its model is not whole."""
     try:
         result: dict[str, Any] = json.loads(place.read(RESULT))

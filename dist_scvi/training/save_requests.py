@@ -4,7 +4,7 @@ import threading
 import time
 
 
-class Asks:
+class SaveRequests:
     """Wishes of signals and of other threads, which training looks at in every step and tells all workers.
 
     A wish is raised once; what all workers then do about it, they do at the same step.

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from dist_scvi.storage.lease import Holder, holder_of
-from dist_scvi.storage.run_storage import Place
+from dist_scvi.storage.run_storage import RunStorage
 from dist_scvi.training.checkpoint import listed_checkpoints
 from dist_scvi.training.metrics import Row, read_metrics
 from dist_scvi.training.run_folder import CHECKPOINTS, CONFIG, result_of
@@ -56,7 +56,7 @@ class Status:
         return asdict(self)
 
 
-def status_of(place: Place) -> Status:
+def status_of(place: RunStorage) -> Status:
     """Read how the run in `place` stands; nothing is changed and nobody disturbed.
 
     Raises
@@ -75,7 +75,7 @@ def status_of(place: Place) -> Status:
     silent_s = None
     if holder is not None:
         silent_s = max(0.0, (datetime.now(UTC) - datetime.fromisoformat(holder.renewed)).total_seconds())
-    saved_step, n_damaged = listed_checkpoints(place.within(CHECKPOINTS))
+    saved_step, n_damaged = listed_checkpoints(place.subfolder(CHECKPOINTS))
     finished = result_of(place) is not None
     state = "finished" if finished else _state(holder, silent_s)
     if saved_step is None and state not in ("finished", "running") and (n_damaged or (holder and holder.saved_step)):

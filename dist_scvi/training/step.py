@@ -86,9 +86,9 @@ def take_step(
     _move(module, optimizer, settings.gradient_clip_val)
 
     loss_n, messages = torch.cat([loss_n for loss_n, _ in found]), torch.stack([message for _, message in found])
-    asks = [torch.full((1,), value, dtype=torch.float64, device=world.device) for value in asked]  # never waits
+    requests = [torch.full((1,), value, dtype=torch.float64, device=world.device) for value in asked]  # never waits
     n_norm = sum(sums.numel() for norm in module.norms() for sums in norm.sums)
-    total = world.total(torch.cat([*asks, messages.sum(0)]))
+    total = world.total(torch.cat([*requests, messages.sum(0)]))
     asked_of_all, sums, of_norms = torch.split(total, [2, len(total) - 2 - n_norm, n_norm])
     _update(module, of_norms, [every.global_cells for every in (minibatch, labelled) if every is not None])
     return Step(minibatch.epoch, minibatch.step, sums, minibatch.row_n, loss_n, asked_of_all)

@@ -23,14 +23,14 @@ from dist_scvi.network.fit_data import fit_to_spec
 from dist_scvi.network.model_spec import ModelSpec
 from dist_scvi.network.vae import VAE
 from dist_scvi.storage.lease import Driver
-from dist_scvi.storage.run_storage import Place, open_place
+from dist_scvi.storage.run_storage import RunStorage, open_run_storage
 from dist_scvi.training.checkpoint import check_same_run, checkpoint_files, fingerprint, restore
 from dist_scvi.training.evaluate import evaluate
 from dist_scvi.training.initial_model import begin, set_library_prior
 from dist_scvi.training.metrics import Meter, MetricsLog, Row, named
 from dist_scvi.training.resolve import labelled_plan_of, open_from, resolve
-from dist_scvi.training.run_folder import held
-from dist_scvi.training.save_requests import Asks
+from dist_scvi.training.run_folder import open_run_for_writing
+from dist_scvi.training.save_requests import SaveRequests
 from dist_scvi.training.schedule import Schedule, kl_weight
 from dist_scvi.training.step import average_gradients, check_weights, make_optimizer, take_step
 from dist_scvi.world import World
@@ -55,11 +55,11 @@ def train(  # noqa: C901, PLR0912, PLR0915 - the whole story, in order
     *,
     data: CellData | None = None,
     world: World | None = None,
-    folder: Place | Path | None = None,
+    folder: RunStorage | Path | None = None,
     on_metrics: Callable[[Row], None] | None = None,
     start: tuple[VAE, ModelSpec] | None = None,
     driver: Driver | None = None,
-    asks: Asks | None = None,
+    requests: SaveRequests | None = None,
     allow: Sequence[str] = (),
     fresh: bool = False,
 ) -> Trained:
@@ -104,9 +104,9 @@ def train(  # noqa: C901, PLR0912, PLR0915 - the whole story, in order
         If storage fails for good.
     """
     # --- open and plan
-    world, asks, data = world or World(), asks or Asks(), data or open_from(config.data)
-    place = None if folder is None else open_place(folder)
-    with held(place, world, driver=driver, fresh=fresh) as (writer, checkpoint):
+    world, requests, data = world or World(), requests or SaveRequests(), data or open_from(config.data)
+    place = None if folder is None else open_run_storage(folder)
+    with open_run_for_writing(place, world, driver=driver, fresh=fresh) as (writer, checkpoint):
         module, spec = start or begin(config, data, checkpoint)
         data = fit_to_spec(data, spec)
         config, plan = resolve(config, data, spec)
@@ -143,7 +143,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - the whole story, in order
         ended = epoch >= max_epochs or schedule.ends(settings)
         log = writer.begin(config, epoch * steps + step, ended=ended) if writer else MetricsLog(None, step=0)
         if writer:
-            asks.every(settings.save_every_n_minutes)
+            requests.every(settings.save_every_n_minutes)
 
         def tell(row: Row) -> None:
             if world.rank == 0:
@@ -169,7 +169,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - the whole story, in order
                 seed=config.seed,
                 kl_weight=weight,
                 world=world,
-                asked=asks.read(),
+                asked=requests.read(),
             )
             meter.add(taken)
             # What was asked in the step before is read now, when it has come in and nothing waits for it.
@@ -211,7 +211,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - the whole story, in order
                     "best_step": best_step,
                 }
                 writer.save(done, checkpoint_files(module, optimizer, state), keep=settings.keep_checkpoints)
-                asks.saved()
+                requests.saved()
             if schedule.ends(settings):
                 break
             if to_stop and done < max_epochs * steps:

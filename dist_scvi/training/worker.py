@@ -15,11 +15,11 @@ from dist_scvi.config.load import read_config
 from dist_scvi.config.schema import RunConfig, SomaConfig
 from dist_scvi.loaders.stores.soma_store import is_soma
 from dist_scvi.storage.lease import Driver
-from dist_scvi.storage.run_storage import Place, open_place
+from dist_scvi.storage.run_storage import RunStorage, open_run_storage
 from dist_scvi.training.metrics import Row
 from dist_scvi.training.resolve import open_from
 from dist_scvi.training.run_folder import CONFIG
-from dist_scvi.training.save_requests import Asks
+from dist_scvi.training.save_requests import SaveRequests
 from dist_scvi.training.train import train
 from dist_scvi.world import World
 
@@ -27,7 +27,7 @@ from dist_scvi.world import World
 def train_worker(
     config: RunConfig,
     world: World,
-    asks: Asks | None = None,
+    requests: SaveRequests | None = None,
     *,
     driver: Driver | None = None,
     allow: Sequence[str] = (),
@@ -38,7 +38,7 @@ def train_worker(
 
     The arguments are those of `train`.
     """
-    place = run_place(config)
+    place = storage_of_run(config)
     config = world.from_first(fix_soma_timestamp(config, place) if world.rank == 0 else config)
     data = open_from(config.data)
     record = {"rank": world.rank, "world_size": world.size, "pid": os.getpid(), "host": socket.gethostname()}
@@ -50,19 +50,19 @@ def train_worker(
         folder=place,
         on_metrics=on_metrics,
         driver=driver,
-        asks=asks,
+        requests=requests,
         allow=allow,
         fresh=fresh,
     )
     world.wait()
 
 
-def run_place(config: RunConfig) -> Place:
+def storage_of_run(config: RunConfig) -> RunStorage:
     """Open the folder of a run, which need not exist."""
-    return open_place(config.run, storage_options=config.storage_options)
+    return open_run_storage(config.run, storage_options=config.storage_options)
 
 
-def fix_soma_timestamp(config: RunConfig, place: Place) -> RunConfig:
+def fix_soma_timestamp(config: RunConfig, place: RunStorage) -> RunConfig:
     """Fix the moment as of which SOMA is read, for all workers and for every later start of the run."""
     uris = [config.data.uri] if isinstance(config.data.uri, str) else config.data.uri
     soma = config.data.soma or (SomaConfig() if any(is_soma(Path(uri).expanduser()) for uri in uris) else None)
@@ -74,7 +74,7 @@ def fix_soma_timestamp(config: RunConfig, place: Place) -> RunConfig:
     return config.model_copy(update={"data": config.data.model_copy(update={"soma": soma})})
 
 
-def run_config(run: Place, overrides: Sequence[str] = ()) -> RunConfig:
+def run_config(run: RunStorage, overrides: Sequence[str] = ()) -> RunConfig:
     """Read the resolved configuration of the run in the folder `run`.
 
     Raises

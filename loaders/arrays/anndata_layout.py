@@ -133,7 +133,7 @@ def check_free(path: Path, *, overwrite: bool) -> None:
         raise FileExistsError(f"{path} is no Zarr folder and is not replaced: choose another path")
 
 
-def put_in_place(folder: Path, path: Path) -> None:
+def replace_folder(folder: Path, path: Path) -> None:
     """Move the finished `folder` to `path` and remove what lay there; done again after a kill, it goes on."""
     old = path.with_name(f"{path.name}.replaced")
     if folder.exists():

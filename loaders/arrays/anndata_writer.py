@@ -23,7 +23,7 @@ from dist_scvi.loaders.arrays.anndata_layout import (
     new_categorical,
     new_root,
     new_strings,
-    put_in_place,
+    replace_folder,
 )
 from dist_scvi.loaders.arrays.csr_rows import CsrRows
 
@@ -149,7 +149,7 @@ class AnnDataZarrWriter:
         shape = [self.n_cells, self._n_genes]
         self._x.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": shape})
         finish_table(self._obs, list(self._columns))
-        put_in_place(self._folder, self.path)
+        replace_folder(self._folder, self.path)
 
     def abandon(self) -> None:
         """Remove what was written."""

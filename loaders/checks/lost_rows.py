@@ -59,7 +59,9 @@ def without(start: int, stop: int, spans: Iterable[tuple[int, int]]) -> list[tup
     return [*left, (start, stop)] if start < stop else left
 
 
-def narrow(read: Read, start: int, stop: int, floor: int, probes: Iterator[int]) -> Iterator[tuple[int, int, str]]:
+def bisect_damage(
+    read: Read, start: int, stop: int, floor: int, probes: Iterator[int]
+) -> Iterator[tuple[int, int, str]]:
     """Find the parts of ``[start, stop)`` that cannot be read, and why, by halving; none shorter than `floor`.
 
     What can be read is read once by its largest part that can.
@@ -74,8 +76,8 @@ def narrow(read: Read, start: int, stop: int, floor: int, probes: Iterator[int])
         yield start, stop, why
         return
     middle = start + max(1, (stop - start) // 2 // floor) * floor
-    yield from narrow(read, start, middle, floor, probes)
-    yield from narrow(read, middle, stop, floor, probes)
+    yield from bisect_damage(read, start, middle, floor, probes)
+    yield from bisect_damage(read, middle, stop, floor, probes)
 
 
 def steps(length: int, step: int) -> Iterator[tuple[int, int]]:
@@ -85,5 +87,5 @@ def steps(length: int, step: int) -> Iterator[tuple[int, int]]:
 
 
 def budget() -> Iterator[int]:
-    """Give the reads that `narrow` may spend on one array."""
+    """Give the reads that `bisect_damage` may spend on one array."""
     return iter(range(_PROBES))

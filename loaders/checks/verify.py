@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dist_scvi.loaders.arrays.obs_columns import Categorical, DamagedError
 from dist_scvi.loaders.cell_store import CellStore
-from dist_scvi.loaders.checks.lost_rows import Losses, Lost, budget, narrow, steps
+from dist_scvi.loaders.checks.lost_rows import Losses, Lost, bisect_damage, budget, steps
 from dist_scvi.loaders.checks.scan_columns import open_column
 from dist_scvi.loaders.checks.scan_duplicates import Hashes, hash_names, n_parts
 from dist_scvi.loaders.checks.verify_zarr import ZarrParts, open_parts, packed_sums, verify_arrays, verify_zarr_obs
@@ -154,10 +154,10 @@ def _verify_counts(store: CellStore, parts: "ZarrParts | None", losses: Losses, 
     coarse, fine = budget(), budget()
     step = min(max(1, _READ_ENTRIES * store.n_cells // max(1, store.n_entries)), _PAGE_ROWS)
     for start, stop in steps(store.n_cells, step):
-        for low, high, why in narrow(read, start, stop, store.chunk_cells, coarse):
+        for low, high, why in bisect_damage(read, start, stop, store.chunk_cells, coarse):
             # What is damaged is whole chunks: few rows need to be read to know that all of so short a part are lost.
             lost = all(_is_damaged(store, row) for row in (low, (low + high) // 2, high - 1))
-            for found in [(low, high, why)] if lost else narrow(read, low, high, 1, fine):
+            for found in [(low, high, why)] if lost else bisect_damage(read, low, high, 1, fine):
                 array, _, told = found[2].partition(f" of {losses.uri} ")
                 losses.add(array if told else "counts", *found)
         if progress is not None:
@@ -187,7 +187,7 @@ def _verify_obs(store: CellStore, losses: Losses) -> None:
         stored = column.stored
         read = column.codes if isinstance(column, Categorical) else lambda low, high, stored=stored: stored[low:high]
         for start, stop in steps(store.n_cells, _PAGE_ROWS):
-            for torn in narrow(read, start, stop, _PAGE_ROWS, budget()):
+            for torn in bisect_damage(read, start, stop, _PAGE_ROWS, budget()):
                 losses.add(f"obs/{key}", *torn)
 
 
@@ -201,7 +201,7 @@ def _verify_names(store: CellStore, losses: Losses) -> None:
 
         for start, stop in steps(store.n_cells, _PAGE_ROWS):
             for low, high in losses.outside("obs names", start, stop):
-                for torn in narrow(read, low, high, _PAGE_ROWS, budget()):
+                for torn in bisect_damage(read, low, high, _PAGE_ROWS, budget()):
                     losses.add("obs names", *torn)
         copies = hashes.copies()
         for first, row in copies.pairs:

@@ -17,7 +17,7 @@ from dist_scvi.loaders.arrays.objects import LocalObjects
 from dist_scvi.loaders.arrays.obs_columns import read_range
 from dist_scvi.loaders.arrays.obs_table import attribute, index_of
 from dist_scvi.loaders.arrays.pack_manifest import MEMBER, Manifest, PackSums, packed_root, read_manifest, read_sums
-from dist_scvi.loaders.checks.lost_rows import Losses, budget, narrow, steps, without
+from dist_scvi.loaders.checks.lost_rows import Losses, bisect_damage, budget, steps, without
 
 _READ_ENTRIES = 1 << 22
 """Entries read at once."""
@@ -79,7 +79,7 @@ class ZarrParts:
         chunk, probes = int(array.chunks[0]), budget()
         for start, stop in steps(array.shape[0], max(chunk, _READ_ENTRIES // chunk * chunk)):
             for low, high in without(start, stop, [(low, high) for low, high, _ in lost]):
-                yield from narrow(read, low, high, chunk, probes)
+                yield from bisect_damage(read, low, high, chunk, probes)
 
     def may_lack(self, name: str) -> bool:
         """Whether anndata leaves out chunks of an array: those of obs columns in which all is 0."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from dist_scvi.loaders.arrays.obs_columns import Categorical, Numeric
 from dist_scvi.loaders.cell_store import CellStore
-from dist_scvi.loaders.order.seeded_split import LEFT_OUT, TEST, TRAIN, VALIDATION, Strata, shares_of
+from dist_scvi.loaders.order.seeded_split import LEFT_OUT, TEST, TRAIN, VALIDATION, SeededSplit, shares_of
 
 _PAGE_ROWS = 1 << 16
 _MASS_BITS = 20
@@ -160,7 +160,7 @@ def open_sampling(
         if holdout_key:
             splits = holdout_split(store.categorical(holdout_key), store.n_cells, *shares, seed=seed)
         else:
-            splits = Strata(store.n_cells, *shares, seed)
+            splits = SeededSplit(store.n_cells, *shares, seed)
     return make_sampling(
         splits,
         weight=store.numeric(weight_key) if weight_key else None,

@@ -6,12 +6,9 @@ and deals them out in minibatches. A global minibatch takes the same number of c
 serves the lanes r, r + W, ...: so what a step trains on does not depend on W, and any step is found from (epoch, step)
 alone.
 
-There are three kinds of line. That of `Strata` is found by division and knows no state. That of `MassLine`, for splits
-by a column and weights, knows one number for each block; under weights a row can come several times in a window. That
-of ``labelled.ListedLine`` is of few rows, one by one.
-
-Shape letters in this file
-    n   cells, as row numbers of the store
+The order of an epoch is of one of three kinds. `SeededSplit` finds a cell by division and keeps no state.
+`WeightedOrder`, for splits by a column and weights, keeps one number for each block; under weights a row can occur
+several times in a window. `ListedOrder` of ``labelled_stream`` lists a few rows one by one.
 """
 
 import math
@@ -23,8 +20,8 @@ from numpy.typing import NDArray
 
 from dist_scvi.loaders.order.column_sampling import Sampling
 from dist_scvi.loaders.order.keyed_hash import hash_rows
-from dist_scvi.loaders.order.seeded_split import TRAIN, VALIDATION, Strata, shares_of
-from dist_scvi.loaders.order.weighted_order import Line, MassLine
+from dist_scvi.loaders.order.seeded_split import TRAIN, VALIDATION, SeededSplit, shares_of
+from dist_scvi.loaders.order.weighted_order import EpochOrder, WeightedOrder
 
 Split = Literal["train", "validation", "test"]
 
@@ -65,13 +62,13 @@ class Plan:
     """Rows that the store decompresses together."""
     shuffled: bool = False
     """Whether the store holds its rows in a random order."""
-    line: Line | None = field(default=None, compare=False, repr=False)
+    line: EpochOrder | None = field(default=None, compare=False, repr=False)
     """Where the training cells lie, if a column decides."""
 
     @property
-    def strata(self) -> Strata:
+    def strata(self) -> SeededSplit:
         """The seeded split, which has a meaning where there is no `line`."""
-        return Strata(self.n_cells, self.train_size, self.validation_size, self.seed)
+        return SeededSplit(self.n_cells, self.train_size, self.validation_size, self.seed)
 
     @property
     def lane_cells(self) -> int:
@@ -125,8 +122,8 @@ class Plan:
         """Training cells that a block gives."""
         if self.line:
             return self.line.block_draws
-        stratum = self.strata.stratum_cells
-        return self.block_cells // stratum * self.strata.quota(TRAIN, stratum)
+        split_block = self.strata.stratum_cells
+        return self.block_cells // split_block * self.strata.quota(TRAIN, split_block)
 
     def split_cells(self, split: Split) -> int:
         """Cells of `split` in the whole store."""
@@ -210,24 +207,24 @@ def make_plan(
             f"train_size={train_size}, validation_size={validation_size}: give these to open_sampling instead"
         )
     train_size, validation_size = shares_of(train_size, validation_size)
-    strata = Strata(n_cells, train_size, validation_size, seed)
+    strata = SeededSplit(n_cells, train_size, validation_size, seed)
     n_train = (sampling or strata).split_cells(TRAIN)
     if n_train < 2 * lanes:
         raise ValueError(
             f"{n_train} training cells (of {n_cells}) do not give two to each of {lanes} lanes: lower train.lanes"
         )
-    stratum = 1 if sampling else strata.stratum_cells
-    if block_cells is not None and (block_cells < stratum or block_cells % stratum):
-        raise ValueError(f"block_cells={block_cells} must be a multiple of {stratum} for train_size={train_size}")
+    split_block = 1 if sampling else strata.stratum_cells
+    if block_cells is not None and (block_cells < split_block or block_cells % split_block):
+        raise ValueError(f"block_cells={block_cells} must be a multiple of {split_block} for train_size={train_size}")
     if window_cells is None:
         bytes_per_cell = n_entries / n_cells * (2 + (2 if n_genes <= 1 << 16 else 4)) + 40
         window_cells = int(memory_bytes / (_WINDOWS_HELD * bytes_per_cell))
     window_steps = min(max(1, window_cells // batch_size), count_steps(n_train, lanes, batch_size // lanes))
     if block_cells is None:
         # by a column a block can be of training cells alone
-        stratum_train = stratum if sampling else strata.quota(TRAIN, stratum)
+        stratum_train = split_block if sampling else strata.quota(TRAIN, split_block)
         n_strata = window_steps * batch_size // (_blocks_needed(batch_size, shuffled=shuffled) * stratum_train)
-        block_cells = _block_cells(n_strata * stratum, stratum, chunk_cells)
+        block_cells = _block_cells(n_strata * split_block, split_block, chunk_cells)
     return Plan(
         n_cells,
         batch_size,
@@ -240,7 +237,7 @@ def make_plan(
         seed,
         chunk_cells,
         shuffled,
-        MassLine(sampling, block_cells, seed) if sampling else None,
+        WeightedOrder(sampling, block_cells, seed) if sampling else None,
     )
 
 
@@ -336,14 +333,14 @@ def _blocks_needed(batch_size: int, *, shuffled: bool) -> int:
     return _BLOCKS_IF_SHUFFLED if shuffled else _BLOCKS_PER_CELL * batch_size
 
 
-def _block_cells(diverse: int, stratum: int, chunk_cells: int) -> int:
+def _block_cells(diverse: int, split_block: int, chunk_cells: int) -> int:
     """Choose the rows of a block, of which at most `diverse` make a window diverse.
 
     Where that is a small part of a chunk, a quarter of a chunk is taken, for which five times as many rows are read.
     """
     most = min(max(_LONG_BLOCK, _BLOCK_CHUNKS * chunk_cells), _BLOCK_CELLS[1])
     least = min(max(_BLOCK_CELLS[0], chunk_cells // 4), most)
-    return max(min(max(diverse, least), most) // stratum, 1) * stratum
+    return max(min(max(diverse, least), most) // split_block, 1) * split_block
 
 
 def _check_sizes(batch_size: int, lanes: int, micro_cells: int) -> None:

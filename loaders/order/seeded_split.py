@@ -20,7 +20,7 @@ _STRATUM_CELLS = (1, 20, 100, 1000)
 
 
 @dataclass(frozen=True, slots=True)
-class Strata:
+class SeededSplit:
     """The split of `n_cells` rows by shares and a seed; see `shares_of`."""
 
     n_cells: int

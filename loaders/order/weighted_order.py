@@ -25,7 +25,7 @@ _OFFSET_KEY = 5
 _SCAN_ROWS = 1 << 18
 
 
-class Line(Protocol):
+class EpochOrder(Protocol):
     """What is trained on in an epoch, in the order of the epoch, any part of which is found by itself."""
 
     @property
@@ -52,7 +52,7 @@ class Line(Protocol):
         """Give the rows of draws ``[low, high)`` of an epoch."""
 
 
-class MassLine:
+class WeightedOrder:
     """Blocks of rows and their masses.
 
     Parameters

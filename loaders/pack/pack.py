@@ -25,7 +25,7 @@ from dask.local import get_sync
 from dask.multiprocessing import RemoteException, get
 from numpy.typing import NDArray
 
-from dist_scvi.loaders.arrays.anndata_layout import check_free, put_in_place
+from dist_scvi.loaders.arrays.anndata_layout import check_free, replace_folder
 from dist_scvi.loaders.arrays.pack_manifest import Manifest, PackSource, read_manifest
 from dist_scvi.loaders.cell_store import CellStore
 from dist_scvi.loaders.pack.gather import (
@@ -169,7 +169,7 @@ def pack_store(
                 _pack(source, open_source, folder, budget, progress)
             for name in ("pieces", "done"):
                 shutil.rmtree(folder / name, ignore_errors=True)
-            put_in_place(folder / "store", path)
+            replace_folder(folder / "store", path)
             shutil.rmtree(folder)
     manifest = read_manifest(path)
     assert manifest is not None

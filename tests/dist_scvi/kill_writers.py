@@ -157,7 +157,7 @@ def _rows(out: Path, world: Any, tell: Any) -> None:
         return {"obsm/mean": qzm_nk.numpy(), "obs/spread": qzv_nk.numpy().sum(1)}
 
     zarr_output.write_rows(
-        model.select(), answers, out, question={"of": "test"}, world=world, chunk_cells=16, on_progress=tell
+        model.select(), answers, out, identity={"of": "test"}, world=world, chunk_cells=16, on_progress=tell
     )
 
 

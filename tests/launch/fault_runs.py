@@ -31,7 +31,7 @@ from scipy import sparse
 from dist_scvi.config.load import load_config
 from dist_scvi.launch.cli import main
 from dist_scvi.loaders import Plan
-from dist_scvi.storage.run_storage import LocalPlace
+from dist_scvi.storage.run_storage import LocalStorage
 from dist_scvi.training.metrics import read_metrics
 from dist_scvi.training.resolve import open_from, resolve
 from dist_scvi.training.run_folder import is_finished
@@ -198,8 +198,8 @@ class Toy:
         self.rows.mkdir(exist_ok=True)
 
     @property
-    def place(self) -> LocalPlace:
-        return LocalPlace(self.files)
+    def place(self) -> LocalStorage:
+        return LocalStorage(self.files)
 
     @property
     def model(self) -> bytes:
@@ -218,7 +218,7 @@ class Toy:
 
     def saved(self) -> list[int]:
         """Name the steps of the checkpoints that are there."""
-        return [int(name[5:]) for name in self.place.within("checkpoints").names() if name.startswith("step-")]
+        return [int(name[5:]) for name in self.place.subfolder("checkpoints").names() if name.startswith("step-")]
 
     def plan(self) -> Plan:
         config = load_config(self.config)

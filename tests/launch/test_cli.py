@@ -17,7 +17,7 @@ import yaml
 
 from dist_scvi.launch.cli import main
 from dist_scvi.storage.lease import Driver, claim
-from dist_scvi.storage.run_storage import LocalPlace
+from dist_scvi.storage.run_storage import LocalStorage
 from dist_scvi.training.metrics import read_metrics
 
 
@@ -81,7 +81,7 @@ def test_a_run_that_is_told_to_end_saves_says_start_again_and_goes_on(
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert run("train", short, f"run={whole}", "train.max_epochs=9") == 0
     command = [sys.executable, "-m", "dist_scvi.launch.cli", "train", str(short), "train.max_epochs=9"]
-    place = LocalPlace(short.parent / "run")
+    place = LocalStorage(short.parent / "run")
     for number in (signal.SIGTERM, signal.SIGUSR1):
         steps = len(read_metrics(place))
         process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
@@ -100,11 +100,11 @@ def test_a_run_that_is_told_to_end_saves_says_start_again_and_goes_on(
     models = [(folder / "model" / "weights.safetensors").read_bytes() for folder in (whole, place.path)]
     assert models[0] == models[1]
     steps = [(row["step"], row["kind"], row["elbo"]) for row in read_metrics(place)]
-    assert steps == [(row["step"], row["kind"], row["elbo"]) for row in read_metrics(LocalPlace(whole))]
+    assert steps == [(row["step"], row["kind"], row["elbo"]) for row in read_metrics(LocalStorage(whole))]
 
 
 def test_a_second_driver_is_refused_while_the_first_runs(short: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    lease = claim(LocalPlace(short.parent / "run"), Driver.this())
+    lease = claim(LocalStorage(short.parent / "run"), Driver.this())
     assert run("train", short) == 2
     assert "one run has one writer" in capsys.readouterr().err
     lease.release()
@@ -130,7 +130,7 @@ def test_what_may_differ_on_resume_must_be_named(short: Path, capsys: pytest.Cap
     assert "train.lr was 0.001, is 0.002; undo the change" in capsys.readouterr().err
     assert run(*further, "--dry-run") == 2
     assert run(*further, "--allow", "train.lr") == 0
-    rates = {row["lr"] for row in read_metrics(LocalPlace(folder)) if row["kind"] == "epoch"}
+    rates = {row["lr"] for row in read_metrics(LocalStorage(folder)) if row["kind"] == "epoch"}
     assert rates == {0.001, 0.002}
 
 

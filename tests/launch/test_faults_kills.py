@@ -13,7 +13,7 @@ import torch
 
 from dist_scvi.config.load import load_config
 from dist_scvi.storage.lease import Driver
-from dist_scvi.storage.run_storage import LocalPlace
+from dist_scvi.storage.run_storage import LocalStorage
 from dist_scvi.training.checkpoint import newest_checkpoint
 from dist_scvi.training.run_folder import RunFolder
 from dist_scvi.training.worker import train_worker
@@ -108,7 +108,7 @@ def test_a_run_killed_at_any_write_of_a_checkpoint_goes_on_as_if_it_had_not(
         train_worker(config, World(), driver=driver)
     assert len(left) > 20
     for folder in left:
-        newest = newest_checkpoint(LocalPlace(folder / "checkpoints"), mend=False)
+        newest = newest_checkpoint(LocalStorage(folder / "checkpoints"), mend=False)
         assert newest is not None
         assert newest.name in ("step-0000000008", "step-0000000010")
         train_worker(config.model_copy(update={"run": str(folder)}), World(), driver=driver)

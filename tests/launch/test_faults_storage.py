@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from dist_scvi.loaders.arrays import remote
-from dist_scvi.storage.run_storage import LocalPlace
+from dist_scvi.storage.run_storage import LocalStorage
 from dist_scvi.training import run_folder
 from dist_scvi.training.metrics import MetricsLog
 from tests.launch.fault_runs import (
@@ -61,7 +61,7 @@ class TestDisk:
         assert_undisturbed(toy, undisturbed(1))
 
     def test_full_metrics_are_named(self, tmp_path: Path) -> None:
-        log = MetricsLog(LocalPlace(tmp_path), step=0)
+        log = MetricsLog(LocalStorage(tmp_path), step=0)
         (tmp_path / "metrics.jsonl").unlink()
         (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
         with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}/metrics.jsonl'"):

@@ -5,8 +5,8 @@ import json
 import time
 from pathlib import Path
 
-from dist_scvi.launch.follow_metrics import shown_progress
-from dist_scvi.storage.run_storage import LocalPlace
+from dist_scvi.launch.follow_metrics import show_progress
+from dist_scvi.storage.run_storage import LocalStorage
 from dist_scvi.training.metrics import METRICS, MetricsLog, Progress, Row
 
 
@@ -21,18 +21,18 @@ def shown(stream: io.StringIO) -> list[str]:
 
 
 def test_lines_written_before_are_not_shown_and_those_after_are_once(tmp_path: Path) -> None:
-    place, stream = LocalPlace(tmp_path), io.StringIO()
+    place, stream = LocalStorage(tmp_path), io.StringIO()
     log = MetricsLog(place, step=0)
     log.write(row(1))
-    with shown_progress(place, Progress(stream)):
+    with show_progress(place, Progress(stream)):
         log.write(row(2))
         log.write(row(2, "validation"))
     assert shown(stream) == ["step 2/9", "step 2/9"]
 
 
 def test_steps_done_again_after_a_restart_are_not_shown_again(tmp_path: Path) -> None:
-    place, stream = LocalPlace(tmp_path), io.StringIO()
-    with shown_progress(place, Progress(stream)):
+    place, stream = LocalStorage(tmp_path), io.StringIO()
+    with show_progress(place, Progress(stream)):
         log = MetricsLog(place, step=0)
         for step in (1, 2, 3):
             log.write(row(step))
@@ -46,9 +46,9 @@ def test_steps_done_again_after_a_restart_are_not_shown_again(tmp_path: Path) ->
 
 
 def test_a_line_that_is_still_being_written_is_left_for_later(tmp_path: Path) -> None:
-    path, place, stream = tmp_path / METRICS, LocalPlace(tmp_path), io.StringIO()
+    path, place, stream = tmp_path / METRICS, LocalStorage(tmp_path), io.StringIO()
     text = json.dumps(row(1)) + "\n"
-    with shown_progress(place, Progress(stream)):
+    with show_progress(place, Progress(stream)):
         path.write_text(text[:20])
         time.sleep(0.7)
         with path.open("a") as file:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dist_scvi.storage.lease import holder_of
-from dist_scvi.storage.run_storage import LocalPlace
+from dist_scvi.storage.run_storage import LocalStorage
 from dist_scvi.training.run_folder import is_finished
 from tests.launch.commands import DIST_SCVI, TORCHRUN, Command, last_step, same, started, told, until
 
@@ -37,7 +37,7 @@ def train(run_yaml: Path, tmp_path: Path):
 
 
 def saved_step(run: Path) -> int:
-    holder = holder_of(LocalPlace(run))
+    holder = holder_of(LocalStorage(run))
     return (holder and holder.saved_step) or 0
 
 
@@ -79,7 +79,7 @@ def test_what_supervises_the_workers_leaves_no_process_when_killed_and_the_run_g
     with train() as command:
         assert command.exit_code() == 0
         command.leaves_nothing()
-    assert is_finished(LocalPlace(run))
+    assert is_finished(LocalStorage(run))
     assert same(run, quiet)
 
 

@@ -25,10 +25,10 @@ from dist_scvi.config.schema import RunConfig
 from dist_scvi.errors import StoppedError
 from dist_scvi.launch.ray_train import _check_room, _end, _fit, run_on_ray
 from dist_scvi.loaders.arrays.objects import StorageError
-from dist_scvi.storage.run_storage import LocalPlace
+from dist_scvi.storage.run_storage import LocalStorage
 from dist_scvi.training.metrics import Row, read_metrics
 from dist_scvi.training.run_folder import CHECKPOINTS, is_finished
-from dist_scvi.training.save_requests import Asks
+from dist_scvi.training.save_requests import SaveRequests
 from dist_scvi.training.train import train
 from dist_scvi.training.worker import train_worker
 from dist_scvi.world import World
@@ -108,7 +108,7 @@ class Stops:
 
 
 @contextmanager
-def running(cluster: Cluster, task: Callable[[World, Asks], None], **options: Any) -> Iterator[None]:
+def running(cluster: Cluster, task: Callable[[World, SaveRequests], None], **options: Any) -> Iterator[None]:
     """Run on the cluster while the block does something to it; the end of the block waits for that of the run."""
     failed: list[BaseException] = []
 
@@ -128,7 +128,7 @@ def running(cluster: Cluster, task: Callable[[World, Asks], None], **options: An
         raise failed[0]
 
 
-def lose_and_find(config: RunConfig, stops: Stops, world: World, asks: Asks) -> None:
+def lose_and_find(config: RunConfig, stops: Stops, world: World, requests: SaveRequests) -> None:
     def look(row: Row) -> None:
         if row["kind"] == "train":
             stops.note(row, world)
@@ -137,7 +137,7 @@ def lose_and_find(config: RunConfig, stops: Stops, world: World, asks: Asks) -> 
             if world.size == 1 and row["step"] >= 60:
                 stops.here("alone")
 
-    train_worker(config, world, asks, on_metrics=look)
+    train_worker(config, world, requests, on_metrics=look)
 
 
 def test_a_run_goes_on_with_the_nodes_that_are_left_and_with_those_that_come_back(
@@ -164,7 +164,7 @@ def assert_as_one_worker(config: RunConfig, tmp_path: Path) -> None:
     np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
-def be_drained(config: RunConfig, stops: Stops, world: World, asks: Asks) -> None:
+def be_drained(config: RunConfig, stops: Stops, world: World, requests: SaveRequests) -> None:
     def look(row: Row) -> None:
         if row["kind"] == "train":
             stops.note(row, world)
@@ -172,7 +172,7 @@ def be_drained(config: RunConfig, stops: Stops, world: World, asks: Asks) -> Non
                 stops.here("told")
                 stops.here("lost") if stops.passed("saved") else time.sleep(0.2)
 
-    train_worker(config, world, asks, on_metrics=look)
+    train_worker(config, world, requests, on_metrics=look)
 
 
 def test_a_node_that_is_taken_away_with_notice_costs_nothing_and_is_no_failure(
@@ -218,7 +218,7 @@ def test_ray_still_has_what_tells_a_worker_that_a_node_will_go() -> None:
     assert [field.name for field in dataclasses.fields(PreemptionContext)] == ["preemption_info"]
 
 
-def record(folder: Path, world: World, asks: Asks) -> None:
+def record(folder: Path, world: World, requests: SaveRequests) -> None:
     (folder / f"{world.rank}").write_text(f"{world.size} {torch.get_num_threads()}")
 
 
@@ -239,7 +239,7 @@ def test_without_an_address_a_cluster_that_happens_to_run_is_left_alone(cluster:
     assert found.stdout.strip() not in ("", cluster.address)
 
 
-def refuse(error: Exception, world: World, asks: Asks) -> None:
+def refuse(error: Exception, world: World, requests: SaveRequests) -> None:
     if world.rank == 1:
         raise error
     world.wait()
@@ -284,7 +284,7 @@ def test_commands_use_a_running_cluster_and_leave_it_as_it_was(
             assert command.exit_code() == 0, command.said
         with started(tmp_path / "log", *DIST_SCVI, "minify", tmp_path / "run", *there) as command:
             assert command.exit_code() == 0, command.said
-        assert is_finished(LocalPlace(tmp_path / "run"))
+        assert is_finished(LocalStorage(tmp_path / "run"))
         assert (tmp_path / "run" / "atlas").is_dir()
         assert before & {process.pid for process in psutil.Process().children(recursive=True)}
         with started(

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from dist_scvi.storage.run_storage import LocalPlace
+from dist_scvi.storage.run_storage import LocalStorage
 from dist_scvi.training.run_folder import is_finished
 from tests.launch.commands import DIST_SCVI, RAY, TORCHRUN, Command, last_step, same, started, until
 
@@ -115,5 +115,5 @@ def test_ray_joins_two_hosts_for_those_who_have_the_token(
         with started(tmp_path / "stranger", *train, **(known | {"RAY_AUTH_TOKEN": uuid.uuid4().hex})) as command:
             assert command.exit_code() not in (0, 75), command.said
         assert not any(node.ended for node in nodes)
-    assert is_finished(LocalPlace(tmp_path / "run"))
+    assert is_finished(LocalStorage(tmp_path / "run"))
     assert same(tmp_path / "run", local)

@@ -15,11 +15,11 @@ from scipy import sparse
 from dist_scvi.loaders import CellData, Plan, make_plan, open_data
 from dist_scvi.loaders import labelled_stream as labelled
 from dist_scvi.loaders.arrays.obs_columns import Categorical
-from dist_scvi.loaders.labelled_stream import LabelledSplit, LabelSample, ListedLine, labelled_plan, labelled_stream
+from dist_scvi.loaders.labelled_stream import LabelledSplit, LabelSample, ListedOrder, labelled_plan, labelled_stream
 from dist_scvi.loaders.minibatch import MiniBatch
 from dist_scvi.loaders.order.column_sampling import open_sampling
 from dist_scvi.loaders.order.plan import minibatch_rows
-from dist_scvi.loaders.order.weighted_order import MassLine
+from dist_scvi.loaders.order.weighted_order import WeightedOrder
 from dist_scvi.loaders.stream import train_stream
 
 NAMES = ("?", "alpha", "beta", "gamma")
@@ -376,10 +376,10 @@ def test_a_draw_reads_the_labels_of_the_pages_of_its_cells_alone() -> None:
 def test_many_labelled_cells_are_read_block_by_block_and_few_are_listed() -> None:
     data = some_cells(3000, 0.9)
     plan = plan_of(data)
-    assert isinstance(labelled_plan(data, plan, window_cells=320).line, MassLine)
-    assert isinstance(labelled_plan(data, plan, window_cells=320, n_samples_per_label=3000).line, MassLine)
-    assert isinstance(labelled_plan(data, plan, window_cells=320, n_samples_per_label=300).line, ListedLine)
-    assert isinstance(labelled_plan(data, plan).line, ListedLine)
+    assert isinstance(labelled_plan(data, plan, window_cells=320).line, WeightedOrder)
+    assert isinstance(labelled_plan(data, plan, window_cells=320, n_samples_per_label=3000).line, WeightedOrder)
+    assert isinstance(labelled_plan(data, plan, window_cells=320, n_samples_per_label=300).line, ListedOrder)
+    assert isinstance(labelled_plan(data, plan).line, ListedOrder)
 
 
 def test_the_digest_tells_other_labels_and_other_numbers_of_them() -> None:

@@ -19,7 +19,7 @@ from scipy import sparse
 from dist_scvi.loaders import CellData, Plan, make_plan, open_data
 from dist_scvi.loaders.minibatch import MiniBatch
 from dist_scvi.loaders.order.plan import minibatch_rows
-from dist_scvi.loaders.stream import ahead, lane_stream, row_stream, rows_minibatch, split_stream, train_stream
+from dist_scvi.loaders.stream import lane_stream, prefetch, row_stream, rows_minibatch, split_stream, train_stream
 
 N_CELLS, N_GENES = 333, 11
 
@@ -210,12 +210,12 @@ def test_a_process_may_end_while_a_reader_is_at_work(when: str, tmp_path: Path) 
     script = tmp_path / "script.py"
     script.write_text(
         "import time\n"
-        "from dist_scvi.loaders.stream import ahead\n"
+        "from dist_scvi.loaders.stream import prefetch\n"
         "def items():\n"
         "    while True:\n"
         "        time.sleep(0.01)\n"
         "        yield sum(range(20_000))\n"
-        "stream = ahead(items(), 2, 5.0)\n" + ("next(stream)\n" if when != "at once" else "")
+        "stream = prefetch(items(), 2, 5.0)\n" + ("next(stream)\n" if when != "at once" else "")
     )
     ended = subprocess.run([sys.executable, script], timeout=60, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stderr) == (0, "")
@@ -242,7 +242,7 @@ def test_whoever_leaves_waits_for_the_read_that_is_under_way() -> None:
             done.append(number)
             yield number
 
-    items = ahead(slow(), 2, timeout_s=20)
+    items = prefetch(slow(), 2, timeout_s=20)
     assert next(items) == 0
     assert reading.wait(20)
     items.close()

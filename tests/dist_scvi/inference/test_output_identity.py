@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from dist_scvi.inference.output_identity import describe_cells, describe_model, digest, plain_text, probes
+from dist_scvi.inference.output_identity import cells_fingerprint, digest, model_fingerprint, probes, to_json
 from dist_scvi.loaders import CellData, open_data
 from dist_scvi.model import SCVI
 from dist_scvi.network.model_files import load_model, save_model
@@ -21,17 +21,17 @@ def opened(adata: ad.AnnData, **keys: object) -> CellData:
 def test_a_model_read_again_is_the_same_and_one_weight_makes_another(model: SCVI, tmp_path) -> None:
     save_model(tmp_path / "model", model.module, model.spec)
     again, spec = load_model(tmp_path / "model")
-    assert describe_model(again, spec) == describe_model(model.module, model.spec)
+    assert model_fingerprint(again, spec) == model_fingerprint(model.module, model.spec)
     other = copy.deepcopy(model.module)
     other.px_r.data[-1] += 1e-6
-    assert describe_model(other, model.spec) != describe_model(model.module, model.spec)
+    assert model_fingerprint(other, model.spec) != model_fingerprint(model.module, model.spec)
     renamed = model.spec.model_copy(update={"layer": "counts"})
-    assert describe_model(model.module, renamed) != describe_model(model.module, model.spec)
+    assert model_fingerprint(model.module, renamed) != model_fingerprint(model.module, model.spec)
 
 
 def test_cells_opened_again_are_the_same(adata: ad.AnnData, store) -> None:
-    assert describe_cells(opened(adata)) == describe_cells(opened(adata.copy()))
-    assert describe_cells(opened(store)) == describe_cells(opened(store))
+    assert cells_fingerprint(opened(adata)) == cells_fingerprint(opened(adata.copy()))
+    assert cells_fingerprint(opened(store)) == cells_fingerprint(opened(store))
 
 
 @pytest.mark.parametrize("change", ["count", "name", "gene", "value", "category", "key", "fewer"])
@@ -51,7 +51,7 @@ def test_other_cells_are_told_apart(adata: ad.AnnData, change: str) -> None:
         keys = {"batch_key": "site"}
     else:
         other = other[:-1].copy()
-    assert describe_cells(opened(other, **keys)) != describe_cells(opened(adata))
+    assert cells_fingerprint(opened(other, **keys)) != cells_fingerprint(opened(adata))
 
 
 def test_a_few_cells_are_looked_at_whatever_their_number() -> None:
@@ -69,7 +69,7 @@ def test_only_a_few_cells_are_read_of_many() -> None:
     data = open_data(ad.AnnData(sparse.csr_matrix((n_cells, 1), dtype=np.float32), obs=obs))
     read, store_read = [], data.store.read
     data.store.read = lambda start, stop: read.append(stop - start) or store_read(start, stop)
-    describe_cells(data)
+    cells_fingerprint(data)
     assert sum(read) == 8 * 64
 
 
@@ -79,5 +79,5 @@ def test_parts_are_not_confused_with_each_other() -> None:
 
 
 def test_numpy_values_are_plain_and_the_order_of_keys_is_none() -> None:
-    assert plain_text({"a": np.int64(3), "b": np.arange(2)}) == plain_text({"b": [0, 1], "a": 3})
-    assert plain_text({"genes": pd.Index(["x"])}) == plain_text({"genes": ("x",)})
+    assert to_json({"a": np.int64(3), "b": np.arange(2)}) == to_json({"b": [0, 1], "a": 3})
+    assert to_json({"genes": pd.Index(["x"])}) == to_json({"genes": ("x",)})

@@ -164,8 +164,8 @@ def test_what_another_version_left_unfinished_is_removed(tmp_path: Path) -> None
 
 def test_a_start_that_was_killed_before_it_began_is_begun_anew(whole: dict[str, bytes], tmp_path: Path) -> None:
     cut_off(tmp_path / "out", STARTS[2])
-    (question,) = (tmp_path / ".partial-out").glob("*/question.json")
-    question.unlink()
+    (identity,) = (tmp_path / ".partial-out").glob("*/question.json")
+    identity.unlink()
     assert write(tmp_path / "out") == STARTS
     assert files(tmp_path / "out") == whole
 

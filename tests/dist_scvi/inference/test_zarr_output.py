@@ -12,15 +12,15 @@ import zarr
 
 from dist_scvi.inference import zarr_output
 from dist_scvi.inference.cell_selection import Selection, select
-from dist_scvi.inference.output_identity import plain_text
+from dist_scvi.inference.output_identity import to_json
 from dist_scvi.inference.resumable_zarr import Shards
-from dist_scvi.inference.zarr_output import RowsProgress, answer_rows, check_count, chunk_cells_of
+from dist_scvi.inference.zarr_output import RowsProgress, check_count, chunk_cells_of, compute_or_write
 from dist_scvi.loaders import CellData
 from dist_scvi.model import SCVI
 from tests.dist_scvi.workers import together
 
 GENES = [f"g{gene}" for gene in range(6)]
-write_rows = partial(zarr_output.write_rows, question={"asked": "places"})
+write_rows = partial(zarr_output.write_rows, identity={"asked": "places"})
 
 
 def answers(minibatch: Any) -> dict[str, np.ndarray]:
@@ -179,11 +179,11 @@ def test_cells_in_another_order_are_refused(
 
 
 def test_the_answer_in_memory_is_in_the_order_asked_and_on_disk_the_same(data: CellData, tmp_path: Path) -> None:
-    found = answer_rows(select(data, [9, 2, 9]), answers, question={}, batch_size=2)
+    found = compute_or_write(select(data, [9, 2, 9]), answers, identity={}, batch_size=2)
     assert isinstance(found, list)
     np.testing.assert_array_equal(found[1], [[9, -9], [2, -2], [9, -9]])
-    group = answer_rows(
-        select(data, [2, 9]), answers, tmp_path / "out.zarr", question={}, var_names=GENES, batch_size=1
+    group = compute_or_write(
+        select(data, [2, 9]), answers, tmp_path / "out.zarr", identity={}, var_names=GENES, batch_size=1
     )
     assert isinstance(group, zarr.Group)
     np.testing.assert_array_equal(group["obsm/place"], [[2, -2], [9, -9]])
@@ -261,8 +261,8 @@ def test_each_argument_that_decides_an_answer_makes_it_another_question(
 
     asked: list[str] = []
 
-    def note(*_: Any, question: Any, **_options: Any) -> None:
-        asked.append(plain_text(question))
+    def note(*_: Any, identity: Any, **_options: Any) -> None:
+        asked.append(to_json(identity))
         raise AskedError
 
     def ask(arguments: Any) -> str:

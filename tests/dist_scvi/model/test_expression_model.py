@@ -104,8 +104,8 @@ QUESTIONS = {
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
-def test_answers_depend_neither_on_chunks_nor_workers_nor_company(model: ExpressionModel, question: str) -> None:
-    ask = QUESTIONS[question]
+def test_answers_depend_neither_on_chunks_nor_workers_nor_company(model: ExpressionModel, identity: str) -> None:
+    ask = QUESTIONS[identity]
     whole = ask(model)
     np.testing.assert_allclose(ask(model, batch_size=7), whole, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(ask(model, indices=ROWS, batch_size=2), whole[ROWS], rtol=1e-4, atol=1e-6)

@@ -108,9 +108,9 @@ def array_of(answer: Any) -> np.ndarray:
 @pytest.mark.parametrize("model_name", ["SCVI", "SCANVI"])
 @pytest.mark.parametrize("question", QUESTIONS)
 def test_an_answer_does_not_depend_on_chunks_workers_or_company(
-    adata: Any, tmp_path: Path, question: str, model_name: str
+    adata: Any, tmp_path: Path, identity: str, model_name: str
 ) -> None:
-    ask, options, place = QUESTIONS[question]
+    ask, options, place = QUESTIONS[identity]
     kind = {"model_name": model_name, "use_observed_lib_size": False, "batch_representation": "embedding"}
     model = made(adata, **kind)
     whole = array_of(ask(model, **options))
@@ -134,20 +134,20 @@ def test_an_answer_does_not_depend_on_chunks_workers_or_company(
 
 def test_noise_has_a_seed_in_every_question_that_draws(adata: Any) -> None:
     model = made(adata, use_observed_lib_size=False)
-    for question in ("draw", "elbo", "error", "marginal", "drawn library"):
-        ask, options, _ = QUESTIONS[question]
+    for identity in ("draw", "elbo", "error", "marginal", "drawn library"):
+        ask, options, _ = QUESTIONS[identity]
         first, same, other = (array_of(ask(model, indices=[5, 6], seed=seed, **options)) for seed in (0, 0, 1))
         np.testing.assert_array_equal(first, same)
         assert not np.isclose(first, other, rtol=1e-7).all()
 
 
 @pytest.mark.parametrize("question", ["elbo", "error", "marginal"])
-def test_the_mean_is_that_of_the_cells_asked_for(model: LatentModel, question: str) -> None:
-    ask, options, _ = QUESTIONS[question]
+def test_the_mean_is_that_of_the_cells_asked_for(model: LatentModel, identity: str) -> None:
+    ask, options, _ = QUESTIONS[identity]
     each = array_of(ask(model, indices=ROWS, **options))
     mean = ask(model, indices=ROWS, **(options | {"return_mean": True, "batch_size": 2}))
     np.testing.assert_allclose(array_of(mean), each.astype(float).mean(), rtol=1e-5)
-    assert isinstance(mean["reconstruction_loss"] if question == "error" else mean, float)
+    assert isinstance(mean["reconstruction_loss"] if identity == "error" else mean, float)
 
 
 def test_other_data_may_be_asked_about(model: LatentModel, adata: Any) -> None:

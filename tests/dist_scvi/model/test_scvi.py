@@ -12,7 +12,7 @@ import dist_scvi
 from dist_scvi.config.schema import ModelConfig
 from dist_scvi.loaders import open_data
 from dist_scvi.model import SCVI
-from dist_scvi.storage.run_storage import LocalPlace
+from dist_scvi.storage.run_storage import LocalStorage
 from dist_scvi.training.worker import run_config
 
 SMALL = {"n_hidden": 16, "n_latent": 4}
@@ -161,7 +161,7 @@ def test_the_record_of_a_run_names_its_columns(store: Path, tmp_path: Path) -> N
     keys = {"batch_key": "batch", "labels_key": "label"}
     covariates = {"categorical_covariate_keys": ["site"], "continuous_covariate_keys": ["age"]}
     SCVI(open_data(store, **keys, **covariates), **SMALL).train(1, run=tmp_path / "run", enable_progress_bar=False)
-    stored = run_config(LocalPlace(tmp_path / "run")).data
+    stored = run_config(LocalStorage(tmp_path / "run")).data
     assert (stored.uri, stored.batch_key, stored.labels_key) == (str(store), "batch", "label")
     assert (stored.categorical_covariate_keys, stored.continuous_covariate_keys) == (("site",), ("age",))
 

@@ -16,7 +16,7 @@ from dist_scvi.network.fit_data import fit_to_spec, open_for
 from dist_scvi.network.model_files import load_history, load_model, save_model
 from dist_scvi.network.model_spec import Covariate, ModelSpec, spec_of
 from dist_scvi.storage.atomic_files import read_folder, write_folder
-from dist_scvi.storage.run_storage import open_place
+from dist_scvi.storage.run_storage import open_run_storage
 from tests.loaders.object_server import ObjectServer
 
 
@@ -81,7 +81,7 @@ def test_a_model_is_saved_and_read_in_object_storage_as_on_a_disk(model: SCVI, t
     (tmp_path / "bucket").mkdir()
     with ObjectServer(tmp_path) as server:
         for uri in ("s3://bucket/model", str(tmp_path / "model")):
-            place = open_place(uri, storage_options=server.s3_options)
+            place = open_run_storage(uri, storage_options=server.s3_options)
             save_model(place, model.module, model.spec, history={"a": 1}, is_trained=False)
             module, spec = load_model(place)
             assert spec == model.spec

@@ -4,13 +4,13 @@ import threading
 
 import pytest
 
-from dist_scvi.storage.background_writer import Saver
+from dist_scvi.storage.background_writer import BackgroundWriter
 
 pytestmark = pytest.mark.timeout(60)
 
 
 def test_things_are_done_in_order_and_all_of_them_before_the_end() -> None:
-    saver, done = Saver(), []
+    saver, done = BackgroundWriter(), []
     for number in range(5):
         saver.do(lambda number=number: done.append(number))
     saver.wait()
@@ -21,7 +21,7 @@ def test_things_are_done_in_order_and_all_of_them_before_the_end() -> None:
 
 
 def test_who_asks_does_not_wait_for_the_first_but_for_a_third() -> None:
-    saver, go, third = Saver(), threading.Event(), threading.Event()
+    saver, go, third = BackgroundWriter(), threading.Event(), threading.Event()
     saver.do(lambda: go.wait(30))
     saver.do(lambda: None)
 
@@ -39,7 +39,7 @@ def test_who_asks_does_not_wait_for_the_first_but_for_a_third() -> None:
 
 
 def test_an_error_is_raised_to_whoever_asks_next_and_nothing_is_done_after_it() -> None:
-    saver, done = Saver(), []
+    saver, done = BackgroundWriter(), []
     saver.do(lambda: (_ for _ in ()).throw(OSError("no space")))
     with pytest.raises(OSError, match="no space"):
         saver.wait()

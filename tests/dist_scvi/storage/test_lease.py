@@ -12,8 +12,8 @@ import pytest
 
 from dist_scvi.errors import LostLeaseError
 from dist_scvi.storage import lease as lease_module
-from dist_scvi.storage.lease import Driver, Holder, claim, holder_of, refuse_if_held
-from dist_scvi.storage.run_storage import LocalPlace
+from dist_scvi.storage.lease import Driver, Holder, check_not_locked, claim, holder_of
+from dist_scvi.storage.run_storage import LocalStorage
 
 pytestmark = pytest.mark.timeout(60)
 ELSEWHERE = Driver("far-away", "another boot", 1, 0.0, "theirs")
@@ -26,11 +26,11 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> LocalPlace:
-    return LocalPlace(tmp_path / "run")
+def place(tmp_path: Path) -> LocalStorage:
+    return LocalStorage(tmp_path / "run")
 
 
-def held_by(place: LocalPlace, driver: Driver, **fields: object) -> Holder:
+def held_by(place: LocalStorage, driver: Driver, **fields: object) -> Holder:
     """Write the lease of another process."""
     holder = Holder(driver, 1, 1, "2026-01-01T00:00:00+00:00", "2026-01-01T00:00:00+00:00")
     holder = dataclasses.replace(holder, **fields)
@@ -58,14 +58,14 @@ def wait_for(condition: object, seconds: float = 20) -> bool:
     return False
 
 
-def test_a_process_that_runs_is_not_followed_and_one_that_ended_is_at_once(place: LocalPlace, ended: Driver) -> None:
+def test_a_process_that_runs_is_not_followed_and_one_that_ended_is_at_once(place: LocalStorage, ended: Driver) -> None:
     first = claim(place, Driver.this())
     with pytest.raises(ValueError, match=r"run is being written by process \d+ on .*: one run has one writer; wait"):
         claim(place, Driver.this())
     with pytest.raises(ValueError, match="one run has one writer"):
-        refuse_if_held(place)
+        check_not_locked(place)
     first.release()
-    refuse_if_held(place)
+    check_not_locked(place)
     held_by(place, ended, number=5)
     began = time.monotonic()
     second = claim(place, Driver.this())
@@ -75,7 +75,7 @@ def test_a_process_that_runs_is_not_followed_and_one_that_ended_is_at_once(place
 
 
 def test_workers_started_anew_by_the_same_driver_follow_each_other_and_the_one_before_writes_no_more(
-    place: LocalPlace,
+    place: LocalStorage,
 ) -> None:
     driver = Driver.this()
     first = claim(place, driver)
@@ -98,7 +98,9 @@ def test_a_process_number_given_again_is_not_taken_for_the_process_that_had_it()
     assert ELSEWHERE.is_dead() is None
 
 
-def test_one_on_another_host_is_followed_once_it_is_silent(place: LocalPlace, caplog: pytest.LogCaptureFixture) -> None:
+def test_one_on_another_host_is_followed_once_it_is_silent(
+    place: LocalStorage, caplog: pytest.LogCaptureFixture
+) -> None:
     held_by(place, ELSEWHERE, saved_step=70)
     began = time.monotonic()
     mine = claim(place, Driver.this())
@@ -108,7 +110,7 @@ def test_one_on_another_host_is_followed_once_it_is_silent(place: LocalPlace, ca
     mine.release()
 
 
-def test_one_on_another_host_that_gives_signs_of_life_is_not_followed(place: LocalPlace) -> None:
+def test_one_on_another_host_that_gives_signs_of_life_is_not_followed(place: LocalStorage) -> None:
     holder = held_by(place, ELSEWHERE)
     timer = threading.Timer(0.3, lambda: held_by(place, ELSEWHERE, beat=holder.beat + 1))
     timer.start()
@@ -117,7 +119,7 @@ def test_one_on_another_host_that_gives_signs_of_life_is_not_followed(place: Loc
     timer.join()
 
 
-def test_of_many_that_claim_at_once_one_gets_it(place: LocalPlace, ended: Driver) -> None:
+def test_of_many_that_claim_at_once_one_gets_it(place: LocalStorage, ended: Driver) -> None:
     held_by(place, ended)
     barrier, got, refused = threading.Barrier(8), [], []
 
@@ -138,7 +140,7 @@ def test_of_many_that_claim_at_once_one_gets_it(place: LocalPlace, ended: Driver
     got[0].release()
 
 
-def test_it_is_renewed_and_tells_where_the_run_is(place: LocalPlace) -> None:
+def test_it_is_renewed_and_tells_where_the_run_is(place: LocalStorage) -> None:
     mine = claim(place, Driver.this(), workers=3)
     mine.tell(row={"step": 5, "kind": "train"})
     assert wait_for(lambda: (holder_of(place) or mine.holder).row == {"step": 5, "kind": "train"})
@@ -151,11 +153,11 @@ def test_it_is_renewed_and_tells_where_the_run_is(place: LocalPlace) -> None:
 
 
 def test_storage_that_fails_for_a_while_does_not_end_the_lease(
-    place: LocalPlace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    place: LocalStorage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     mine = claim(place, Driver.this())
     with monkeypatch.context() as broken:
-        broken.setattr(LocalPlace, "write", _fail)
+        broken.setattr(LocalStorage, "write", _fail)
         assert wait_for(lambda: "could not be renewed: disk on fire" in caplog.text)
     beat = mine.holder.beat
     assert wait_for(lambda: (holder_of(place) or mine.holder).beat > beat)
@@ -166,15 +168,15 @@ def _fail(*_: object) -> None:
     raise OSError("disk on fire")
 
 
-def test_a_lease_that_makes_no_sense_is_named(place: LocalPlace) -> None:
+def test_a_lease_that_makes_no_sense_is_named(place: LocalStorage) -> None:
     place.write("lease/0000000003.json", b"{}")
     with pytest.raises(ValueError, match=r"lease/0000000003\.json is no lease .*: remove it if nobody writes the run"):
         claim(place, Driver.this())
 
 
-def test_there_is_none_before_the_first(place: LocalPlace) -> None:
+def test_there_is_none_before_the_first(place: LocalStorage) -> None:
     assert holder_of(place) is None
-    refuse_if_held(place)
+    check_not_locked(place)
     first = claim(place, Driver.this())
     assert first.holder.number == 1
     first.release()

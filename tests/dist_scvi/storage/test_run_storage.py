@@ -17,7 +17,7 @@ from dist_scvi.loaders.arrays import remote
 from dist_scvi.loaders.arrays.objects import StorageError
 from dist_scvi.loaders.arrays.remote import RemoteObjects
 from dist_scvi.storage.atomic_files import MANIFEST, DamagedFolderError, IncompleteFolderError
-from dist_scvi.storage.run_storage import LocalPlace, ObjectPlace, Place, open_place
+from dist_scvi.storage.run_storage import LocalStorage, ObjectStorage, RunStorage, open_run_storage
 from tests.loaders.object_server import ObjectServer
 
 OLD = {"weights.bin": bytes(range(48)), "spec.json": b'{"old": 1}', "gone.json": b""}
@@ -32,17 +32,17 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectSe
         yield server
 
 
-def opened(kind: str, server: ObjectServer) -> Place:
+def opened(kind: str, server: ObjectServer) -> RunStorage:
     uri = str(server.root / "disk" / "run") if kind == "disk" else f"{kind}://bucket/some/run"
-    return open_place(uri, storage_options={"s3": server.s3_options, "gs": server.gs_options}.get(kind))
+    return open_run_storage(uri, storage_options={"s3": server.s3_options, "gs": server.gs_options}.get(kind))
 
 
 @pytest.fixture(params=["disk", "s3", "gs"])
-def place(request: pytest.FixtureRequest, server: ObjectServer) -> Place:
+def place(request: pytest.FixtureRequest, server: ObjectServer) -> RunStorage:
     return opened(request.param, server)
 
 
-def names_below(place: Place, name: str = "") -> set[str]:
+def names_below(place: RunStorage, name: str = "") -> set[str]:
     """Name all files, however deep."""
     inside = place.names(name)
     return (
@@ -54,7 +54,7 @@ def names_below(place: Place, name: str = "") -> set[str]:
 
 class TestAnyPlace:
     @pytest.mark.parametrize("content", [b"", b"x", bytes(range(256)) * 12_000], ids=["none", "one", "3 MB"])
-    def test_what_is_written_is_read_and_replaced(self, place: Place, content: bytes) -> None:
+    def test_what_is_written_is_read_and_replaced(self, place: RunStorage, content: bytes) -> None:
         place.write("deep/er/file.json", content)
         assert place.read("deep/er/file.json") == content
         place.write("deep/er/file.json", b"other")
@@ -62,33 +62,33 @@ class TestAnyPlace:
         assert names_below(place) == {"deep/er/file.json"}
 
     @pytest.mark.parametrize("name", ["file", "no/file", "there/file"])
-    def test_an_absent_file_is_refused_by_name(self, place: Place, name: str) -> None:
+    def test_an_absent_file_is_refused_by_name(self, place: RunStorage, name: str) -> None:
         place.write("there", b"")
         with pytest.raises(FileNotFoundError, match=f"^{re.escape(place.uri)}/{name} does not exist$"):
             place.read(name)
 
-    def test_only_the_first_creates_a_file(self, place: Place) -> None:
+    def test_only_the_first_creates_a_file(self, place: RunStorage) -> None:
         assert place.create("deep/lease", b"first")
         assert not place.create("deep/lease", b"second")
         assert not place.create("deep/lease", b"first")
         assert place.read("deep/lease") == b"first"
         assert names_below(place) == {"deep/lease"}
 
-    def test_of_many_threads_that_create_a_file_one_does(self, place: Place) -> None:
+    def test_of_many_threads_that_create_a_file_one_does(self, place: RunStorage) -> None:
         with ThreadPoolExecutor(8) as threads:
             for turn in range(5):
                 made = list(threads.map(place.create, [f"lease-{turn}"] * 8, [b"%d" % who for who in range(8)]))
                 assert sum(made) == 1
                 assert place.read(f"lease-{turn}") == b"%d" % made.index(True)
 
-    def test_names_are_those_right_below_in_order(self, place: Place) -> None:
+    def test_names_are_those_right_below_in_order(self, place: RunStorage) -> None:
         for name in ("b", "a/x/deep", "a/y", "a b+%&<.json", "c/z", "aa"):
             place.write(name, b"")
         assert place.names() == ["a", "a b+%&<.json", "aa", "b", "c"]
         assert place.names("a") == ["x", "y"]
-        assert place.names("none") == place.names("b") == place.within("none").names() == []
+        assert place.names("none") == place.names("b") == place.subfolder("none").names() == []
 
-    def test_what_is_removed_is_gone_and_nothing_else(self, place: Place) -> None:
+    def test_what_is_removed_is_gone_and_nothing_else(self, place: RunStorage) -> None:
         for name in ("ck/one", "ck/deep/two", "ck2/one", "ck.json", "file"):
             place.write(name, b"")
         place.remove("ck")
@@ -99,18 +99,18 @@ class TestAnyPlace:
         place.remove("")
         assert place.names() == []
 
-    def test_a_folder_reads_back(self, place: Place) -> None:
+    def test_a_folder_reads_back(self, place: RunStorage) -> None:
         place.write_folder("deep/model", OLD)
         assert place.read_folder("deep/model") == OLD
         assert place.names("deep") == ["model"]
 
-    def test_a_folder_is_replaced_as_a_whole(self, place: Place) -> None:
+    def test_a_folder_is_replaced_as_a_whole(self, place: RunStorage) -> None:
         place.write_folder("model", OLD)
         place.write_folder("model", NEW)
         assert place.read_folder("model") == NEW
         assert names_below(place) == {f"model/{name}" for name in (*NEW, MANIFEST)}
 
-    def test_a_renamed_folder_takes_the_place_of_another(self, place: Place) -> None:
+    def test_a_renamed_folder_takes_the_place_of_another(self, place: RunStorage) -> None:
         place.write_folder("new", NEW)
         place.write_folder("deep/old", OLD)
         for _ in range(2):
@@ -120,7 +120,7 @@ class TestAnyPlace:
             place.rename("deep/old", "new")
             place.write_folder("deep/old", OLD)
 
-    def test_an_incomplete_folder_may_be_renamed_and_an_absent_one_not(self, place: Place) -> None:
+    def test_an_incomplete_folder_may_be_renamed_and_an_absent_one_not(self, place: RunStorage) -> None:
         place.write("half/file", b"x")
         place.rename("half", "aside")
         assert names_below(place) == {"aside/file"}
@@ -128,15 +128,15 @@ class TestAnyPlace:
             place.rename("half", "aside")
         assert names_below(place) == {"aside/file"}
 
-    def test_a_place_within_is_the_folder_of_that_name(self, place: Place) -> None:
-        inside = place.within("deep/model")
+    def test_a_place_within_is_the_folder_of_that_name(self, place: RunStorage) -> None:
+        inside = place.subfolder("deep/model")
         inside.write_folder("", OLD)
         assert inside.uri == f"{place.uri}/deep/model"
         assert inside.read_folder("") == place.read_folder("deep/model") == OLD
-        place.within("deep").remove("model")
+        place.subfolder("deep").remove("model")
         assert inside.names() == []
 
-    def test_an_absent_folder_is_told_from_an_incomplete_one(self, place: Place) -> None:
+    def test_an_absent_folder_is_told_from_an_incomplete_one(self, place: RunStorage) -> None:
         with pytest.raises(FileNotFoundError, match=f"^{re.escape(place.uri)}/model does not exist$"):
             place.read_folder("model")
         place.write_folder("model", OLD)
@@ -150,7 +150,7 @@ class TestAnyPlace:
         "content", [b"", b"short", OLD["weights.bin"][:-1] + b"\0", OLD["weights.bin"] + b"\0", None]
     )
     def test_a_changed_shorter_longer_or_missing_file_is_refused_by_name(
-        self, place: Place, content: bytes | None
+        self, place: RunStorage, content: bytes | None
     ) -> None:
         place.write_folder("model", OLD)
         if content is None:
@@ -164,7 +164,7 @@ class TestAnyPlace:
         assert not isinstance(refused.value, IncompleteFolderError)
 
     @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/b", "a\\b", "..", ".", "", "\0", "\ud800"])
-    def test_a_manifest_that_names_a_file_elsewhere_is_refused(self, place: Place, name: str) -> None:
+    def test_a_manifest_that_names_a_file_elsewhere_is_refused(self, place: RunStorage, name: str) -> None:
         place.write_folder("model", OLD)
         manifest = json.loads(place.read(f"model/{MANIFEST}"))
         manifest["files"][name] = {"bytes": 1, "sha256": "00"}
@@ -172,7 +172,7 @@ class TestAnyPlace:
         with pytest.raises(DamagedFolderError, match=r"names '.*': only plain file names are allowed"):
             place.read_folder("model")
 
-    def test_a_size_beyond_all_bounds_is_refused_before_anything_is_read(self, place: Place) -> None:
+    def test_a_size_beyond_all_bounds_is_refused_before_anything_is_read(self, place: RunStorage) -> None:
         place.write_folder("model", OLD)
         manifest = place.read(f"model/{MANIFEST}")
         for size in (1 << 60, 1 << 100, -1):
@@ -181,14 +181,14 @@ class TestAnyPlace:
                 place.read_folder("model")
 
     @pytest.mark.parametrize("content", [b"[" * 100_000, b"x" * ((1 << 24) + 1)], ids=["deep", "long"])
-    def test_a_manifest_that_only_malice_writes_is_refused(self, place: Place, content: bytes) -> None:
+    def test_a_manifest_that_only_malice_writes_is_refused(self, place: RunStorage, content: bytes) -> None:
         place.write_folder("model", OLD)
         place.write(f"model/{MANIFEST}", content)
         with pytest.raises(DamagedFolderError, match=rf"model/{MANIFEST} (is none of ours|has 16777217 bytes)"):
             place.read_folder("model")
 
     @pytest.mark.parametrize("name", ["../x", "/x", "a//b", "a/", "a/../b", ".x", "a/.x", "."])
-    def test_names_that_lead_elsewhere_are_refused(self, place: Place, name: str) -> None:
+    def test_names_that_lead_elsewhere_are_refused(self, place: RunStorage, name: str) -> None:
         actions: list[Callable[[], object]] = [
             lambda: place.read(name),
             lambda: place.write(name, b""),
@@ -199,7 +199,7 @@ class TestAnyPlace:
             lambda: place.rename("x", name),
             lambda: place.write_folder(name, {}),
             lambda: place.read_folder(name),
-            lambda: place.within(name),
+            lambda: place.subfolder(name),
         ]
         for act in actions:
             with pytest.raises(ValueError, match=rf"^{re.escape(repr(name))} names nothing in a place: relative names"):
@@ -210,14 +210,14 @@ class TestOpenPlace:
     @pytest.mark.parametrize("uri", ["http://host/run", "https://host/run", "file:///run", "az://bucket/run"])
     def test_what_cannot_be_written_is_refused(self, uri: str) -> None:
         with pytest.raises(ValueError, match=rf"^{uri} cannot be written: a local path or a URL of s3, gs is needed"):
-            open_place(uri)
+            open_run_storage(uri)
 
     def test_an_open_place_is_given_back(self, tmp_path: Path) -> None:
-        place = open_place(tmp_path)
-        assert open_place(place) is place
+        place = open_run_storage(tmp_path)
+        assert open_run_storage(place) is place
 
     def test_a_bucket_itself_is_a_place(self, server: ObjectServer) -> None:
-        place = open_place("s3://bucket/", storage_options=server.s3_options)
+        place = open_run_storage("s3://bucket/", storage_options=server.s3_options)
         place.write_folder("", OLD)
         assert (place.uri, place.read_folder("")) == ("s3://bucket", OLD)
         place.remove("")
@@ -228,12 +228,12 @@ class TestOpenPlace:
 RACE = """
 import json, sys
 from multiprocessing import get_context
-from dist_scvi.storage.run_storage import open_place
+from dist_scvi.storage.run_storage import open_run_storage
 fork = get_context("fork")
 gate, told = fork.Barrier(8), fork.SimpleQueue()
 def create(who):
     for uri, options in json.loads(sys.argv[1]).items():
-        place = open_place(uri, storage_options=options)
+        place = open_run_storage(uri, storage_options=options)
         for turn in range(5):
             gate.wait(30)
             told.put((uri, turn, who, place.create(f"lease-{turn}", b"%d" % who)))
@@ -245,7 +245,7 @@ print(json.dumps([told.get() for _ in range(80)]))
 
 def test_of_many_processes_that_create_a_file_one_does(server: ObjectServer) -> None:
     places = {place.uri: place for place in (opened("disk", server), opened("s3", server))}
-    options = {uri: server.s3_options if isinstance(place, ObjectPlace) else None for uri, place in places.items()}
+    options = {uri: server.s3_options if isinstance(place, ObjectStorage) else None for uri, place in places.items()}
     script = [sys.executable, "-c", RACE, json.dumps(options)]
     told = json.loads(subprocess.run(script, check=True, timeout=100, capture_output=True).stdout)
     for uri, place in places.items():
@@ -259,7 +259,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from dist_scvi.storage.atomic_files import write_folder
-from dist_scvi.storage.run_storage import LocalPlace
+from dist_scvi.storage.run_storage import LocalStorage
 old = {"weights.bin": bytes(range(48)), "spec.json": b'{"old": 1}', "gone.json": b""}
 new = {"weights.bin": bytes(range(200, 148, -1)), "spec.json": b'{"new": 2}'}
 actions = {
@@ -281,7 +281,7 @@ os.fsync = lambda descriptor: boundary()
 sys.addaudithook(boundary)
 for name, act in actions.items():
     for turn in range(100):
-        place = LocalPlace(Path(sys.argv[1], name, str(turn)))
+        place = LocalStorage(Path(sys.argv[1], name, str(turn)))
         place.write("file", b"old")
         place.write_folder("model", old)
         place.write_folder("deep/other", new)
@@ -312,12 +312,12 @@ class TestLocalPlace:
         turns = sorted(int(path.name) for path in (killed / action).iterdir())
         assert least < len(turns) < 100
         for turn in turns:
-            place, last = LocalPlace(killed / action / str(turn)), turn == turns[-1]
+            place, last = LocalStorage(killed / action / str(turn)), turn == turns[-1]
             assert set(place.names()) <= {"file", "model", "deep"}
             assert set(place.names("deep")) <= {"other", "lease"}
             self.check_whole(action, place, done=last)
 
-    def check_whole(self, action: str, place: LocalPlace, *, done: bool) -> None:
+    def check_whole(self, action: str, place: LocalStorage, *, done: bool) -> None:
         file = place.read("file")
         model, other = folder_or_none(place, "model"), folder_or_none(place, "deep/other")
         made = place.read("deep/lease") if "lease" in place.names("deep") else None
@@ -335,7 +335,7 @@ class TestLocalPlace:
     def test_a_folder_that_stands_aside_after_a_crash_is_listed_replaced_renamed_and_removed(
         self, tmp_path: Path
     ) -> None:
-        place = LocalPlace(tmp_path)
+        place = LocalStorage(tmp_path)
 
         def crash() -> None:
             place.write_folder("model", OLD)
@@ -355,7 +355,7 @@ class TestLocalPlace:
         assert not list(tmp_path.glob(".*"))
 
     def test_what_was_replaced_does_not_come_back(self, tmp_path: Path) -> None:
-        place = LocalPlace(tmp_path)
+        place = LocalStorage(tmp_path)
         for leave in (lambda: place.remove("model"), lambda: place.rename("model", "other")):
             place.write_folder("model", NEW)
             place.write_folder("older", OLD)
@@ -369,7 +369,7 @@ class TestLocalPlace:
     def test_a_disk_that_fails_is_named_and_left_as_it_was(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, action: str
     ) -> None:
-        place = LocalPlace(tmp_path / "run")
+        place = LocalStorage(tmp_path / "run")
         place.write("file", b"old")
         place.write_folder("model", OLD)
 
@@ -393,7 +393,7 @@ class TestLocalPlace:
     def test_a_disk_that_cannot_be_read_does_not_count_as_damage(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
     ) -> None:
-        place = LocalPlace(tmp_path)
+        place = LocalStorage(tmp_path)
         place.write_folder("model", OLD)
 
         def fail(_: Path) -> bytes:
@@ -416,7 +416,7 @@ class TestLocalPlace:
             sync(descriptor)
 
         monkeypatch.setattr(os, "fsync", note)
-        LocalPlace(tmp_path / "run").write("file", b"x")
+        LocalStorage(tmp_path / "run").write("file", b"x")
         assert steps == [". False", "run/.partial-file False", "run True"]
 
     def test_a_link_whose_answer_is_lost_counts_as_made(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -427,11 +427,11 @@ class TestLocalPlace:
             link(source, target)  # as NFS asks again
 
         monkeypatch.setattr(os, "link", forgetful)
-        assert LocalPlace(tmp_path).create("lease", b"x")
-        assert not LocalPlace(tmp_path).create("lease", b"x")
+        assert LocalStorage(tmp_path).create("lease", b"x")
+        assert not LocalStorage(tmp_path).create("lease", b"x")
 
 
-def folder_or_none(place: Place, name: str) -> dict[str, bytes] | None:
+def folder_or_none(place: RunStorage, name: str) -> dict[str, bytes] | None:
     """Read a folder, which may be absent or incomplete, but not damaged."""
     try:
         return place.read_folder(name)
@@ -441,15 +441,15 @@ def folder_or_none(place: Place, name: str) -> dict[str, bytes] | None:
 
 class TestObjectPlace:
     @pytest.fixture
-    def hasty(self, server: ObjectServer) -> ObjectPlace:
+    def hasty(self, server: ObjectServer) -> ObjectStorage:
         """A place whose requests are tried once."""
         options = server.s3_options
-        return ObjectPlace(RemoteObjects("s3://bucket/run", storage_options=options, retries=0, timeout_s=5))
+        return ObjectStorage(RemoteObjects("s3://bucket/run", storage_options=options, retries=0, timeout_s=5))
 
     @pytest.mark.parametrize("last", [503, "cut"], ids=["undone", "done"])
     @pytest.mark.parametrize("action", ["new folder", "write_folder", "rename", "remove"])
     def test_killed_after_any_request_nothing_is_half_there(
-        self, hasty: ObjectPlace, server: ObjectServer, action: str, last: int | str
+        self, hasty: ObjectStorage, server: ObjectServer, action: str, last: int | str
     ) -> None:
         do: Callable[[], object] = {
             "new folder": lambda: hasty.write_folder("third", NEW),
@@ -475,14 +475,14 @@ class TestObjectPlace:
         assert done
         assert requests > 3
 
-    def check_whole(self, action: str, place: ObjectPlace) -> None:
+    def check_whole(self, action: str, place: ObjectStorage) -> None:
         third, model, other = (folder_or_none(place, name) for name in ("third", "model", "deep/other"))
         assert third is None or (third == NEW and action == "new folder")
         assert model in {"write_folder": (OLD, NEW, None), "new folder": (OLD,)}.get(action, (OLD, None))
         assert other in ((OLD, NEW, None) if action == "rename" else (NEW,))
         assert action != "rename" or OLD in (model, other)
 
-    def test_a_manifest_comes_last_and_goes_first(self, hasty: ObjectPlace, server: ObjectServer) -> None:
+    def test_a_manifest_comes_last_and_goes_first(self, hasty: ObjectStorage, server: ObjectServer) -> None:
         for asked in (lambda: hasty.write_folder("model", OLD), lambda: hasty.rename("model", "other")):
             server.inflict([])
             asked()
@@ -499,14 +499,14 @@ class TestObjectPlace:
         assert all(gone)
 
     def test_a_file_whose_creation_was_not_answered_is_known_as_ones_own(
-        self, place: Place, server: ObjectServer
+        self, place: RunStorage, server: ObjectServer
     ) -> None:
         server.inflict(["cut"])
         assert place.create("lease", b"mine")
         assert place.read("lease") == b"mine"
 
     def test_a_file_of_another_stays_that_of_the_other_when_an_answer_is_lost(
-        self, place: Place, server: ObjectServer
+        self, place: RunStorage, server: ObjectServer
     ) -> None:
         place.write("lease", b"theirs")
         server.inflict(["cut", 503])
@@ -514,7 +514,7 @@ class TestObjectPlace:
         assert place.read("lease") == b"theirs"
 
     def test_large_files_are_read_in_parts(
-        self, hasty: ObjectPlace, server: ObjectServer, monkeypatch: pytest.MonkeyPatch
+        self, hasty: ObjectStorage, server: ObjectServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("dist_scvi.storage.run_storage._PART_BYTES", 20)
         hasty.write_folder("model", OLD)
@@ -522,7 +522,7 @@ class TestObjectPlace:
         assert hasty.read_folder("model") == OLD
         assert server.requests.count(("GET", "/bucket/run/model/weights.bin")) == 3
 
-    def test_storage_that_fails_does_not_count_as_damage(self, hasty: ObjectPlace, server: ObjectServer) -> None:
+    def test_storage_that_fails_does_not_count_as_damage(self, hasty: ObjectStorage, server: ObjectServer) -> None:
         hasty.write_folder("model", OLD)
         for requests in range(100):
             server.inflict(chain(repeat(None, requests), [503]))

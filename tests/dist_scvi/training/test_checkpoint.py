@@ -15,7 +15,7 @@ from dist_scvi.config.load import parse_config
 from dist_scvi.config.schema import RunConfig
 from dist_scvi.loaders import CellData, open_data
 from dist_scvi.storage.atomic_files import read_folder, write_folder
-from dist_scvi.storage.run_storage import LocalPlace
+from dist_scvi.storage.run_storage import LocalStorage
 from dist_scvi.training.checkpoint import (
     Checkpoint,
     check_same_run,
@@ -49,11 +49,11 @@ def take_steps(module: nn.Module, optimizer: torch.optim.Optimizer, n_steps: int
 def save(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, step: int, keep: int = 2) -> None:
     config = config_of(train={"keep_checkpoints": keep}).model_dump(mode="json")
     state = {"epoch": step // 10, "step": step % 10, "config": config, "data": DATA}
-    write_checkpoint(LocalPlace(folder), step, checkpoint_files(module, optimizer, state), keep=keep)
+    write_checkpoint(LocalStorage(folder), step, checkpoint_files(module, optimizer, state), keep=keep)
 
 
 def newest(folder: Path) -> Checkpoint | None:
-    return newest_checkpoint(LocalPlace(folder))
+    return newest_checkpoint(LocalStorage(folder))
 
 
 def everything(module: nn.Module, optimizer: torch.optim.Optimizer) -> list[bytes]:
@@ -222,7 +222,7 @@ def test_when_the_learning_rate_depends_on_validations_these_may_not_change(save
     module, optimizer = network()
     config = config_of(train={"reduce_lr_on_plateau": True}).model_dump(mode="json")
     state = {"epoch": 2, "step": 0, "config": config, "data": DATA}
-    write_checkpoint(LocalPlace(saved), 20, checkpoint_files(module, optimizer, state), keep=1)
+    write_checkpoint(LocalStorage(saved), 20, checkpoint_files(module, optimizer, state), keep=1)
     checkpoint = newest(saved)
     assert checkpoint is not None
     check_same_run(checkpoint, config_of(train={"reduce_lr_on_plateau": True, "early_stopping": True}), DATA)
@@ -234,7 +234,7 @@ def test_what_else_is_kept_comes_back_as_it_was(tmp_path: Path) -> None:
     module, optimizer = network()
     kept = {"schedule": {"lr": 0.1 * 0.6, "best": None}, "epoch_sums": [1 / 3, 2e300]}
     state = {"epoch": 0, "step": 3, "config": config_of().model_dump(mode="json"), "data": DATA, **kept}
-    write_checkpoint(LocalPlace(tmp_path), 3, checkpoint_files(module, optimizer, state), keep=1)
+    write_checkpoint(LocalStorage(tmp_path), 3, checkpoint_files(module, optimizer, state), keep=1)
     checkpoint = newest(tmp_path)
     assert checkpoint is not None
     assert checkpoint.state["schedule"] == kept["schedule"]
@@ -297,7 +297,7 @@ def test_other_versions_of_packages_are_refused_unless_named(saved: Path) -> Non
 
 def test_who_does_not_write_the_run_sets_nothing_aside(saved: Path) -> None:
     (saved / "step-0000000012" / "state.json").unlink()
-    checkpoint = newest_checkpoint(LocalPlace(saved), mend=False)
+    checkpoint = newest_checkpoint(LocalStorage(saved), mend=False)
     assert checkpoint is not None
     assert checkpoint.name == "step-0000000007"
     assert (saved / "step-0000000012").exists()

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from dist_scvi.config.schema import RunConfig
-from dist_scvi.storage.run_storage import LocalPlace
+from dist_scvi.storage.run_storage import LocalStorage
 from dist_scvi.training.logger_services import MLflow, TensorBoard, WeightsAndBiases, values_of
 from dist_scvi.training.loggers import Logger, open_logger, read_identity
 from dist_scvi.training.metrics import Row
@@ -37,7 +37,7 @@ def config(tmp_path: Path, logger: str, **options: str) -> RunConfig:
 
 def restarted(config: RunConfig, starts: Sequence[tuple[int, int]]) -> None:
     """Train `starts` times: each begins with the first lines known, and tells the others up to an end."""
-    place = LocalPlace(Path(config.run))
+    place = LocalStorage(Path(config.run))
     for known, end in starts:
         rows = [row(*line) for line in LINES[:end]]
         logger = open_logger(config, place, rows[:known])
@@ -180,7 +180,7 @@ def client(store: str) -> Any:
 def test_mlflow_has_one_run_and_each_line_once_over_restarts(tmp_path: Path, store: str) -> None:
     settings = config(tmp_path, "mlflow", tracking_uri=store, experiment_name="atlas", name="first")
     restarted(settings, KILLS)
-    place, mlflow = LocalPlace(tmp_path / "run"), client(store)
+    place, mlflow = LocalStorage(tmp_path / "run"), client(store)
     (run,) = mlflow.search_runs([mlflow.get_experiment_by_name("atlas").experiment_id])
     assert read_identity(place, "mlflow") == {"run_id": run.info.run_id}
     assert (run.info.run_name, run.info.status) == ("first", "KILLED")
@@ -256,7 +256,7 @@ def history(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 def test_wandb_offline_has_one_run_and_each_line_once_over_restarts(tmp_path: Path, offline: None) -> None:
     restarted(config(tmp_path, "wandb", project="atlas", name="first"), KILLS)
-    identity = read_identity(LocalPlace(tmp_path / "run"), "wandb")
+    identity = read_identity(LocalStorage(tmp_path / "run"), "wandb")
     runs = [record.run for record in records(tmp_path / "run") if record.HasField("run")]
     told = [entry.value_json for run in runs for entry in run.config.update if entry.key == "model.n_latent"]
     assert identity is not None
@@ -268,7 +268,7 @@ def test_wandb_offline_has_one_run_and_each_line_once_over_restarts(tmp_path: Pa
 
 def test_wandb_offline_sends_again_what_a_kill_kept_from_the_disk(tmp_path: Path, offline: None) -> None:
     rows = [row(step) for step in range(2, 801, 2)]
-    settings, place = config(tmp_path, "wandb", dir=str(tmp_path / "there")), LocalPlace(tmp_path / "run")
+    settings, place = config(tmp_path, "wandb", dir=str(tmp_path / "there")), LocalStorage(tmp_path / "run")
     first = open_logger(settings, place, [])
     assert first is not None
     tell(first, rows)

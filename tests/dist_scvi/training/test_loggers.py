@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dist_scvi.config.schema import RunConfig
-from dist_scvi.storage.run_storage import LocalPlace
+from dist_scvi.storage.run_storage import LocalStorage
 from dist_scvi.training import loggers
 from dist_scvi.training.logger_services import Identity
 from dist_scvi.training.loggers import BackgroundLogger, open_logger, read_identity, write_identity
@@ -70,7 +70,7 @@ def service(monkeypatch: pytest.MonkeyPatch) -> Remembering:
 
 
 def test_without_the_key_there_is_no_logger(tmp_path: Path) -> None:
-    assert open_logger(config(tmp_path, None), LocalPlace(tmp_path), []) is None
+    assert open_logger(config(tmp_path, None), LocalStorage(tmp_path), []) is None
 
 
 def test_lines_arrive_in_order_and_close_waits_for_them(service: Remembering) -> None:
@@ -142,7 +142,7 @@ def test_a_service_that_never_answers_holds_up_neither_steps_nor_the_end(caplog:
 def test_parameters_are_sent_at_the_first_start_only_and_known_lines_at_all(
     tmp_path: Path, service: Remembering
 ) -> None:
-    place = LocalPlace(tmp_path / "run")
+    place = LocalStorage(tmp_path / "run")
     for known, told in ([], [row(2), row(4), row(6)]), ([row(2), row(4)], [row(6), row(8)]):
         logger = open_logger(config(tmp_path), place, known)
         assert logger is not None
@@ -157,7 +157,7 @@ def test_parameters_are_sent_at_the_first_start_only_and_known_lines_at_all(
 
 
 def test_a_logger_that_is_set_later_gets_all_that_was_before(tmp_path: Path, service: Remembering) -> None:
-    logger = open_logger(config(tmp_path), LocalPlace(tmp_path / "run"), [row(2), row(4)])
+    logger = open_logger(config(tmp_path), LocalStorage(tmp_path / "run"), [row(2), row(4)])
     assert logger is not None
     logger.log(row(6))
     logger.close()
@@ -171,14 +171,14 @@ def test_a_service_that_takes_no_new_run_is_refused_and_nothing_is_kept(
         raise ConnectionError("no route")
 
     monkeypatch.setattr(service, "begin", begin)
-    place = LocalPlace(tmp_path / "run")
+    place = LocalStorage(tmp_path / "run")
     with pytest.raises(ValueError, match="logger=tensorboard cannot be opened: no route"):
         open_logger(config(tmp_path), place, [])
     assert read_identity(place, "tensorboard") is None
 
 
 def test_names_in_several_services_are_kept_side_by_side(tmp_path: Path) -> None:
-    place = LocalPlace(tmp_path)
+    place = LocalStorage(tmp_path)
     write_identity(place, "mlflow", {"run_id": "a"})
     write_identity(place, "wandb", {"id": "b"})
     assert read_identity(place, "mlflow") == {"run_id": "a"}
@@ -190,7 +190,7 @@ def test_names_in_several_services_are_kept_side_by_side(tmp_path: Path) -> None
 def test_a_damaged_record_of_names_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "logger.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"logger\.json.*remove it"):
-        read_identity(LocalPlace(tmp_path), "mlflow")
+        read_identity(LocalStorage(tmp_path), "mlflow")
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_options_that_do_not_fit_are_refused_by_name(
 def test_tensorboard_needs_a_folder_on_a_disk_for_a_run_in_object_storage(tmp_path: Path) -> None:
     remote = config(tmp_path).model_copy(update={"run": "s3://bucket/run"})
     with pytest.raises(ValueError, match=r"s3://bucket/run is a URL.*logger_options\.dir"):
-        open_logger(remote, LocalPlace(tmp_path), [])
+        open_logger(remote, LocalStorage(tmp_path), [])
 
 
 @pytest.mark.parametrize("kind", PACKAGES)
@@ -227,7 +227,7 @@ def test_an_absent_package_is_refused_with_what_to_install(
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, PACKAGES[kind], None)
     with pytest.raises(ValueError, match=rf"pip install 'dist-scvi\[{kind}\]'"):
-        open_logger(config(tmp_path, kind), LocalPlace(tmp_path), [])
+        open_logger(config(tmp_path, kind), LocalStorage(tmp_path), [])
     assert not (tmp_path / "logger.json").exists()
 
 
@@ -235,7 +235,7 @@ def test_mlflow_without_a_server_is_refused(tmp_path: Path, monkeypatch: pytest.
     pytest.importorskip("mlflow")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(ValueError, match=r"logger_options\.tracking_uri or MLFLOW_TRACKING_URI"):
-        open_logger(config(tmp_path, "mlflow"), LocalPlace(tmp_path), [])
+        open_logger(config(tmp_path, "mlflow"), LocalStorage(tmp_path), [])
 
 
 def test_a_server_that_is_gone_at_a_restart_does_not_end_the_run(
@@ -243,7 +243,7 @@ def test_a_server_that_is_gone_at_a_restart_does_not_end_the_run(
 ) -> None:
     pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    place = LocalPlace(tmp_path / "run")
+    place = LocalStorage(tmp_path / "run")
     gone = config(tmp_path, "mlflow", tracking_uri="http://127.0.0.1:9")
     with pytest.raises(ValueError, match=r"logger=mlflow cannot be opened"):
         open_logger(gone, place, [])

@@ -10,7 +10,7 @@ import torch
 
 from dist_scvi.config.schema import ModelConfig
 from dist_scvi.network.vae import VAE
-from dist_scvi.storage.run_storage import LocalPlace
+from dist_scvi.storage.run_storage import LocalStorage
 from dist_scvi.training.metrics import METRICS, Meter, MetricsLog, Progress, Row, describe, history_of, read_metrics
 from dist_scvi.training.step import Step
 from dist_scvi.world import World
@@ -31,7 +31,7 @@ def row(step: int, kind: str = "train") -> Row:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     """The metrics of a run that came to step 6."""
-    log = MetricsLog(LocalPlace(tmp_path), step=0)
+    log = MetricsLog(LocalStorage(tmp_path), step=0)
     for step in (2, 4, 6):
         log.write(row(step))
     return tmp_path / METRICS
@@ -48,7 +48,7 @@ def test_without_a_path_rows_are_kept_in_memory() -> None:
 
 
 def test_a_resumed_run_drops_the_steps_it_does_again_and_keeps_the_others(path: Path) -> None:
-    log = MetricsLog(LocalPlace(path.parent), step=4)
+    log = MetricsLog(LocalStorage(path.parent), step=4)
     assert log.rows == [row(2), row(4)]
     log.write(row(5))
     assert read_metrics(path.parent) == log.rows == [row(2), row(4), row(5)]
@@ -59,7 +59,7 @@ def test_a_resumed_run_drops_the_steps_it_does_again_and_keeps_the_others(path: 
 def test_a_line_cut_off_by_a_kill_is_left_out(path: Path, cut: int) -> None:
     path.write_text(path.read_text().rstrip("\n")[:-cut])
     assert read_metrics(path.parent) == [row(2), row(4)]
-    MetricsLog(LocalPlace(path.parent), step=6).write(row(6))
+    MetricsLog(LocalStorage(path.parent), step=6).write(row(6))
     assert read_metrics(path.parent) == [row(2), row(4), row(6)]
 
 

@@ -13,11 +13,11 @@ from dist_scvi.errors import LostLeaseError
 from dist_scvi.model import SCVI
 from dist_scvi.network.model_files import load_history, load_model
 from dist_scvi.storage.lease import Driver, claim, holder_of
-from dist_scvi.storage.run_storage import LocalPlace
+from dist_scvi.storage.run_storage import LocalStorage
 from dist_scvi.training import run_folder
 from dist_scvi.training.checkpoint import checkpoint_files
 from dist_scvi.training.metrics import read_metrics
-from dist_scvi.training.run_folder import RunFolder, held, is_finished, refuse_foreign, result_of
+from dist_scvi.training.run_folder import RunFolder, check_folder_is_free, is_finished, open_run_for_writing, result_of
 from dist_scvi.world import World
 
 pytestmark = pytest.mark.timeout(60)
@@ -25,8 +25,8 @@ CONFIG = RunConfig(data=DataConfig(uri="/cells.zarr"))
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> LocalPlace:
-    return LocalPlace(tmp_path / "run")
+def place(tmp_path: Path) -> LocalStorage:
+    return LocalStorage(tmp_path / "run")
 
 
 def row(step: int, kind: str = "train") -> dict[str, object]:
@@ -40,8 +40,8 @@ def files(step: int) -> dict[str, bytes]:
     return checkpoint_files(module, torch.optim.Adam(module.parameters()), state)
 
 
-def saved_at(place: LocalPlace, *steps: int) -> None:
-    with held(place, World()) as (writer, _):
+def saved_at(place: LocalStorage, *steps: int) -> None:
+    with open_run_for_writing(place, World()) as (writer, _):
         assert writer is not None
         writer.begin(CONFIG, 0, ended=False)
         for step in steps:
@@ -49,12 +49,12 @@ def saved_at(place: LocalPlace, *steps: int) -> None:
             writer.save(step, files(step), keep=5)
 
 
-def test_a_run_goes_on_where_it_was_saved_and_others_may_write_it_afterwards(place: LocalPlace) -> None:
+def test_a_run_goes_on_where_it_was_saved_and_others_may_write_it_afterwards(place: LocalStorage) -> None:
     saved_at(place, 3, 6)
-    with held(place, World()) as (writer, checkpoint):
+    with open_run_for_writing(place, World()) as (writer, checkpoint):
         assert checkpoint is not None
         assert (checkpoint.name, checkpoint.state["step"]) == ("step-0000000006", 6)
-        with pytest.raises(ValueError, match="one run has one writer"), held(place, World()):
+        with pytest.raises(ValueError, match="one run has one writer"), open_run_for_writing(place, World()):
             pass
         assert writer is not None
         assert writer.begin(CONFIG, 3, ended=False).rows == [row(3)]
@@ -63,26 +63,29 @@ def test_a_run_goes_on_where_it_was_saved_and_others_may_write_it_afterwards(pla
     assert (holder.released, holder.saved_step, holder.number) == (True, 6, 2)
 
 
-def test_checkpoints_that_are_gone_are_missed_unless_a_fresh_start_is_allowed(place: LocalPlace) -> None:
+def test_checkpoints_that_are_gone_are_missed_unless_a_fresh_start_is_allowed(place: LocalStorage) -> None:
     saved_at(place, 3)
     shutil.rmtree(place.path / "checkpoints")
     message = r"run was saved at step 3 and has no checkpoint now: restore checkpoints from a copy, .* --allow-fresh$"
-    with pytest.raises(ValueError, match=message), held(place, World()):
+    with pytest.raises(ValueError, match=message), open_run_for_writing(place, World()):
         pass
-    with held(place, World(), fresh=True) as (_, checkpoint):
+    with open_run_for_writing(place, World(), fresh=True) as (_, checkpoint):
         assert checkpoint is None
 
 
-def test_damaged_checkpoints_are_given_up_only_if_a_fresh_start_is_allowed(place: LocalPlace) -> None:
+def test_damaged_checkpoints_are_given_up_only_if_a_fresh_start_is_allowed(place: LocalStorage) -> None:
     saved_at(place, 3)
     (place.path / "checkpoints" / "step-0000000003" / "state.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"no checkpoint in .* verifies \(1 damaged\)"), held(place, World()):
+    with (
+        pytest.raises(ValueError, match=r"no checkpoint in .* verifies \(1 damaged\)"),
+        open_run_for_writing(place, World()),
+    ):
         pass
-    with held(place, World(), fresh=True) as (_, checkpoint):
+    with open_run_for_writing(place, World(), fresh=True) as (_, checkpoint):
         assert checkpoint is None
 
 
-def test_no_checkpoint_is_ahead_of_the_metrics(place: LocalPlace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_checkpoint_is_ahead_of_the_metrics(place: LocalStorage, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     monkeypatch.setattr(run_folder.MetricsLog, "sync", lambda _: order.append("metrics"))
     monkeypatch.setattr(run_folder, "write_checkpoint", lambda *_, **__: order.append("checkpoint"))
@@ -91,20 +94,20 @@ def test_no_checkpoint_is_ahead_of_the_metrics(place: LocalPlace, monkeypatch: p
 
 
 def test_a_save_that_fails_is_told_at_the_next_line_and_the_one_before_stands(
-    place: LocalPlace, monkeypatch: pytest.MonkeyPatch
+    place: LocalStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved_at(place, 3)
-    with held(place, World()) as (writer, _):
+    with open_run_for_writing(place, World()) as (writer, _):
         assert writer is not None
         writer.begin(CONFIG, 3, ended=False)
         with monkeypatch.context() as broken:
-            broken.setattr(LocalPlace, "write_folder", _full)
+            broken.setattr(LocalStorage, "write_folder", _full)
             writer.save(6, files(6), keep=1)
             with pytest.raises(OSError, match="No space left on device"):
                 writer.wait()
         with pytest.raises(OSError, match="No space left on device"):
             writer.tell(row(7))
-    with held(place, World()) as (_, checkpoint):
+    with open_run_for_writing(place, World()) as (_, checkpoint):
         assert checkpoint is not None
         assert checkpoint.state["step"] == 3
 
@@ -113,7 +116,7 @@ def _full(*_: object, **__: object) -> None:
     raise OSError(28, "No space left on device")
 
 
-def test_a_writer_that_was_taken_over_writes_no_checkpoint_and_no_model(place: LocalPlace, model: SCVI) -> None:
+def test_a_writer_that_was_taken_over_writes_no_checkpoint_and_no_model(place: LocalStorage, model: SCVI) -> None:
     driver = Driver.this()
     writer = RunFolder(place, claim(place, driver))
     writer.begin(CONFIG, 0, ended=False)
@@ -131,9 +134,9 @@ def test_a_writer_that_was_taken_over_writes_no_checkpoint_and_no_model(place: L
 
 
 def test_a_run_has_ended_when_its_record_and_its_model_belong_together_and_are_whole(
-    place: LocalPlace, model: SCVI
+    place: LocalStorage, model: SCVI
 ) -> None:
-    with held(place, World()) as (writer, _):
+    with open_run_for_writing(place, World()) as (writer, _):
         assert writer is not None
         writer.begin(CONFIG, 0, ended=False)
         writer.tell(row(4))
@@ -155,12 +158,12 @@ def test_a_run_has_ended_when_its_record_and_its_model_belong_together_and_are_w
     assert not is_finished(place)
 
 
-def test_a_run_that_goes_on_has_not_ended(place: LocalPlace, model: SCVI) -> None:
-    with held(place, World()) as (writer, _):
+def test_a_run_that_goes_on_has_not_ended(place: LocalStorage, model: SCVI) -> None:
+    with open_run_for_writing(place, World()) as (writer, _):
         assert writer is not None
         writer.begin(CONFIG, 0, ended=False)
         writer.finish(model.module, model.spec, epoch=1, step=4, ends="max_epochs")
-    with held(place, World()) as (writer, _):
+    with open_run_for_writing(place, World()) as (writer, _):
         assert writer is not None
         writer.begin(CONFIG, 0, ended=True)
         assert is_finished(place)
@@ -168,8 +171,8 @@ def test_a_run_that_goes_on_has_not_ended(place: LocalPlace, model: SCVI) -> Non
     assert not is_finished(place)
 
 
-def test_the_best_model_is_kept_with_the_one_before_it(place: LocalPlace, model: SCVI) -> None:
-    with held(place, World()) as (writer, _):
+def test_the_best_model_is_kept_with_the_one_before_it(place: LocalStorage, model: SCVI) -> None:
+    with open_run_for_writing(place, World()) as (writer, _):
         assert writer is not None
         writer.begin(CONFIG, 0, ended=False)
         for step in (2, 4, 6):
@@ -185,7 +188,7 @@ def test_the_best_model_is_kept_with_the_one_before_it(place: LocalPlace, model:
             writer.best(2)
 
 
-def test_metrics_are_told_to_who_looks_from_outside(place: LocalPlace) -> None:
+def test_metrics_are_told_to_who_looks_from_outside(place: LocalStorage) -> None:
     saved_at(place, 3)
     assert read_metrics(place) == [row(3)]
     holder = holder_of(place)
@@ -198,16 +201,16 @@ def test_a_store_an_atlas_a_model_and_another_run_are_no_folders_for_a_run(tmp_p
     for mark in ("zarr.json", ".zgroup", "__group", "ATLAS.json", "MANIFEST.json"):
         folder = tmp_path / f"holds {mark}"
         folder.mkdir()
-        refuse_foreign(folder)
+        check_folder_is_free(folder)
         (folder / mark).write_text("")
         with pytest.raises(ValueError, match=rf"is not free: it holds {re.escape(mark)} of a store"):
-            refuse_foreign(folder)
+            check_folder_is_free(folder)
         with pytest.raises(ValueError, match=r"lies in .*, which is not free"):
-            refuse_foreign(folder / "deep" / "run")
-    saved_at(LocalPlace(tmp_path / "run"), 3)
-    refuse_foreign(tmp_path / "run")
+            check_folder_is_free(folder / "deep" / "run")
+    saved_at(LocalStorage(tmp_path / "run"), 3)
+    check_folder_is_free(tmp_path / "run")
     with pytest.raises(ValueError, match=r"holds metrics\.jsonl"):
-        refuse_foreign(tmp_path / "run" / "checkpoints")
+        check_folder_is_free(tmp_path / "run" / "checkpoints")
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="is a file: a run needs a folder of its own"):
-        refuse_foreign(tmp_path / "file")
+        check_folder_is_free(tmp_path / "file")

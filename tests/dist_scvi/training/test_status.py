@@ -10,7 +10,7 @@ import pytest
 
 from dist_scvi.config.schema import DataConfig, RunConfig, TrainConfig
 from dist_scvi.storage.lease import Driver, Holder
-from dist_scvi.storage.run_storage import LocalPlace
+from dist_scvi.storage.run_storage import LocalStorage
 from dist_scvi.training.run_folder import is_finished
 from dist_scvi.training.status import format_status, status_of
 from dist_scvi.training.worker import train_worker
@@ -20,8 +20,8 @@ ELSEWHERE = Driver("far-away", "another boot", 1, 0.0)
 
 
 @pytest.fixture(scope="module")
-def finished(store: Path, tmp_path_factory: pytest.TempPathFactory) -> LocalPlace:
-    place = LocalPlace(tmp_path_factory.mktemp("runs") / "a")
+def finished(store: Path, tmp_path_factory: pytest.TempPathFactory) -> LocalStorage:
+    place = LocalStorage(tmp_path_factory.mktemp("runs") / "a")
     train = TrainConfig(max_epochs=2, batch_size=64, lanes=4)
     train_worker(RunConfig(run=str(place.path), data=DataConfig(uri=str(store)), train=train), World())
     return place
@@ -32,7 +32,7 @@ def holder(driver: Driver, silent_s: float = 0.0, **fields: object) -> Holder:
     return dataclasses.replace(Holder(driver, 7, 2, then, then, saved_step=10), **fields)
 
 
-def test_a_finished_run_says_so_and_how_it_went(finished: LocalPlace) -> None:
+def test_a_finished_run_says_so_and_how_it_went(finished: LocalStorage) -> None:
     status = status_of(finished)
     assert (status.state, status.step, status.steps, status.epoch, status.epochs) == ("finished", 12, 12, 2, 2)
     assert (status.saved_step, status.starts, status.workers, status.damaged_checkpoints) == (12, 1, 1, 0)
@@ -55,10 +55,10 @@ def test_a_finished_run_says_so_and_how_it_went(finished: LocalPlace) -> None:
     ],
 )
 def test_a_run_that_has_not_ended_is_told_by_its_lease(
-    finished: LocalPlace, tmp_path: Path, driver: Driver, silent_s: float, *, released: bool, state: str
+    finished: LocalStorage, tmp_path: Path, driver: Driver, silent_s: float, *, released: bool, state: str
 ) -> None:
     lease = holder(driver, silent_s, released=released)
-    place = LocalPlace(tmp_path)
+    place = LocalStorage(tmp_path)
     for name in ("config.yaml", "metrics.jsonl"):
         place.write(name, finished.read(name))
     row = {"step": 14, "epoch": 2, "steps_per_epoch": 6, "max_epochs": 3, "kind": "train", "elbo": 1.5}
@@ -73,7 +73,7 @@ def test_a_run_that_has_not_ended_is_told_by_its_lease(
 
 
 def test_a_run_that_has_only_just_begun_has_a_status(tmp_path: Path) -> None:
-    place = LocalPlace(tmp_path)
+    place = LocalStorage(tmp_path)
     place.write("lease/0000000001.json", json.dumps(dataclasses.asdict(holder(Driver.this()))).encode())
     status = status_of(place)
     assert (status.state, status.step, status.steps) == ("running", 0, None)
@@ -82,12 +82,14 @@ def test_a_run_that_has_only_just_begun_has_a_status(tmp_path: Path) -> None:
 
 def test_where_there_is_no_run_it_is_said(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="is no run: it has no config"):
-        status_of(LocalPlace(tmp_path / "nowhere"))
+        status_of(LocalStorage(tmp_path / "nowhere"))
 
 
 @pytest.mark.parametrize("lost", ["removed", "damaged"])
-def test_a_run_whose_checkpoints_are_lost_is_not_said_to_go_on(finished: LocalPlace, tmp_path: Path, lost: str) -> None:
-    place = LocalPlace(tmp_path)
+def test_a_run_whose_checkpoints_are_lost_is_not_said_to_go_on(
+    finished: LocalStorage, tmp_path: Path, lost: str
+) -> None:
+    place = LocalStorage(tmp_path)
     place.write("config.yaml", finished.read("config.yaml"))
     told = dataclasses.asdict(holder(Driver.this(), released=True))
     place.write("lease/0000000007.json", json.dumps(told).encode())
@@ -102,8 +104,8 @@ def test_a_run_whose_checkpoints_are_lost_is_not_said_to_go_on(finished: LocalPl
     assert "begin anew with --allow-fresh" in format_status(status)
 
 
-def test_what_was_saved_after_the_last_line_counts_as_done(finished: LocalPlace, tmp_path: Path) -> None:
-    place = LocalPlace(tmp_path)
+def test_what_was_saved_after_the_last_line_counts_as_done(finished: LocalStorage, tmp_path: Path) -> None:
+    place = LocalStorage(tmp_path)
     for name in ("config.yaml", "metrics.jsonl"):
         place.write(name, finished.read(name))
     place.write_folder("checkpoints/step-0000000013", {"state.json": b""})
@@ -118,16 +120,16 @@ def test_what_was_saved_after_the_last_line_counts_as_done(finished: LocalPlace,
         ("config.yaml", b"[" * 50_000),
     ],
 )
-def test_files_that_make_no_sense_are_named(finished: LocalPlace, tmp_path: Path, name: str, content: bytes) -> None:
-    place = LocalPlace(tmp_path)
+def test_files_that_make_no_sense_are_named(finished: LocalStorage, tmp_path: Path, name: str, content: bytes) -> None:
+    place = LocalStorage(tmp_path)
     place.write("config.yaml", finished.read("config.yaml"))
     place.write(name, content)
     with pytest.raises(ValueError, match=name.replace(".", r"\.")):
         status_of(place)
 
 
-def test_lines_and_results_that_make_no_sense_are_passed_over(finished: LocalPlace, tmp_path: Path) -> None:
-    place = LocalPlace(tmp_path)
+def test_lines_and_results_that_make_no_sense_are_passed_over(finished: LocalStorage, tmp_path: Path) -> None:
+    place = LocalStorage(tmp_path)
     place.write("config.yaml", finished.read("config.yaml"))
     place.write("metrics.jsonl", b'{"kind": "validation", "step": 9}\n')
     place.write("RESULT.json", b"[" * 100_000)
@@ -136,8 +138,8 @@ def test_lines_and_results_that_make_no_sense_are_passed_over(finished: LocalPla
     assert (status.state, status.step, status.validation_elbo) == ("stopped", 0, None)
 
 
-def test_a_lease_does_not_speak_to_the_terminal(finished: LocalPlace, tmp_path: Path) -> None:
-    place = LocalPlace(tmp_path)
+def test_a_lease_does_not_speak_to_the_terminal(finished: LocalStorage, tmp_path: Path) -> None:
+    place = LocalStorage(tmp_path)
     place.write("config.yaml", finished.read("config.yaml"))
     evil = dataclasses.asdict(holder(Driver("vm\x1b[31mEVIL\n", "another boot", 1, 0.0)))
     place.write("lease/0000000007.json", json.dumps(evil).encode())

@@ -289,11 +289,11 @@ def test_a_step_computed_in_parts_is_the_step_computed_at_once(
 def test_parts_hold_less_for_the_backward_pass(data: CellData) -> None:
     ((minibatch, _),), peaks = first_parts(data, 1), []
     for n_parts in (1, 4):
-        held = Held()
+        open_run_for_writing = Held()
         module = spec_of(ModelConfig(n_hidden=4), 0, data).build()
-        with torch.autograd.graph.saved_tensors_hooks(held.keep, lambda kept: kept.tensor):
+        with torch.autograd.graph.saved_tensors_hooks(open_run_for_writing.keep, lambda kept: kept.tensor):
             step_with(module, descent(module, 0.1), [(minibatch, None)], gradient_accumulation_steps=n_parts)
-        peaks.append(held.most)
+        peaks.append(open_run_for_writing.most)
     assert peaks[1] < 0.4 * peaks[0]
 
 

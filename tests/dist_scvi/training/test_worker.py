@@ -15,7 +15,7 @@ from dist_scvi.atlas.worker import minify_worker
 from dist_scvi.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig
 from dist_scvi.network.model_files import load_history, load_model
 from dist_scvi.storage.atomic_files import read_folder
-from dist_scvi.storage.run_storage import LocalPlace
+from dist_scvi.storage.run_storage import LocalStorage
 from dist_scvi.training.preview import preview
 from dist_scvi.training.resolve import open_from
 from dist_scvi.training.run_folder import is_finished
@@ -76,7 +76,7 @@ def test_a_run_leaves_its_configuration_metrics_workers_and_model(store: Path, r
         "model",
         "RESULT.json",
     }
-    resolved = run_config(LocalPlace(run))
+    resolved = run_config(LocalStorage(run))
     assert (resolved.run, resolved.data.uri, resolved.train.max_epochs) == (str(run), str(store), 2)
     assert resolved.train.n_steps_kl_warmup == 6
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -101,14 +101,14 @@ def test_a_finished_run_started_again_does_nothing_new(store: Path, run: Path) -
 
 def test_the_resolved_configuration_gives_the_same_run(run: Path) -> None:
     before = read_folder(run / "model")
-    train_worker(run_config(LocalPlace(run)), World())
+    train_worker(run_config(LocalStorage(run)), World())
     assert read_folder(run / "model") == before
 
 
 def test_a_run_is_finished_when_its_model_is_whole(run: Path, tmp_path: Path) -> None:
-    assert is_finished(LocalPlace(run))
-    assert not is_finished(LocalPlace(tmp_path))
-    copy = LocalPlace(tmp_path / "copy")
+    assert is_finished(LocalStorage(run))
+    assert not is_finished(LocalStorage(tmp_path))
+    copy = LocalStorage(tmp_path / "copy")
     shutil.copytree(run, copy.path)
     assert is_finished(copy)
     train_worker(run_config(copy, ["train.max_epochs=3"]), World())
@@ -119,7 +119,7 @@ def test_a_run_is_finished_when_its_model_is_whole(run: Path, tmp_path: Path) ->
 def test_minifying_a_finished_run_says_where_the_atlas_comes_from(run: Path, tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
     minify_worker(
-        LocalPlace(run), tmp_path / "atlas", World(), obs_columns=["site"], on_progress=lambda *at: told.append(at)
+        LocalStorage(run), tmp_path / "atlas", World(), obs_columns=["site"], on_progress=lambda *at: told.append(at)
     )
     atlas = open_atlas(tmp_path / "atlas")
     assert np.isfinite(atlas.get_latent_representation()).all()
@@ -131,20 +131,20 @@ def test_minifying_a_finished_run_says_where_the_atlas_comes_from(run: Path, tmp
 def test_a_run_that_has_not_ended_is_not_minified(store: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     with pytest.raises(FileNotFoundError, match=r"run is no run: it has no config\.yaml; start one with"):
-        minify_worker(LocalPlace(run), tmp_path / "atlas", World())
+        minify_worker(LocalStorage(run), tmp_path / "atlas", World())
     train_worker(config_of(store, run, max_epochs=1), World())
     (run / "model" / "spec.json").write_text("{}")
     with pytest.raises(ValueError, match=r"run has no finished model: continue it with 'dist-scvi resume"):
-        minify_worker(LocalPlace(run), tmp_path / "atlas", World())
+        minify_worker(LocalStorage(run), tmp_path / "atlas", World())
     assert not (tmp_path / "atlas").exists()
 
 
 def test_overrides_apply_to_the_configuration_of_a_run(run: Path) -> None:
-    assert run_config(LocalPlace(run), ["train.max_epochs=9"]).train.max_epochs == 9
+    assert run_config(LocalStorage(run), ["train.max_epochs=9"]).train.max_epochs == 9
     with pytest.raises(ValueError, match=r"^there is no key train\.epochs"):
-        run_config(LocalPlace(run), ["train.epochs=9"])
+        run_config(LocalStorage(run), ["train.epochs=9"])
     with pytest.raises(ValueError, match=r"^a run is resumed where it lies: leave out run="):
-        run_config(LocalPlace(run), ["run=elsewhere"])
+        run_config(LocalStorage(run), ["run=elsewhere"])
 
 
 def test_a_preview_names_the_categories_that_are_held_out(store: Path, tmp_path: Path) -> None:
@@ -156,15 +156,15 @@ def test_a_preview_names_the_categories_that_are_held_out(store: Path, tmp_path:
 
 def test_soma_is_read_as_of_one_moment_in_every_start_of_a_run(tmp_path: Path) -> None:
     config = config_of(tmp_path / "experiment", tmp_path / "run")
-    assert fix_soma_timestamp(config, LocalPlace(tmp_path / "run")) == config
+    assert fix_soma_timestamp(config, LocalStorage(tmp_path / "run")) == config
     (tmp_path / "experiment" / "__group").mkdir(parents=True)
-    first = fix_soma_timestamp(config, LocalPlace(tmp_path / "run"))
+    first = fix_soma_timestamp(config, LocalStorage(tmp_path / "run"))
     assert first.data.soma is not None
     assert first.data.soma.timestamp_ms is not None
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(first.model_dump(mode="json")))
     time.sleep(0.01)
-    assert fix_soma_timestamp(config, LocalPlace(tmp_path / "run")) == first
+    assert fix_soma_timestamp(config, LocalStorage(tmp_path / "run")) == first
 
 
 def test_scanvi_from_the_model_of_another_run_trains_and_is_resumed_without_it(
@@ -182,12 +182,12 @@ def test_scanvi_from_the_model_of_another_run_trains_and_is_resumed_without_it(
     told = preview(config, open_from(config.data), workers=2)
     assert (told["epochs"], told["labelled"].split()[1]) == (10, "cells,")
     train_worker(config.model_copy(update={"train": config.train.model_copy(update={"max_epochs": 1})}), World())
-    assert run_config(LocalPlace(folder)).model.n_latent == 4
+    assert run_config(LocalStorage(folder)).model.n_latent == 4
     shutil.rmtree(before)
-    train_worker(run_config(LocalPlace(folder), ["train.max_epochs=2"]), World())
+    train_worker(run_config(LocalStorage(folder), ["train.max_epochs=2"]), World())
     _, spec = load_model(folder / "model")
     assert (spec.model.model_name, spec.label.categories) == ("SCANVI", ("B", "T"))
-    assert preview(run_config(LocalPlace(folder)), open_from(config.data), workers=1)["epochs"] == 2
+    assert preview(run_config(LocalStorage(folder)), open_from(config.data), workers=1)["epochs"] == 2
 
 
 def test_a_model_that_does_not_fit_is_refused_before_anything_is_written(

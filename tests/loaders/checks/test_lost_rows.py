@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dist_scvi.loaders.checks import lost_rows
-from dist_scvi.loaders.checks.lost_rows import Losses, Lost, budget, narrow, steps, without
+from dist_scvi.loaders.checks.lost_rows import Losses, Lost, bisect_damage, budget, steps, without
 
 ROWS = st.sets(st.integers(0, 199), max_size=12)
 
@@ -24,14 +24,14 @@ def reader(bad: set[int], read_rows: list[int]):
 @given(bad=ROWS, start=st.integers(0, 50))
 def test_exactly_the_bad_rows_are_found_and_every_other_is_read_once(bad, start):
     read_rows: list[int] = []
-    torn = list(narrow(reader(bad, read_rows), start, 200, 1, budget()))
+    torn = list(bisect_damage(reader(bad, read_rows), start, 200, 1, budget()))
     assert torn == [(row, row + 1, f"row {row} is bad") for row in sorted(bad) if row >= start]
     assert sorted(read_rows) == [row for row in range(start, 200) if row not in bad]
 
 
 @given(bad=ROWS, floor=st.integers(1, 64))
 def test_no_part_is_cut_shorter_than_the_floor_and_borders_are_its_multiples(bad, floor):
-    torn = list(narrow(reader(bad, []), 0, 200, floor, budget()))
+    torn = list(bisect_damage(reader(bad, []), 0, 200, floor, budget()))
     assert bad == {row for low, high, _ in torn for row in range(low, high) if row in bad}
     assert all(low % floor == 0 and (high % floor == 0 or high == 200) and high - low <= floor for low, high, _ in torn)
 
@@ -44,7 +44,7 @@ def test_reads_are_bounded_and_the_rest_is_named_uncut(monkeypatch):
         calls.append(start)
         raise OSError("gone")
 
-    torn = list(narrow(read, 0, 1 << 20, 1, budget()))
+    torn = list(bisect_damage(read, 0, 1 << 20, 1, budget()))
     assert [(torn[0][0], torn[-1][1])] == [(0, 1 << 20)]
     assert all(one[1] == other[0] for one, other in pairwise(torn))
     assert len(calls) == 41

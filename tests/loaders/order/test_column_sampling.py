@@ -12,7 +12,7 @@ from scipy import sparse
 from dist_scvi.loaders import open_store
 from dist_scvi.loaders.arrays.obs_columns import Categorical, Numeric
 from dist_scvi.loaders.order.column_sampling import holdout_split, make_sampling, named_split, open_sampling
-from dist_scvi.loaders.order.seeded_split import LEFT_OUT, TEST, TRAIN, VALIDATION, Strata
+from dist_scvi.loaders.order.seeded_split import LEFT_OUT, TEST, TRAIN, VALIDATION, SeededSplit
 
 STEP = 1 << 20
 
@@ -143,19 +143,19 @@ def test_balanced_categories_have_equal_mass_among_the_training_cells():
 
 def test_weights_and_balance_multiply():
     kind = column([0, 0, 1, 1, 1, 1], ["a", "b", "absent"])
-    mass_n = make_sampling(Strata(6, 1.0, 0.0, 0), weight=numbers([2, 1, 2, 1, 0, 1]), balance=kind).masses(0, 6)
+    mass_n = make_sampling(SeededSplit(6, 1.0, 0.0, 0), weight=numbers([2, 1, 2, 1, 0, 1]), balance=kind).masses(0, 6)
     assert mass_n.tolist() == [STEP, STEP // 2, STEP // 2, STEP // 4, 0, STEP // 4]
 
 
 def test_a_seeded_split_can_be_weighted():
-    splits = Strata(1000, 0.9, 0.05, 4)
+    splits = SeededSplit(1000, 0.9, 0.05, 4)
     sampling = make_sampling(splits, weight=numbers(np.full(1000, 3.0)))
     assert_array_equal(sampling.masses(0, 1000), STEP * (splits.split_of(0, 1000) == TRAIN))
     assert [sampling.split_cells(split) for split in (TRAIN, VALIDATION, TEST)] == [900, 50, 50]
 
 
 def test_weights_that_cannot_be_used_are_refused():
-    whole = Strata(3, 1.0, 0.0, 0)
+    whole = SeededSplit(3, 1.0, 0.0, 0)
     with pytest.raises(ValueError, match=r"obs column 'weight' is -0\.5 at row 2: weights >= 0 are needed"):
         make_sampling(whole, weight=numbers([1, 2, -0.5]))
     with pytest.raises(ValueError, match="obs column 'weight' is nan at row 1"):
@@ -189,7 +189,7 @@ def test_columns_of_a_store_are_opened_by_name(store):
     assert named.masses(0, 6).tolist() == [0, STEP // 2, STEP, 0, 0, STEP]
     seeded = open_sampling(store, seed=0, weight_key="weight")
     assert_array_equal(
-        seeded.masses(0, 400) > 0, (Strata(400, 0.9, 0.1, 0).split_of(0, 400) == 0) & (np.arange(400) % 3 > 0)
+        seeded.masses(0, 400) > 0, (SeededSplit(400, 0.9, 0.1, 0).split_of(0, 400) == 0) & (np.arange(400) % 3 > 0)
     )
 
 

@@ -19,8 +19,8 @@ from dist_scvi.loaders.order.plan import (
     split_rows,
     window_rows,
 )
-from dist_scvi.loaders.order.seeded_split import LEFT_OUT, Strata
-from dist_scvi.loaders.order.weighted_order import MassLine
+from dist_scvi.loaders.order.seeded_split import LEFT_OUT, SeededSplit
+from dist_scvi.loaders.order.weighted_order import WeightedOrder
 
 
 @st.composite
@@ -35,7 +35,7 @@ def samplings(draw: st.DrawFn, n_cells: int, *, weighted: bool = False) -> Sampl
             [
                 holdout_split(donor, n_cells, 0.8, 0.1, seed=draw(st.integers(0, 9))),
                 named_split(part, n_cells),
-                Strata(n_cells, 0.8, 0.1, 3),
+                SeededSplit(n_cells, 0.8, 0.1, 3),
             ]
         )
     )
@@ -97,7 +97,7 @@ def test_the_rows_said_to_be_trained_on_are_those_of_an_epoch(plan, start, lengt
 
 def test_a_training_cell_of_weight_zero_is_not_trained_on():
     weight = Numeric("weight", np.array([0.0, 1e-9, 3.0, 0.0] * 25, dtype=np.float32))
-    plan = small(n_cells=100, sampling=make_sampling(Strata(100, 0.8, 0.2, 0), weight=weight))
+    plan = small(n_cells=100, sampling=make_sampling(SeededSplit(100, 0.8, 0.2, 0), weight=weight))
     train = np.equal(plan.line.sampling.splits.split_of(0, 100), 0)
     np.testing.assert_array_equal(plan.trains_on(0, 100), train & (np.arange(100) % 4 % 3 > 0))
 
@@ -139,9 +139,9 @@ def test_all_lanes_take_as_many_steps_and_none_is_ever_left_with_one_cell(plan: 
 @settings(deadline=None, max_examples=30)
 def test_windows_hold_what_the_steps_deal_out(plan: Plan) -> None:
     for lane in range(plan.lanes):
-        dealt = [minibatch_rows(plan, 3, step, lane) for step in range(plan.steps_per_epoch)]
+        minibatches_of = [minibatch_rows(plan, 3, step, lane) for step in range(plan.steps_per_epoch)]
         windows = [window_rows(plan, 3, lane, window) for window in range(plan.windows_per_epoch)]
-        np.testing.assert_array_equal(np.concatenate(dealt), np.concatenate(windows))
+        np.testing.assert_array_equal(np.concatenate(minibatches_of), np.concatenate(windows))
 
 
 @given(plans(weighted=True), st.integers(0, 5))
@@ -166,7 +166,7 @@ def test_a_global_minibatch_is_the_same_for_every_number_of_workers_and_wherever
         [minibatch_rows(plan, epoch, step, lane) for lane in range(rank, plan.lanes, world_size)]
         for rank in range(world_size)
     ]
-    fresh = replace(plan, line=MassLine(plan.line.sampling, plan.block_cells, plan.seed) if plan.line else None)
+    fresh = replace(plan, line=WeightedOrder(plan.line.sampling, plan.block_cells, plan.seed) if plan.line else None)
     for lane, row_n in enumerate(step_rows(fresh, epoch, step)):
         np.testing.assert_array_equal(shares[lane % world_size][lane // world_size], row_n)
 
@@ -181,7 +181,7 @@ def test_a_plan_tells_the_shares_that_a_column_gave() -> None:
 
 def test_blocks_of_large_mass_make_a_window_less_diverse() -> None:
     def blocks(weight_n: np.ndarray) -> int | None:
-        sampling = make_sampling(Strata(4000, 1.0, 0.0, 0), weight=Numeric("weight", weight_n.astype(np.float32)))
+        sampling = make_sampling(SeededSplit(4000, 1.0, 0.0, 0), weight=Numeric("weight", weight_n.astype(np.float32)))
         return small(n_cells=4000, window_cells=800, block_cells=10, sampling=sampling).blocks_in_window
 
     assert blocks(np.ones(4000)) == 80
@@ -192,7 +192,7 @@ def test_blocks_of_large_mass_make_a_window_less_diverse() -> None:
 def test_a_row_of_large_weight_is_spread_over_its_window() -> None:
     weight = np.ones(4000, dtype=np.float32)
     weight[1234] = 200
-    sampling = make_sampling(Strata(4000, 1.0, 0.0, 0), weight=Numeric("weight", weight))
+    sampling = make_sampling(SeededSplit(4000, 1.0, 0.0, 0), weight=Numeric("weight", weight))
     plan = make_plan(
         n_cells=4000, n_entries=9, n_genes=9, batch_size=100, lanes=2, window_cells=2000, sampling=sampling
     )
@@ -378,7 +378,7 @@ def test_the_predicted_loss_of_entropy_is_what_a_sorted_store_shows(
         ({"train_size": 0.12345}, r"steps of 0\.001"),
         ({"block_cells": 30}, r"block_cells=30 must be a multiple of 20"),
         (
-            {"train_size": 0.9, "sampling": make_sampling(Strata(50, 0.8, 0.1, 0))},
+            {"train_size": 0.9, "sampling": make_sampling(SeededSplit(50, 0.8, 0.1, 0))},
             r"train_size=0\.9, validation_size=None: give these to open_sampling instead",
         ),
         ({"block_cells": 0, "train_size": 1.0}, r"block_cells=0 must be a multiple of 1"),

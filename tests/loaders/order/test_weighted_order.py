@@ -10,17 +10,17 @@ from dist_scvi.loaders.arrays.obs_columns import Categorical, Numeric
 from dist_scvi.loaders.order.column_sampling import holdout_split, make_sampling
 from dist_scvi.loaders.order.keyed_hash import hash_keys
 from dist_scvi.loaders.order.plan import make_plan, minibatch_rows, split_rows
-from dist_scvi.loaders.order.seeded_split import TRAIN, Strata, order_of_blocks
-from dist_scvi.loaders.order.weighted_order import MassLine
+from dist_scvi.loaders.order.seeded_split import TRAIN, SeededSplit, order_of_blocks
+from dist_scvi.loaders.order.weighted_order import WeightedOrder
 
 
-def line_of(weights, block_cells=8, *, seed=0, train_size=1.0) -> MassLine:
+def line_of(weights, block_cells=8, *, seed=0, train_size=1.0) -> WeightedOrder:
     weight = Numeric("weight", np.asarray(weights, dtype=np.float32))
-    splits = Strata(len(weights), train_size, 1 - train_size, seed)
-    return MassLine(make_sampling(splits, weight=weight), block_cells, seed)
+    splits = SeededSplit(len(weights), train_size, 1 - train_size, seed)
+    return WeightedOrder(make_sampling(splits, weight=weight), block_cells, seed)
 
 
-def slow_draws(line: MassLine, block_cells: int, seed: int, epoch: int) -> list[int]:
+def slow_draws(line: WeightedOrder, block_cells: int, seed: int, epoch: int) -> list[int]:
     """Every draw of an epoch in whole numbers of any length, with an array of all masses."""
     n_cells = line.sampling.n_cells
     n_blocks = -(-n_cells // block_cells)
@@ -91,7 +91,7 @@ class Wide:
 
 def test_draws_are_exact_where_their_products_exceed_64_bits():
     n_draws, n_blocks, pair = 10**9 + 7, 10**5, (1 << 20) + 1  # as many draws as a billion cells make
-    line = MassLine(Wide(n_draws), 1000, 3)
+    line = WeightedOrder(Wide(n_draws), 1000, 3)
     length = n_blocks * 500 * pair
     assert n_draws * length > 2**63
     order = order_of_blocks(np.arange(n_blocks), n_blocks, 3, 11)
@@ -106,15 +106,15 @@ def test_draws_are_exact_where_their_products_exceed_64_bits():
 
 def test_a_place_among_a_hundred_million_rows_is_found_by_the_masses_of_its_blocks_alone():
     wide = Wide(10**8)
-    line = MassLine(wide, 1000, 0)
+    line = WeightedOrder(wide, 1000, 0)
     assert line.n_blocks == 10**5
     assert wide.asked == wide.n_cells  # once, when the line is made
     wide.asked = 0
     for low in (0, 77_777_777, 10**8 - 20_000):
         assert len(line.draws(4, low, low + 20_000)) == 20_000
     assert wide.asked <= 3 * 22_000
-    laid_out = line._stops.cache_info()
-    assert (laid_out.misses, laid_out.hits) == (1, 2)
+    plan_windows = line._stops.cache_info()
+    assert (plan_windows.misses, plan_windows.hits) == (1, 2)
 
 
 class Counting:
