@@ -103,7 +103,7 @@ QUESTIONS = {
 }
 
 
-@pytest.mark.parametrize("question", QUESTIONS)
+@pytest.mark.parametrize("identity", QUESTIONS)
 def test_answers_depend_neither_on_chunks_nor_workers_nor_company(model: ExpressionModel, identity: str) -> None:
     ask = QUESTIONS[identity]
     whole = ask(model)

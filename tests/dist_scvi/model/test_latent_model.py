@@ -106,7 +106,7 @@ def array_of(answer: Any) -> np.ndarray:
 
 
 @pytest.mark.parametrize("model_name", ["SCVI", "SCANVI"])
-@pytest.mark.parametrize("question", QUESTIONS)
+@pytest.mark.parametrize("identity", QUESTIONS)
 def test_an_answer_does_not_depend_on_chunks_workers_or_company(
     adata: Any, tmp_path: Path, identity: str, model_name: str
 ) -> None:
@@ -141,7 +141,7 @@ def test_noise_has_a_seed_in_every_question_that_draws(adata: Any) -> None:
         assert not np.isclose(first, other, rtol=1e-7).all()
 
 
-@pytest.mark.parametrize("question", ["elbo", "error", "marginal"])
+@pytest.mark.parametrize("identity", ["elbo", "error", "marginal"])
 def test_the_mean_is_that_of_the_cells_asked_for(model: LatentModel, identity: str) -> None:
     ask, options, _ = QUESTIONS[identity]
     each = array_of(ask(model, indices=ROWS, **options))

@@ -40,7 +40,7 @@ def test_every_whole_stratum_gives_its_quota():
 
 
 @pytest.mark.parametrize(
-    ("shares", "stratum"), [((1.0, 0.0), 1), ((0.9, 0.1), 20), ((0.99, 0.01), 100), ((0.999, 0.0), 1000)]
+    ("shares", "split_block"), [((1.0, 0.0), 1), ((0.9, 0.1), 20), ((0.99, 0.01), 100), ((0.999, 0.0), 1000)]
 )
 def test_a_stratum_is_the_smallest_that_the_shares_divide(shares, split_block):
     assert SeededSplit(9, *shares, 0).stratum_cells == split_block
