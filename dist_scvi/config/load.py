@@ -1,16 +1,28 @@
-"""A configuration is read: one YAML file, overridden by ``key=value``, stored resolved beside every result."""
+"""Read a configuration: one YAML file, overridden by ``key=value``, stored resolved alongside every result."""
 
 import difflib
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from reprlib import Repr
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from dist_scvi.config.schema import RunConfig
+from dist_scvi.config.schema import SECTIONS, RunConfig, section_of
 
 T = TypeVar("T", bound=BaseModel)
+
+_MAX_BYTES, _MAX_DEPTH, _MAX_VALUES = 1 << 19, 16, 30_000
+"""Bounds of a configuration file; the longest sensible one lists twenty thousand genes."""
+_ERRORS_NAMED = 8
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""That of libyaml is sixteen times as fast, and part of most installations."""
+_REPR = Repr()
+_REPR.maxstring = _REPR.maxother = 120
+_REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = 6
+_REPR.maxlevel = 3
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
@@ -24,32 +36,27 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
     FileNotFoundError
         If `path` does not exist.
     ValueError
-        If a key is not known (the nearest known ones are named) or a value does not fit.
+        If a key is not known (the nearest known ones are named), a value does not fit, or the file is not a text file
+        of at most 512 KiB.
     """
-    try:
-        text = "" if path is None else path.read_text()
-    except FileNotFoundError:
-        raise FileNotFoundError(f"there is no configuration file {path}") from None
-    return read_config(text, str(path), overrides)
+    return read_config("" if path is None else _read_text(path), str(path), overrides)
 
 
 def read_config(text: str, source: str, overrides: Sequence[str] = ()) -> RunConfig:
     """Read the YAML `text`, which is from `source`; see `load_config`."""
-    try:
-        tree = yaml.safe_load(text) or {}
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"{source} is not valid YAML: {error}") from error
+    tree = _parse_yaml(text, source)
+    if tree is None:
+        tree = {}
     if not isinstance(tree, dict):
         raise ValueError(f"{source} holds a {type(tree).__name__}: keys such as 'data' and 'train' are needed")  # noqa: TRY004
+    for section in SECTIONS:  # a section whose keys are all commented out is null in YAML
+        if tree.get(section, {}) is None:
+            del tree[section]
     for override in overrides:
         key, found, value = override.partition("=")
         if not found or not override.isprintable():
-            raise ValueError(f"{override!r} is no override: write key=value, for example train.max_epochs=10")
-        try:
-            _set(tree, key.split("."), yaml.safe_load(value))
-        except yaml.YAMLError as error:
-            raise ValueError(f"'{override}' is no override: {value!r} is not valid YAML ({error})") from error
-    tree.setdefault("data", {})
+            raise ValueError(f"{shorten(override)} is no override: write key=value, for example train.max_epochs=10")
+        _set(tree, key.split("."), _parse_yaml(value, f"the value of {shorten(key)}"))
     config = parse_config(tree)
     uri, genes = config.data.uri, config.data.genes
     of_data = {
@@ -71,7 +78,7 @@ def parse_config(tree: dict[str, Any]) -> RunConfig:
     try:
         return RunConfig.model_validate({"data": {}, **tree})
     except ValidationError as error:
-        raise ValueError("; ".join(_explain(item) for item in error.errors())) from None
+        raise ValueError(_explain_all(error.errors())) from None
 
 
 def parse_section(section: type[T], name: str, tree: Mapping[str, Any]) -> T:
@@ -85,28 +92,91 @@ def parse_section(section: type[T], name: str, tree: Mapping[str, Any]) -> T:
     try:
         return section.model_validate(dict(tree))
     except ValidationError as error:
-        named = [{**item, "loc": (name, *item["loc"])} for item in error.errors()]
-        raise ValueError("; ".join(map(_explain, named))) from None
+        raise ValueError(_explain_all([{**item, "loc": (name, *item["loc"])} for item in error.errors()])) from None
 
 
 def absolute(path: str) -> str:
-    """Give the absolute path of a file or folder, whatever the working directory will be; a URL stays as it is."""
+    """Return the absolute path of a file or folder, whatever the working directory will be; a URL stays as it is."""
     return path if "://" in path else str(Path(path).expanduser().resolve())
 
 
+def shorten(value: Any) -> str:
+    """Return the repr of a value, cut where it is long: an error message is one line, whatever a file holds."""
+    return _REPR.repr(value)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no configuration file {path}") from None
+    if not stat.S_ISREG(found.st_mode):  # reading a named pipe would wait for its writer, a device may have no end
+        raise ValueError(f"{path} is not a regular file: a YAML file is needed")
+    if found.st_size > _MAX_BYTES:
+        raise ValueError(
+            f"{path} has {found.st_size} bytes, a configuration at most {_MAX_BYTES}: name a file of genes in data.genes"
+        )
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a text file in UTF-8 ({error.reason} at byte {error.start})") from None
+
+
+def _parse_yaml(text: str, source: str) -> Any:
+    """Parse YAML, within the bounds of a configuration.
+
+    Raises
+    ------
+    ValueError
+        If it is not valid, nested too deeply, or too large once its aliases are resolved.
+    """
+    too_large = f"{source} is nested more than {_MAX_DEPTH} deep or holds more than {_MAX_VALUES} values"
+    try:
+        depth = 0
+        # Events come from a parser without recursion. The composer recurses in C and ends the process at 100,000
+        # brackets, and the one in Python takes seconds to fail.
+        for count, event in enumerate(yaml.parse(text, Loader=_LOADER)):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > _MAX_DEPTH or count > 3 * _MAX_VALUES:
+                raise ValueError(too_large)
+        tree = yaml.load(text, Loader=_LOADER)  # noqa: S506 - one of the two safe loaders
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from error
+    if _count_values(tree, {}, _MAX_DEPTH) > _MAX_VALUES:
+        raise ValueError(too_large)
+    return tree
+
+
+def _count_values(value: Any, counted: dict[int, int], depth: int) -> int:
+    """Count values, shared ones wherever they are named; a value nested more than `depth` deep counts as too many."""
+    if not isinstance(value, dict | list):
+        return 1
+    if depth == 0:  # a list that holds itself, too
+        return _MAX_VALUES + 1
+    if id(value) not in counted:
+        parts = value.values() if isinstance(value, dict) else value
+        counted[id(value)] = 1 + sum(_count_values(part, counted, depth - 1) for part in parts)
+    return counted[id(value)]
+
+
+def _explain_all(items: Sequence[Any]) -> str:
+    more = f"; and {len(items) - _ERRORS_NAMED} more" if len(items) > _ERRORS_NAMED else ""
+    return "; ".join(map(_explain, items[:_ERRORS_NAMED])) + more
+
+
 def _explain(item: Any) -> str:
-    key = ".".join(str(part) for part in item["loc"])
+    key = ".".join(str(part) if len(str(part)) <= 60 else shorten(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
         section: Any = RunConfig
         for part in item["loc"][:-1]:
-            section = section.model_fields[part].annotation
+            section = section_of(section.model_fields[part].annotation)
         near = difflib.get_close_matches(str(item["loc"][-1]), section.model_fields, n=3) or list(section.model_fields)
         return f"there is no key {key}: did you mean {', '.join(near)}?"
     if item["type"] == "missing":
         return f"{key} is needed: set it in the file or with {key}=VALUE"
     if item["type"] == "value_error":  # a message of ours, which says all
         return f"{key}: {item['ctx']['error']}" if key else str(item["ctx"]["error"])
-    return f"{key}={item['input']!r} does not fit: {item['msg']}"
+    return f"{key}={shorten(item['input'])} does not fit: {item['msg']}"
 
 
 def _set(tree: dict[str, Any], keys: list[str], value: Any) -> None:

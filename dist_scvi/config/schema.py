@@ -30,74 +30,79 @@ _Options = Annotated[dict[str, str], AfterValidator(_without_secrets)]
 
 
 class SomaConfig(_Section):
-    """Which part of a TileDB-SOMA experiment is read."""
+    """The part of a TileDB-SOMA experiment to read."""
 
     measurement: str = "RNA"
+    """Measurement that holds the counts."""
     var_names_column: str | None = None
-    """Column of var that names the genes; by default the usual ones are tried."""
+    """Column of var with the gene names; by default the usual ones are tried."""
     obs_names_column: str | None = None
-    """Column of obs that names the cells; likewise."""
+    """Column of obs with the cell names; by default the usual ones are tried."""
     obs_value_filter: str | None = None
     """Cells to read, as in "tissue == 'lung' and is_primary_data == True"."""
     timestamp_ms: int | None = Field(None, ge=1)
-    """Moment as of which all workers, and a resumed run, read; by default that of the start, which is recorded."""
+    """TileDB timestamp at which all workers and all resumed runs read, in ms; by default the time of the first start,
+    which is recorded in the run."""
     tiledb_config: _Options = {}
-    """Settings of TileDB, such as vfs.s3.region."""
+    """TileDB settings, such as vfs.s3.region."""
 
 
 class DataConfig(_Section):
-    """Which cells, and what is known of them."""
+    """The cells and their obs columns."""
 
     uri: str | tuple[str, ...]
-    """AnnData in Zarr (folder or URL), annbatch collection, .h5ad or TileDB-SOMA; several in a list are one store."""
+    """AnnData in Zarr (folder or URL), annbatch collection, .h5ad or TileDB-SOMA; a list of several is read as one store."""
     layer: str | None = None
-    """Read layers/LAYER instead of X; raw/X for the counts in raw; of SOMA the layer of X."""
+    """Layer to read instead of X; raw/X for the counts in raw; for SOMA the layer of X."""
     genes: tuple[str, ...] | str | None = None
-    """Keep these genes, in this order: a list, or a file with one in a line."""
+    """Genes to keep, in this order: a list, or a file with one name per line."""
     join: Literal["inner", "outer"] = "inner"
-    """Of several stores, the genes that all have, or that any has."""
+    """For several stores: keep the genes that all of them have (inner), or that any has (outer)."""
     source_key: str | None = "source"
-    """Of several stores, the obs column that says which one a cell is from."""
+    """For several stores: name of the added obs column that holds the store of each cell."""
     soma: SomaConfig | None = None
-    """Needed for SOMA only where a default does not fit, or the experiment is remote."""
+    """Options of a TileDB-SOMA experiment; needed if a default does not fit or the experiment is remote."""
     storage_options: _Options = {}
-    """Of a URL: endpoint, region, skip_signature; credentials are taken from the environment."""
+    """Options of a URL: endpoint, region, skip_signature. Credentials are read from the environment."""
     batch_key: str | None = None
     """obs column of the batch covariate."""
     labels_key: str | None = None
-    """obs column of cell labels: SCANVI learns them, SCVI uses them for dispersion="gene-label"."""
+    """obs column of cell labels: SCANVI predicts them, SCVI uses them for dispersion="gene-label"."""
     unlabeled_category: str | None = None
-    """The label of cells that have none, for SCANVI; a missing value is one as well."""
+    """SCANVI: the label of unlabelled cells; missing values count as unlabelled too."""
     size_factor_key: str | None = None
-    """obs column of size factors, in place of the total counts."""
+    """obs column of size factors, used instead of the total counts."""
     categorical_covariate_keys: tuple[str, ...] = ()
-    """Further categorical obs columns to correct for."""
+    """Additional categorical obs columns to correct for."""
     continuous_covariate_keys: tuple[str, ...] = ()
     """Continuous obs columns to correct for."""
     split_key: str | None = None
-    """obs column whose values are train, validation and test, instead of a split by the seed."""
+    """obs column with the values train, validation and test, instead of a split by the seed."""
     holdout_key: str | None = None
-    """obs column, such as the donor, of which whole categories are held out, in about the shares asked for."""
+    """obs column, such as the donor, whose categories are held out as a whole, in about the requested shares."""
     weight_key: str | None = None
-    """obs column of numbers: how often a cell is drawn, in proportion."""
+    """Numeric obs column: cells are drawn with probability proportional to it."""
     balance_key: str | None = None
     """obs column whose categories are drawn equally often."""
     memory_mib: int = Field(512, ge=1)
-    """Memory for the cells a worker holds ahead, if it served all lanes."""
+    """Memory in MiB for prefetched cells, over all workers."""
     block_cells: int | None = Field(None, ge=1)
-    """Rows read together; by default as many as keep minibatches diverse."""
+    """Rows read together; by default as many as keep minibatches well mixed."""
     window_cells: int | None = Field(None, ge=1)
-    """Cells shuffled together; by default what data.memory_mib holds."""
+    """Cells shuffled together; by default as many as fit in data.memory_mib."""
     timeout_s: float = Field(240.0, gt=0)
-    """Longest wait for a read."""
+    """Longest time to wait for a read, in s."""
 
 
 class ClassifierConfig(_Section):
-    """The classifier of SCANVI; what is None is as in the encoder."""
+    """The classifier of SCANVI; null takes the value of the encoder."""
 
     n_hidden: int | None = Field(None, ge=1, le=65_536)
+    """Units of a hidden layer."""
     n_layers: int | None = Field(None, ge=0, le=64)
+    """Hidden layers; 0 for a linear classifier."""
     dropout_rate: float | None = Field(None, ge=0, lt=1)
+    """Dropout in the classifier."""
 
 
 _Where = Literal["encoder", "decoder", "none", "both"]
@@ -107,7 +112,7 @@ class ModelConfig(_Section):
     """The network; names and defaults of scvi-tools 1.4.2."""
 
     model_name: Literal["SCVI", "SCANVI", "LinearSCVI"] = "SCVI"
-    """Which model. SCANVI needs data.labels_key."""
+    """Model class. SCANVI needs data.labels_key."""
     n_hidden: int = Field(128, ge=1, le=65_536)
     """Units of a hidden layer."""
     n_latent: int = Field(10, ge=1, le=4_096)
@@ -117,19 +122,19 @@ class ModelConfig(_Section):
     dropout_rate: float = Field(0.1, ge=0, lt=1)
     """Dropout in the encoder."""
     dispersion: Literal["gene", "gene-batch", "gene-label", "gene-cell"] = "gene"
-    """Whether a gene's dispersion is one, one per batch, one per label, or decoded for each cell."""
+    """Dispersion of a gene: one value, one per batch, one per label, or decoded for each cell."""
     gene_likelihood: Literal["zinb", "nb", "poisson", "normal"] = "zinb"
     """Distribution of the counts; nb by default for LinearSCVI."""
     use_observed_lib_size: bool = True
-    """Use a cell's total count as its library size, else a latent one; False by default for LinearSCVI."""
+    """Use the total count of a cell as its library size, else a latent variable; false by default for LinearSCVI."""
     latent_distribution: Literal["normal", "ln"] = "normal"
-    """Normal, or logistic normal: shares that add up to 1."""
+    """Normal, or logistic normal (ln), whose values add up to 1."""
     log_variational: bool = True
-    """Encode log(1 + counts) rather than counts."""
+    """Encode log(1 + counts) instead of counts."""
     encode_covariates: bool = False
-    """Give the covariates to the encoder too."""
+    """Pass the covariates to the encoder as well."""
     deeply_inject_covariates: bool = True
-    """Give them to every layer, else to the first."""
+    """Pass the covariates to every layer, else only to the first."""
     batch_representation: Literal["one-hot", "embedding"] = "one-hot"
     """How the batch enters the networks."""
     embedding_dim: int = Field(5, ge=1, le=4_096)
@@ -139,16 +144,16 @@ class ModelConfig(_Section):
     use_layer_norm: _Where = "none"
     """Where layer normalisation is used."""
     bias: bool = False
-    """LinearSCVI: give the linear decoder an intercept."""
+    """LinearSCVI: add an intercept to the linear decoder."""
     linear_classifier: bool = False
-    """SCANVI: classify by one linear layer."""
+    """SCANVI: classify with one linear layer."""
     classifier_parameters: ClassifierConfig = ClassifierConfig()
-    """SCANVI: shape of the classifier."""
+    """SCANVI: size of the classifier."""
     y_prior: tuple[float, ...] | None = None
     """SCANVI: prior probability of each label, uniform by default."""
     objective: Literal["scvi-tools", "conditional"] = "scvi-tools"
-    """SCANVI: whether the bound of a labelled cell is taken over all labels, as scvi-tools does, or given its own, as
-    in the paper."""
+    """SCANVI: bound of a labelled cell over all labels, as in scvi-tools, or conditional on its own label, as in the
+    paper."""
 
     @model_validator(mode="before")
     @classmethod
@@ -194,81 +199,95 @@ Monitor = Literal[_Loss, "validation_loss", _OfClassifier]
 
 
 class TrainConfig(_Section):
-    """How long and how; names and defaults of scvi-tools where it has them."""
+    """Length of the training, optimizer, checkpoints; names and defaults of scvi-tools where it has them."""
 
     max_epochs: int | None = Field(None, ge=1)
     """Passes over the training cells; by default min(400, 400 * 20000 / cells), at least 1."""
     batch_size: int = Field(1024, ge=2)
-    """Cells of a global minibatch, over all workers. scvi-tools: 128 on each."""
+    """Cells of a global minibatch, over all workers. In scvi-tools it is 128 per worker."""
     lanes: int = Field(8, ge=1)
-    """Streams that share a minibatch; the number of workers must divide it, and may change on resume."""
+    """Independent streams of cells that each give an equal part of a minibatch; the number of workers must divide it."""
     micro_cells: int = Field(128, ge=2)
-    """Cells that batch normalisation sees together."""
+    """Cells of a micro-minibatch, over which batch normalisation computes its statistics."""
     train_size: float | None = Field(None, gt=0, le=1)
-    """Share of the cells to train on, 0.9 by default."""
+    """Share of the cells to train on; 0.9 by default."""
     validation_size: float | None = Field(None, ge=0, le=1)
-    """Share to validate on; by default the rest."""
+    """Share of the cells to validate on; by default the rest."""
     optimizer: Literal["Adam", "AdamW"] = "Adam"
-    """AdamW keeps the weight decay apart from the gradient."""
+    """Optimizer; AdamW decouples the weight decay from the gradient."""
     lr: float = Field(1e-3, gt=0)
+    """Learning rate."""
     eps: float = Field(0.01, gt=0)
+    """Term added to the denominator of Adam for numerical stability."""
     weight_decay: float = Field(1e-6, ge=0)
-    """Weight decay; of Adam an L2 penalty."""
+    """Weight decay; for Adam an L2 penalty."""
     gradient_clip_val: float | None = Field(None, gt=0)
-    """Longest gradient, over all weights; longer ones are shortened to it."""
+    """Largest norm of the gradient over all weights; larger gradients are scaled down to it."""
     n_steps_kl_warmup: int | None = Field(None, ge=0)
-    """Steps over which the weight of the KL term rises from the least to the greatest, 0 for none; by default half of
-    the run, at most 400 epochs."""
+    """Steps over which the weight of the KL term rises from min_kl_weight to max_kl_weight, 0 for none; by default half
+    of the run, at most 400 epochs."""
     n_epochs_kl_warmup: int | None = Field(None, ge=0)
-    """Count the warm-up in epochs instead, as scvi-tools does (its default is 400, which large atlases never reach)."""
+    """Length of the warm-up in epochs instead, as in scvi-tools (its default of 400 is never reached on large
+    atlases)."""
     max_kl_weight: float = Field(1.0, ge=0)
+    """Weight of the KL term after the warm-up."""
     min_kl_weight: float = Field(0.0, ge=0)
+    """Weight of the KL term at the start of the warm-up."""
     classification_ratio: float = Field(50.0, ge=0)
     """SCANVI: weight of the classification loss."""
     n_samples_per_label: int | None = Field(None, ge=1)
-    """SCANVI: labelled cells of each label that an epoch classifies, drawn anew in each; by default all."""
+    """SCANVI: labelled cells per label to classify in an epoch, drawn again in each epoch; by default all."""
     reduce_lr_on_plateau: bool = False
-    """Multiply the learning rate by lr_factor when a metric of the validation no longer falls."""
+    """Multiply the learning rate by lr_factor when lr_scheduler_metric no longer decreases."""
     lr_factor: float = Field(0.6, gt=0, lt=1)
+    """Factor by which the learning rate is reduced."""
     lr_patience: int = Field(30, ge=0)
-    """Validations without a fall that are put up with."""
+    """Validations without a decrease after which the learning rate is reduced."""
     lr_threshold: float = Field(0.0, ge=0)
+    """Smallest decrease that counts, absolute."""
     lr_scheduler_metric: _Loss = "elbo_validation"
+    """Validation metric that the learning rate depends on."""
     lr_min: float = Field(0.0, ge=0)
+    """Smallest learning rate."""
     early_stopping: bool = False
-    """End the run when a metric of the validation no longer improves."""
+    """End the run when early_stopping_monitor no longer improves."""
     early_stopping_monitor: Monitor = "elbo_validation"
+    """Validation metric that early stopping and load_best depend on."""
     early_stopping_mode: Literal["min", "max"] = "min"
-    """Whether a lower or a higher value is better."""
+    """Whether a lower (min) or a higher (max) value is better."""
     early_stopping_min_delta: float = Field(0.0, ge=0)
-    """A smaller change is no improvement."""
+    """Smallest change that counts as an improvement, absolute."""
     early_stopping_patience: int = Field(45, ge=1)
     """Validations without improvement after which the run ends."""
     early_stopping_warmup_epochs: int = Field(0, ge=0)
-    """First epochs, of which no notice is taken."""
+    """First epochs, whose validations early stopping ignores."""
     load_best: bool = False
-    """End with the weights of the validation at which early_stopping_monitor was best."""
+    """End with the weights of the validation with the best early_stopping_monitor."""
     check_val_every_n_epoch: int = Field(1, ge=0)
-    """Epochs between validations; 0 for none but the last."""
+    """Epochs between validations; 0 for only one, after the last epoch."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     """bf16-mixed multiplies matrices in bfloat16; weights, normalisation and likelihood stay float32."""
     batch_norm: Literal["micro", "global"] = "micro"
-    """Statistics of batch normalisation in training: of each micro-minibatch, or of the whole global minibatch,
-    as synchronised batch normalisation; SCANVI then holds all cells x labels at once."""
+    """Statistics of batch normalisation in training: over each micro-minibatch, or over the whole global minibatch, as
+    synchronised batch normalisation does; SCANVI then keeps all cells x labels in memory at once."""
     gradient_accumulation_steps: int = Field(1, ge=1)
-    """Parts in which a worker computes its cells of a minibatch, one after the other: less memory, the same result."""
+    """Number of parts in which a worker processes its cells of a minibatch, one after the other: less memory, the same
+    result."""
     gradient_compression: Literal["bf16"] | None = None
     """Send gradients between workers in bfloat16: half the bytes, and results that depend on the number of workers."""
     save_every_n_steps: int = Field(500, ge=1)
-    """Steps between checkpoints; one is also written after every epoch that validates, and at the end."""
+    """Steps between checkpoints; one is also written after each validation and at the end."""
     save_every_n_minutes: float | None = Field(None, gt=0)
-    """Longest time between checkpoints, if that comes before the steps."""
+    """Longest time between checkpoints in minutes, in addition to save_every_n_steps."""
     keep_checkpoints: int = Field(2, ge=1)
-    """Newest checkpoints kept."""
+    """Number of newest checkpoints to keep."""
     log_every_n_steps: int = Field(10, ge=1)
     """Steps between lines of metrics."""
     collective_timeout_s: float = Field(300.0, gt=0)
-    """Longest wait of one worker for the others; longer than data.timeout_s, or a slow read of one ends them all."""
+    """Longest time that a worker waits for the others, in s; if it is not above data.timeout_s, one slow read ends the
+    run of all."""
+    strict_versions: bool = False
+    """Refuse to resume with another minor version of torch or numpy; by default it is only warned about."""
 
     @model_validator(mode="after")
     def _warms_up(self) -> "TrainConfig":
@@ -292,21 +311,24 @@ class RunConfig(_Section):
     """A whole run."""
 
     run: str = "run"
-    """Folder, or URL of one (s3://, gs://), that receives checkpoints, metrics and the model."""
+    """Folder or URL (s3://, gs://) to which checkpoints, metrics and the model are written."""
     storage_options: _Options = {}
-    """Of such a URL: endpoint, region; credentials are taken from the environment."""
+    """Options of that URL: endpoint, region. Credentials are read from the environment."""
     seed: int = Field(0, ge=0, lt=1 << 63)
-    """Seed of weights, split, order and noise."""
+    """Seed of the weights, the split, the order of cells and the noise."""
     start_from: str | None = None
-    """Folder of a model to begin with, such as RUN/model: of the same class, or of SCVI for SCANVI."""
+    """Folder of a model to start from, such as RUN/model: of the same class, or SCVI for SCANVI."""
     logger: Literal["tensorboard", "mlflow", "wandb"] | None = None
-    """Send metrics there as well; a run keeps its identity over restarts."""
+    """Service to which metrics are sent as well; a run keeps its identity there over restarts."""
     logger_options: _Options = {}
-    """Of tensorboard: dir; of mlflow: tracking_uri, experiment_name, name; of wandb: project, entity, group, name,
-    mode, dir. Credentials come from the environment."""
+    """Options of the logger. tensorboard: dir; mlflow: tracking_uri, experiment_name, name; wandb: project, entity,
+    group, name, mode, dir. Credentials are read from the environment."""
     data: DataConfig
+    """The cells and their obs columns."""
     model: ModelConfig = ModelConfig()
+    """The network."""
     train: TrainConfig = TrainConfig()
+    """Length of the training, optimizer, checkpoints."""
 
     @model_validator(mode="after")
     def _classifies(self) -> "RunConfig":
@@ -319,3 +341,13 @@ class RunConfig(_Section):
 
 
 _OF_SCANVI = ("classification_ratio", "n_samples_per_label")
+
+
+def section_of(annotation: Any) -> type[BaseModel] | None:
+    """Return the section that a key of this type holds, None if it holds a plain value."""
+    kinds = (annotation, *get_args(annotation))
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, _Section)), None)
+
+
+SECTIONS = tuple(name for name, field in RunConfig.model_fields.items() if section_of(field.annotation))
+"""Keys of a run that hold keys of their own."""

@@ -1,5 +1,7 @@
 """Reading a configuration: errors name the key, the value and what was meant."""
 
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -75,7 +77,7 @@ def test_overrides_are_yaml_values_set_on_top_of_the_file(tmp_path: Path) -> Non
     ("override", "message"),
     [
         ("train.lr", r"^'train\.lr' is no override: write key=value"),
-        ("train.lr=[", r"^'train\.lr=\[' is no override: '\[' is not valid YAML"),
+        ("train.lr=[", r"^the value of 'train\.lr' is not valid YAML: "),
         ("seed.deep=1", r"^seed\.deep cannot be set: seed holds a value, not a section"),
         ("=1", r"^there is no key : did you mean"),
     ],
@@ -110,6 +112,58 @@ def test_a_remote_address_stays_as_it_is() -> None:
 def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_config(write(tmp_path, text))
+
+
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 10)}]\n" for level in range(1, 10)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (BOMB, "is nested more than 16 deep or holds more than 30000 values$"),
+        ("data: &all {uri: *all}", "is not valid YAML|is nested more than"),
+        ("data: " + "[" * 100_000, "is nested more than 16 deep"),
+        (f"seed: [{"1, " * 31_000}]", "holds more than 30000 values$"),
+        ("#" * (1 << 19) + "\n", "has 524289 bytes, a configuration at most 524288: name a file of genes in data.genes"),
+        ("seed: \udcff", "is not a text file in UTF-8"),
+    ],
+    ids=["aliases", "itself", "deep", "many", "long", "binary"],
+)
+def test_a_file_beyond_all_bounds_is_refused_at_once(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(text, errors="surrogateescape")
+    began = time.monotonic()
+    with pytest.raises(ValueError, match=message):
+        load_config(path, ["data.uri=x"])
+    assert time.monotonic() - began < 5  # a second on a quiet machine
+
+
+def test_an_alias_is_resolved(tmp_path: Path) -> None:
+    text = "data: {uri: x, categorical_covariate_keys: &keys [a, b], continuous_covariate_keys: *keys}"
+    assert load_config(write(tmp_path, text)).data.continuous_covariate_keys == ("a", "b")
+
+
+@pytest.mark.timeout(20)
+def test_a_pipe_or_a_folder_is_no_configuration_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero")):
+        with pytest.raises(ValueError, match=rf"^{path} is not a regular file: a YAML file is needed$"):
+            load_config(path)
+
+
+def test_an_error_message_is_short_whatever_the_file_holds(tmp_path: Path) -> None:
+    text = yaml.safe_dump({"seed": ["x" * 50_000] * 3, "data": {"uri": "x"}} | {f"k{n}" * 99: n for n in range(300)})
+    with pytest.raises(ValueError, match="seed=.*does not fit.*; and 293 more$") as refused:
+        load_config(write(tmp_path, text))
+    assert len(str(refused.value)) < 3000
+
+
+def test_a_section_without_keys_and_one_in_a_section_are_known(tmp_path: Path) -> None:
+    assert load_config(write(tmp_path, "data: {uri: x}\ntrain:\nmodel:\n")).train == TrainConfig()
+    with pytest.raises(ValueError, match=r"^there is no key data\.soma\.measurment: did you mean measurement"):
+        load_config(write(tmp_path, "data: {uri: x, soma: {measurment: RNA}}"))
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
