@@ -11,11 +11,12 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from dist_scvi.config.schema import SECTIONS, RunConfig, section_of
+from dist_scvi.loaders.arrays.bounded_json import Budget, check_bytes, check_tree
 
 T = TypeVar("T", bound=BaseModel)
 
-_MAX_BYTES, _MAX_DEPTH, _MAX_VALUES = 1 << 19, 16, 30_000
-"""Bounds of a configuration file; the longest sensible one lists twenty thousand genes."""
+_BUDGET = Budget(max_bytes=1 << 19, max_depth=16, max_leaves=30_000)
+"""The longest sensible configuration lists twenty thousand genes."""
 _ERRORS_NAMED = 8
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """That of libyaml is sixteen times as fast, and part of most installations."""
@@ -112,10 +113,7 @@ def _read_text(path: Path) -> str:
         raise FileNotFoundError(f"there is no configuration file {path}") from None
     if not stat.S_ISREG(found.st_mode):  # reading a named pipe would wait for its writer, a device may have no end
         raise ValueError(f"{path} is not a regular file: a YAML file is needed")
-    if found.st_size > _MAX_BYTES:
-        raise ValueError(
-            f"{path} has {found.st_size} bytes, a configuration at most {_MAX_BYTES}: name a file of genes in data.genes"
-        )
+    check_bytes(found.st_size, str(path), _BUDGET)
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -128,35 +126,24 @@ def _parse_yaml(text: str, source: str) -> Any:
     Raises
     ------
     ValueError
-        If it is not valid, nested too deeply, or too large once its aliases are resolved.
+        If it is not valid, nested too deeply, or too large, its aliases resolved.
     """
-    too_large = f"{source} is nested more than {_MAX_DEPTH} deep or holds more than {_MAX_VALUES} values"
     try:
         depth = 0
         # Events come from a parser without recursion. The composer recurses in C and ends the process at 100,000
         # brackets, and the one in Python takes seconds to fail.
         for count, event in enumerate(yaml.parse(text, Loader=_LOADER)):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > _MAX_DEPTH or count > 3 * _MAX_VALUES:
-                raise ValueError(too_large)
+            if depth > _BUDGET.max_depth or count > 3 * _BUDGET.max_leaves:
+                raise ValueError(
+                    f"{source} holds more than {_BUDGET.max_leaves} values or is nested more than {_BUDGET.max_depth} "
+                    "deep: name a file in data.genes if it lists genes"
+                )
         tree = yaml.load(text, Loader=_LOADER)  # noqa: S506 - one of the two safe loaders
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from error
-    if _count_values(tree, {}, _MAX_DEPTH) > _MAX_VALUES:
-        raise ValueError(too_large)
+    check_tree(tree, source, _BUDGET)
     return tree
-
-
-def _count_values(value: Any, counted: dict[int, int], depth: int) -> int:
-    """Count values, shared ones wherever they are named; a value nested more than `depth` deep counts as too many."""
-    if not isinstance(value, dict | list):
-        return 1
-    if depth == 0:  # a list that holds itself, too
-        return _MAX_VALUES + 1
-    if id(value) not in counted:
-        parts = value.values() if isinstance(value, dict) else value
-        counted[id(value)] = 1 + sum(_count_values(part, counted, depth - 1) for part in parts)
-    return counted[id(value)]
 
 
 def _explain_all(items: Sequence[Any]) -> str:

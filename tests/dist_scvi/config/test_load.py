@@ -122,11 +122,11 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (BOMB, "is nested more than 16 deep or holds more than 30000 values$"),
-        ("data: &all {uri: *all}", "is not valid YAML|is nested more than"),
+        (BOMB, "more than 30,000 values"),
+        ("data: &all {uri: *all}", "is not valid YAML|has 17 levels"),
         ("data: " + "[" * 100_000, "is nested more than 16 deep"),
-        (f"seed: [{"1, " * 31_000}]", "holds more than 30000 values$"),
-        ("#" * (1 << 19) + "\n", "has 524289 bytes, a configuration at most 524288: name a file of genes in data.genes"),
+        ("seed: [" + "1, " * 31_000 + "]", "(holds|has) more than 30,?000 values"),
+        ("#" * (1 << 19) + "\n", "has 524,289 bytes, at most 524,288"),
         ("seed: \udcff", "is not a text file in UTF-8"),
     ],
     ids=["aliases", "itself", "deep", "many", "long", "binary"],
