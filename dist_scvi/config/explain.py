@@ -64,7 +64,10 @@ def config_template() -> str:
     for key in config_keys():
         depth = key.name.count(".")
         indent, short = "  " * depth, key.name.rpartition(".")[2]
-        lines += ["", *textwrap.wrap(key.meaning, _WIDTH, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ")]
+        lines += [
+            "",
+            *textwrap.wrap(key.meaning, _WIDTH, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# "),
+        ]
         if key.is_section:
             lines.append(f"{indent}{'#' if depth else ''}{short}:")
         elif key.default is None:

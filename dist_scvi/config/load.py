@@ -139,7 +139,7 @@ def _parse_yaml(text: str, source: str) -> Any:
                     f"{source} holds more than {_BUDGET.max_leaves} values or is nested more than {_BUDGET.max_depth} "
                     "deep: name a file in data.genes if it lists genes"
                 )
-        tree = yaml.load(text, Loader=_LOADER)  # noqa: S506 - one of the two safe loaders
+        tree = yaml.load(text, Loader=_LOADER)
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from error
     check_tree(tree, source, _BUDGET)

@@ -51,7 +51,7 @@ class DataConfig(_Section):
     """The cells and their obs columns."""
 
     uri: str | tuple[str, ...]
-    """AnnData in Zarr (folder or URL), annbatch collection, .h5ad or TileDB-SOMA; a list of several is read as one store."""
+    """AnnData in Zarr (folder or URL), annbatch collection, .h5ad or TileDB-SOMA; a list is read as one store."""
     layer: str | None = None
     """Layer to read instead of X; raw/X for the counts in raw; for SOMA the layer of X."""
     genes: tuple[str, ...] | str | None = None
@@ -206,7 +206,7 @@ class TrainConfig(_Section):
     batch_size: int = Field(1024, ge=2)
     """Cells of a global minibatch, over all workers. In scvi-tools it is 128 per worker."""
     lanes: int = Field(8, ge=1)
-    """Independent streams of cells that each give an equal part of a minibatch; the number of workers must divide it."""
+    """Streams of cells that each contribute an equal part of a minibatch; the number of workers must divide it."""
     micro_cells: int = Field(128, ge=2)
     """Cells of a micro-minibatch, over which batch normalisation computes its statistics."""
     train_size: float | None = Field(None, gt=0, le=1)

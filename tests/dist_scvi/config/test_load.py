@@ -123,9 +123,9 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     ("text", "message"),
     [
         (BOMB, "more than 30,000 values"),
-        ("data: &all {uri: *all}", "is not valid YAML|has 17 levels"),
+        ("data: &all {uri: *all}", r"is not valid YAML|has 17 levels"),
         ("data: " + "[" * 100_000, "is nested more than 16 deep"),
-        ("seed: [" + "1, " * 31_000 + "]", "(holds|has) more than 30,?000 values"),
+        ("seed: [" + "1, " * 31_000 + "]", r"(holds|has) more than 30,?000 values"),
         ("#" * (1 << 19) + "\n", "has 524,289 bytes, at most 524,288"),
         ("seed: \udcff", "is not a text file in UTF-8"),
     ],
@@ -155,7 +155,7 @@ def test_a_pipe_or_a_folder_is_no_configuration_file(tmp_path: Path) -> None:
 
 def test_an_error_message_is_short_whatever_the_file_holds(tmp_path: Path) -> None:
     text = yaml.safe_dump({"seed": ["x" * 50_000] * 3, "data": {"uri": "x"}} | {f"k{n}" * 99: n for n in range(300)})
-    with pytest.raises(ValueError, match="seed=.*does not fit.*; and 293 more$") as refused:
+    with pytest.raises(ValueError, match=r"seed=.*does not fit.*; and 293 more$") as refused:
         load_config(write(tmp_path, text))
     assert len(str(refused.value)) < 3000
 
