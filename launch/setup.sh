@@ -49,7 +49,7 @@ install_environment() {
     if installer_is_uv; then
         with_progress "$venv" "$log" uv pip install --python "$venv/bin/python" --constraint "$constraints" --editable "$target"
     else
-        with_progress "$venv" "$log" pip_of "$venv" install --no-compile --constraint "$constraints" --editable "$target"
+        with_progress "$venv" "$log" pip_of "$venv" install --no-compile --progress-bar off --constraint "$constraints" --editable "$target"
     fi || return 1
     touch "$stamp"
 }
