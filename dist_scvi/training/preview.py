@@ -15,8 +15,7 @@ from dist_scvi.storage.lease import check_not_locked
 from dist_scvi.storage.run_storage import LocalStorage
 from dist_scvi.training.checkpoint import check_same_run, fingerprint, newest_checkpoint
 from dist_scvi.training.initial_model import begin
-from dist_scvi.training.loggers import check_logger_options
-from dist_scvi.training.resolve import labelled_plan_of, resolve
+from dist_scvi.training.resolve import check_config, labelled_plan_of, resolve
 from dist_scvi.training.run_folder import CHECKPOINTS, check_folder_is_free
 from dist_scvi.training.worker import fix_soma_timestamp, storage_of_run
 
@@ -32,11 +31,11 @@ def preview(
         As training would: sizes or a model to start from that do not fit, a number of workers that does not divide
         the lanes, another process that writes the run, or a checkpoint of another run.
     """
+    check_config(config)
     place = storage_of_run(config)
     if isinstance(place, LocalStorage):
         check_folder_is_free(place.path)
     config = fix_soma_timestamp(config, place)
-    check_logger_options(config)
     check_not_locked(place)
     try:
         checkpoint = newest_checkpoint(place.subfolder(CHECKPOINTS), mend=False)

@@ -1,4 +1,4 @@
-"""What the configuration leaves to the data: sizes, epochs, plans."""
+"""What a configuration leaves to the data: sizes, epochs, plans; and the checks that need no data."""
 
 from pathlib import Path
 
@@ -6,11 +6,53 @@ from dist_scvi.config.schema import DataConfig, RunConfig
 from dist_scvi.loaders import CellData, Plan, make_plan, open_data, open_store
 from dist_scvi.loaders.labelled_stream import count_labelled, labelled_plan
 from dist_scvi.loaders.order.column_sampling import open_sampling
+from dist_scvi.loaders.order.plan import check_sizes
 from dist_scvi.loaders.order.seeded_split import shares_of
 from dist_scvi.loaders.stores.open import read_names
 from dist_scvi.loaders.stores.soma_store import SomaOptions
 from dist_scvi.network.model_spec import ModelSpec
+from dist_scvi.storage.run_storage import open_run_storage
+from dist_scvi.training.loggers import check_logger_options
 from dist_scvi.transfer.scanvi_from_scvi import FROM_SCVI
+
+
+def check_config(config: RunConfig) -> None:
+    """Check what can be checked before any file is opened.
+
+    Raises
+    ------
+    ValueError
+        If the run cannot be written to its URL, an option of the logger or of the storage is not known, sizes do not
+        fit each other, or something depends on validations and there are none.
+    """
+    open_run_storage(config.run, storage_options=config.storage_options)
+    check_logger_options(config)
+    check_sizes(config.train.batch_size, config.train.lanes, config.train.micro_cells)
+    if config.data.split_key is None:
+        _, validation_size = shares_of(config.train.train_size, config.train.validation_size)
+        check_validations(config, exist=validation_size > 0)
+
+
+def check_validations(config: RunConfig, *, exist: bool) -> None:
+    """Check that what depends on validations has some.
+
+    Parameters
+    ----------
+    exist
+        Whether there are cells of the validation split.
+
+    Raises
+    ------
+    ValueError
+        With the key that depends on them.
+    """
+    train = config.train
+    watching = [key for key in ("reduce_lr_on_plateau", "early_stopping", "load_best") if getattr(train, key)]
+    if watching and not (exist and train.check_val_every_n_epoch):
+        raise ValueError(
+            f"train.{watching[0]} depends on validations, and there are none: set train.validation_size and "
+            "train.check_val_every_n_epoch above 0"
+        )
 
 
 def resolve(config: RunConfig, data: CellData, spec: ModelSpec | None = None) -> tuple[RunConfig, Plan]:
@@ -37,12 +79,7 @@ def resolve(config: RunConfig, data: CellData, spec: ModelSpec | None = None) ->
     warmup = settings.n_steps_kl_warmup
     if warmup is None and settings.n_epochs_kl_warmup is None:
         warmup = max(1, min(400, max_epochs // 2 or 1) * plan.steps_per_epoch)
-    watching = [key for key in ("reduce_lr_on_plateau", "early_stopping", "load_best") if getattr(settings, key)]
-    if watching and not (plan.split_cells("validation") and settings.check_val_every_n_epoch):
-        raise ValueError(
-            f"train.{watching[0]} depends on validations, and there are none: set train.validation_size and "
-            "train.check_val_every_n_epoch above 0"
-        )
+    check_validations(config, exist=plan.split_cells("validation") > 0)
     return (
         config.model_copy(
             update={

@@ -201,7 +201,7 @@ def make_plan(
     ValueError
         If sizes do not fit each other, there are too few training cells, or both shares and `sampling` are given.
     """
-    _check_sizes(batch_size, lanes, micro_cells)
+    check_sizes(batch_size, lanes, micro_cells)
     if sampling and not train_size is validation_size is None:
         raise ValueError(
             f"train_size={train_size}, validation_size={validation_size}: give these to open_sampling instead"
@@ -343,7 +343,14 @@ def _block_cells(diverse: int, split_block: int, chunk_cells: int) -> int:
     return max(min(max(diverse, least), most) // split_block, 1) * split_block
 
 
-def _check_sizes(batch_size: int, lanes: int, micro_cells: int) -> None:
+def check_sizes(batch_size: int, lanes: int, micro_cells: int) -> None:
+    """Check that minibatches, lanes and micro-minibatches, in cells, fit each other.
+
+    Raises
+    ------
+    ValueError
+        If they do not.
+    """
     if lanes < 1 or batch_size < 2 * lanes or batch_size % lanes:
         raise ValueError(
             f"batch_size={batch_size} must be a multiple of lanes={lanes} and at least twice it: every lane gives the "
