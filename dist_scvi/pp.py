@@ -21,6 +21,7 @@ from dist_scvi.inference.output_identity import model_fingerprint
 from dist_scvi.inference.posterior import logistic_normal_mean
 from dist_scvi.inference.zarr_output import write_rows
 from dist_scvi.loaders.arrays.anndata_layout import finish_table, new_array, new_strings
+from dist_scvi.loaders.arrays.name_lookup import check_list
 from dist_scvi.loaders.data import open_data
 from dist_scvi.loaders.minibatch import MiniBatch
 from dist_scvi.loaders.stores.anndata_store import AnnDataStore
@@ -148,8 +149,7 @@ def _genes(
     source: Any, held: "AnnData | None", subset_genes: Sequence[str | int] | None, *, marked: bool
 ) -> list[str] | None:
     """Name the genes to train on; None stands for all."""
-    if isinstance(subset_genes, str):
-        raise ValueError(f"subset_genes={subset_genes!r} is one text: a list of genes is needed")  # noqa: TRY004
+    check_list("subset_genes", subset_genes)
     if subset_genes is None:
         genes = _marked(source, held) if marked else None
     else:

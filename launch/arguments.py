@@ -50,10 +50,21 @@ def parse(
 
 
 def _words(text: str) -> list[str]:
-    words = [word for word in text.split(",") if word]
-    if not words:
+    return [word for word in _names(text).split(",") if word]
+
+
+def _names(text: str) -> str:
+    """Check a list of names, which `split_names` splits once the known ones are at hand: a name may hold a comma."""
+    if not text.strip(","):
         raise argparse.ArgumentTypeError(f"{text!r}: one name or several, with commas between them, are needed")
-    return words
+    return text
+
+
+def _add_names(parser: "argparse.ArgumentParser | argparse._ArgumentGroup", option: str, help: str) -> None:
+    """Add an option that takes names, and may be repeated."""
+    parser.add_argument(
+        option, action="append", type=_names, metavar="A,B", help=f"{help}; may be repeated, for names with commas"
+    )
 
 
 def _size(text: str) -> float | str:
@@ -106,7 +117,7 @@ def _pack(commands: "_Commands") -> None:
     pack.add_argument("--group-by", metavar="COLUMN", help="keep the cells of a category together, shuffled in each")
     pack.add_argument("--hvg", type=at_least(1), metavar="N", help="keep N highly variable genes (seurat_v3)")
     pack.add_argument("--batch-key", metavar="COLUMN", help="find highly variable genes within these batches")
-    pack.add_argument("--obs-columns", type=_words, metavar="A,B", help="obs columns to keep; all by default")
+    _add_names(pack, "--obs-columns", "obs columns to keep; all by default")
     pack.add_argument("--codec", choices=["lz4hc", "lz4", "zstd"], default="lz4hc", help="compressor of the counts")
     pack.add_argument("--annbatch", action="store_true", help="write a collection that annbatch reads")
     pack.add_argument("--memory", type=size_bytes, default=2 << 30, metavar="SIZE", help="bound for all, 2GiB")
@@ -144,7 +155,7 @@ def _minify(commands: "_Commands") -> None:
     minify = commands.add_parser("minify", help="encode all cells of a finished run into an atlas without counts")
     _add_run(minify)
     minify.add_argument("out", type=Path, nargs="?", help="folder to write; RUN/atlas by default")
-    minify.add_argument("--obs-columns", type=_words, default=[], metavar="A,B", help="obs columns to carry over")
+    _add_names(minify, "--obs-columns", "obs columns to carry over")
     minify.add_argument("--overwrite", action="store_true", help="replace an atlas that is there")
     _add_workers(minify)
 
@@ -160,15 +171,15 @@ def _query(commands: "_Commands") -> None:
     query = commands.add_parser("query", help="ask a minified atlas; prints CSV")
     query.add_argument("atlas", type=Path, help="folder of the atlas")
     query.add_argument("what", choices=["latent", "labels", "expression"])
-    query.add_argument("--genes", type=_words, metavar="A,B", help="genes; all by default")
+    _add_names(query, "--genes", "genes; all by default")
     query.add_argument("--by", metavar="COLUMN", help="average over the cells of each category of an obs column")
     cells = query.add_mutually_exclusive_group()
-    cells.add_argument("--cells", type=_words, metavar="A,B", help="cells by name")
+    _add_names(cells, "--cells", "cells by name")
     cells.add_argument(
         "--where", action="append", type=_PAIR, metavar="COLUMN=VALUE", help="cells by obs column; may be repeated"
     )
     query.add_argument("--soft", action="store_true", help="give the probability of each label")
-    query.add_argument("--transform-batch", type=_words, metavar="A,B", help="decode as of these batches, and average")
+    _add_names(query, "--transform-batch", "decode as of these batches, and average")
     query.add_argument(
         "--library-size", type=_size, metavar="NUMBER|latent", help="factor, 1 by default, or each cell's own total"
     )
@@ -181,6 +192,12 @@ def _add_sources(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sources", nargs="+", metavar="SOURCE", help="stores: Zarr, .h5ad, annbatch, TileDB-SOMA, URL")
     parser.add_argument("--genes", type=Path, metavar="FILE", help="keep the genes that stand in a file, one in a line")
     parser.add_argument("--join", choices=["inner", "outer"], default="inner", help="genes of several stores")
+    parser.add_argument(
+        "--source-key",
+        default="source",
+        metavar="NAME",
+        help="obs column, added to those of several stores, that names the store of each cell; '' for none",
+    )
     _add_reading(parser)
 
 

@@ -65,6 +65,7 @@ def _source(options: argparse.Namespace) -> "Callable[..., CellStore]":
         layer=options.layer,
         genes=genes,
         join=options.join,
+        source_key=options.source_key or None,
         soma=_soma(options),
         storage_options=dict(options.storage),
     )
@@ -118,6 +119,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _pack(options: argparse.Namespace) -> int:
+    from dist_scvi.loaders.arrays.name_lookup import split_names
     from dist_scvi.loaders.genes import highly_variable_genes
     from dist_scvi.loaders.pack.pack import pack_store
 
@@ -138,7 +140,7 @@ def _pack(options: argparse.Namespace) -> int:
         seed=None if options.keep_order else options.seed,
         group_by=options.group_by,
         genes=genes,
-        obs_columns=options.obs_columns,
+        obs_columns=options.obs_columns and split_names(options.obs_columns, store.obs_columns()),
         codec=options.codec,
         as_annbatch=options.annbatch,
         memory_bytes=options.memory,
@@ -214,6 +216,8 @@ def _status(options: argparse.Namespace) -> int:
 
 def _minify(options: argparse.Namespace) -> int:
     from dist_scvi.atlas.worker import ATLAS, is_atlas_of, minify_worker
+    from dist_scvi.loaders.arrays.name_lookup import split_names
+    from dist_scvi.training.resolve import open_from
     from dist_scvi.training.worker import run_config
 
     run = _run_of(options)
@@ -221,12 +225,15 @@ def _minify(options: argparse.Namespace) -> int:
         raise ValueError(f"an atlas is written to a disk: name a folder for it, as in dist-scvi minify {run.uri} atlas")
     out = options.out.resolve() if options.out else Path(run.uri) / ATLAS
     config = run_config(run)
-    if not options.overwrite and is_atlas_of(run, out, options.obs_columns):
+    obs_columns = options.obs_columns or []
+    if any("," in text for text in obs_columns):
+        obs_columns = split_names(obs_columns, open_from(config.data).store.obs_columns())
+    if not options.overwrite and is_atlas_of(run, out, obs_columns):
         print(f"{out} is there already, whole and of this run")
         return OK
     if out.exists() and not options.overwrite:
         raise ValueError(f"{out} exists: give another path, or allow it to be replaced with --overwrite")
-    task = partial(minify_worker, run, out, obs_columns=options.obs_columns, overwrite=options.overwrite)
+    task = partial(minify_worker, run, out, obs_columns=obs_columns, overwrite=options.overwrite)
     if options.workers == (1, 1) and options.address is None:  # others have no terminal
         task = partial(task, on_progress=_progress("minified"))
     _start(task, options, config.train)

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from dist_scvi.atlas.atlas import open_atlas
+from dist_scvi.loaders.arrays.name_lookup import split_names
 
 if TYPE_CHECKING:
     from dist_scvi.atlas.atlas import Atlas
@@ -38,7 +39,8 @@ def query(options: argparse.Namespace) -> pd.DataFrame:
     atlas = open_atlas(options.atlas)
     indices: Indices | None = None
     if options.cells:
-        indices = atlas.find(options.cells)
+        with_comma = any("," in text for text in options.cells)
+        indices = atlas.find(split_names(options.cells, set(atlas.obs_names()) if with_comma else ()))
     elif options.where:
         indices = atlas.select(**dict(options.where))
     if options.what == "expression":
@@ -54,10 +56,11 @@ def query(options: argparse.Namespace) -> pd.DataFrame:
 
 
 def _expression(atlas: "Atlas", options: argparse.Namespace, indices: "Indices | None") -> pd.DataFrame:
+    batches = atlas.spec.batch.categories if atlas.spec.batch else ()
     asked = {
-        "gene_list": options.genes,
+        "gene_list": options.genes and split_names(options.genes, set(atlas.var_names)),
         "indices": indices,
-        "transform_batch": options.transform_batch,
+        "transform_batch": options.transform_batch and split_names(options.transform_batch, batches),
         "library_size": options.library_size or 1.0,
         "n_samples": options.n_samples,
         "seed": options.seed or 0,

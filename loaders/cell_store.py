@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_scvi.loaders.arrays.csr_rows import CsrRows, GeneChoice
-from dist_scvi.loaders.arrays.obs_columns import Categorical, Numeric, Ranges
+from dist_scvi.loaders.arrays.obs_columns import Categorical, NotNumbersError, Numeric, Ranges
 
 
 @runtime_checkable
@@ -80,6 +80,20 @@ class CellStore(Protocol):
     def close(self) -> None:
         """Let go of open files."""
         ...
+
+
+def open_column(store: CellStore, key: str) -> Categorical | Numeric:
+    """Open an obs column as numbers if it holds numbers, else as categories.
+
+    Raises
+    ------
+    ValueError
+        If it is missing or cannot be read.
+    """
+    try:
+        return store.numeric(key)
+    except NotNumbersError:
+        return store.categorical(key)
 
 
 def check_var_names(names: Any, where: str) -> NDArray[np.object_]:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_scvi.loaders.arrays.csr_rows import CsrRows
+from dist_scvi.loaders.arrays.name_lookup import check_list
 from dist_scvi.loaders.arrays.obs_columns import Categorical, Numeric, Ranges
 from dist_scvi.loaders.cell_store import CellStore
 from dist_scvi.loaders.minibatch import MiniBatch
@@ -176,8 +177,7 @@ def open_data(
     where that order is not the sorted one.
     """
     for name, keys in {"categorical": categorical_covariate_keys, "continuous": continuous_covariate_keys}.items():
-        if isinstance(keys, str):
-            raise ValueError(f"{name}_covariate_keys={keys!r} is one text: a list of obs columns is needed")  # noqa: TRY004
+        check_list(f"{name}_covariate_keys", keys)
     unlabeled_category = None if unlabeled_category is None else str(unlabeled_category)  # categories are names here
     if isinstance(source, CellStore):
         if layer is not None or genes is not None:

@@ -29,6 +29,7 @@ from dist_scvi.inference.encode_decode import (
 from dist_scvi.inference.posterior import logistic_normal_mean
 from dist_scvi.loaders.arrays.anndata_layout import LIBRARY, QZM, QZV, SOURCE_ROW
 from dist_scvi.loaders.arrays.csr_rows import row_runs
+from dist_scvi.loaders.arrays.name_lookup import check_list
 from dist_scvi.loaders.arrays.obs_columns import Categorical, PagedArray, read_range
 from dist_scvi.loaders.arrays.obs_table import ObsTable
 from dist_scvi.loaders.stores.zarr_store import complete_array, open_root
@@ -105,6 +106,7 @@ class Atlas:
         ValueError
             If a name is not there.
         """
+        check_list("obs_names", obs_names)
         place = dict.fromkeys(obs_names, -1)
         for start, stop, _ in self._spans(None):
             for offset, name in enumerate(self._obs_names(start, stop)):

@@ -32,7 +32,9 @@ from dist_scvi.loaders.arrays.anndata_layout import (
     new_root,
     new_strings,
 )
+from dist_scvi.loaders.arrays.name_lookup import check_list
 from dist_scvi.loaders.arrays.obs_columns import Categorical, Numeric, Ranges
+from dist_scvi.loaders.cell_store import open_column
 from dist_scvi.loaders.stream import row_stream
 from dist_scvi.network.fit_data import fit_to_spec
 from dist_scvi.network.model_files import save_model
@@ -220,15 +222,13 @@ def _columns(data: CellData, obs_columns: Sequence[str]) -> dict[str, _Column]:
     """Choose the columns to carry over: what decoding needs, the label, and what was asked for."""
     needed = [data.batch, data.label, *data.categorical_covariates, *data.continuous_covariates]
     columns = {column.key: _Column(column) for column in needed if column is not None}
+    check_list("obs_columns", obs_columns)
     for key in obs_columns:
         if key in columns:
             continue
         if key in (LIBRARY, FACTOR, SOURCE_ROW):
             raise ValueError(f"obs column '{key}' cannot be carried over: the atlas has one of that name, rename it")
-        try:
-            columns[key] = _Column(data.store.numeric(key))
-        except ValueError:  # not numbers; a missing column is refused by the next line
-            columns[key] = _Column(data.store.categorical(key))
+        columns[key] = _Column(open_column(data.store, key))
     return columns
 
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 
 class _Section(BaseModel):
@@ -27,6 +27,15 @@ def _without_secrets(options: dict[str, str]) -> dict[str, str]:
 
 _SECRETS = ("secret", "token", "password", "access_key", "account_key", "credential")
 _Options = Annotated[dict[str, str], AfterValidator(_without_secrets)]
+
+
+def _list_of_names(value: Any) -> Any:
+    if isinstance(value, str):
+        raise ValueError(f"{value!r} is one text, a list is needed: [{value}]")  # noqa: TRY004 - pydantic reports it
+    return value
+
+
+_Names = Annotated[tuple[str, ...], BeforeValidator(_list_of_names)]
 
 
 class SomaConfig(_Section):
@@ -72,9 +81,9 @@ class DataConfig(_Section):
     """SCANVI: the label of unlabelled cells; missing values count as unlabelled too."""
     size_factor_key: str | None = None
     """obs column of size factors, used instead of the total counts."""
-    categorical_covariate_keys: tuple[str, ...] = ()
+    categorical_covariate_keys: _Names = ()
     """Additional categorical obs columns to correct for."""
-    continuous_covariate_keys: tuple[str, ...] = ()
+    continuous_covariate_keys: _Names = ()
     """Continuous obs columns to correct for."""
     split_key: str | None = None
     """obs column with the values train, validation and test, instead of a split by the seed."""

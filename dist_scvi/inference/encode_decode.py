@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dist_scvi.loaders.arrays.name_lookup import check_list, describe_missing
 from dist_scvi.loaders.minibatch import Covariates, MiniBatch
 from dist_scvi.network.model_spec import ModelSpec
 from dist_scvi.network.noise import RowNoise
@@ -114,14 +115,14 @@ def expression_query(
     ValueError
         If a gene or batch is not known, or a number is out of range.
     """
-    if isinstance(gene_list, str):
-        raise ValueError(f"gene_list={gene_list!r} is one text: a list of genes is needed")  # noqa: TRY004
+    check_list("gene_list", gene_list)
     place = {name: index for index, name in enumerate(spec.var_names)}
     genes = list(spec.var_names if gene_list is None else gene_list)
     unknown = [gene for gene in genes if gene not in place]
     if unknown:
         raise ValueError(
-            f"the model has no gene {', '.join(unknown[:3])}: its {len(place)} genes begin {spec.var_names[:3]}"
+            f"the model has no gene {describe_missing(unknown, spec.var_names)}: its {len(place)} genes begin "
+            f"{', '.join(spec.var_names[:3])}"
         )
     if isinstance(library_size, str) and library_size != "latent":
         raise ValueError(f"library_size={library_size!r}: a number is needed, or 'latent' for each cell's own total")

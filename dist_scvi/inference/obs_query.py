@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dist_scvi.loaders.arrays.obs_columns import Categorical
-from dist_scvi.loaders.cell_store import CellStore
+from dist_scvi.loaders.cell_store import CellStore, open_column
 
 _PAGE_ROWS = 1 << 16
 
@@ -55,10 +55,10 @@ def _named_columns(store: CellStore, text: str) -> pd.DataFrame:
 
 
 def _column(store: CellStore, key: str) -> Any:
-    try:
-        stored = store.numeric(key).stored
-    except ValueError:
-        return _categories(store.categorical(key), store.n_cells)
+    column = open_column(store, key)
+    if isinstance(column, Categorical):
+        return _categories(column, store.n_cells)
+    stored = column.stored
     pages = range(0, store.n_cells, _PAGE_ROWS)
     return np.concatenate([np.asarray(stored[at : min(at + _PAGE_ROWS, store.n_cells)]) for at in pages])
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from dist_scvi.loaders.arrays.name_lookup import check_list
 from dist_scvi.loaders.data import CellData, open_data
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ def setup_anndata(
     The arguments are kept in ``adata.uns`` and so survive copies and files; the codes are written to ``_scvi_batch``
     and ``_scvi_labels`` of obs, as scvi-tools 1.4.2 does (model/_scvi.py).
     """
+    check_list("categorical_covariate_keys", categorical_covariate_keys)
+    check_list("continuous_covariate_keys", continuous_covariate_keys)
     arguments: dict[str, Any] = {
         "layer": layer,
         "batch_key": batch_key,

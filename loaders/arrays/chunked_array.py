@@ -23,6 +23,7 @@ from zarr.codecs.sharding import ShardingCodecIndexLocation
 from dist_scvi.loaders.arrays.codecs import Decoder, checked_crc32c, decoder, decoder_v2
 from dist_scvi.loaders.arrays.objects import Objects
 from dist_scvi.loaders.arrays.obs_columns import DamagedError
+from dist_scvi.loaders.arrays.reader_threads import reader_threads
 
 _TASK_CHUNKS = 8
 """Chunks that one thread fetches and decodes in one go."""
@@ -31,7 +32,6 @@ _LARGEST_CHUNK = 64 << 20
 _SHARD_INDICES = 4096
 """Shard indices held, 16 bytes for each chunk."""
 _ABSENT = 2**64 - 1
-_REMOTE_THREADS = 32
 _WASTE = 1.25
 """Bytes read for one wanted, up to which chunks are fetched in one piece."""
 
@@ -232,7 +232,7 @@ def run_side_by_side(tasks: Iterable[Task], *, remote: bool = False) -> None:
         finally:
             left.clear()
 
-    threads = _threads(remote=remote)
+    threads = reader_threads(remote=remote)
     if len(left) <= 1:
         work()
         return
@@ -246,13 +246,6 @@ def _taken(left: deque[Task]) -> Task | None:
         return left.popleft()
     except IndexError:
         return None
-
-
-def _threads(*, remote: bool) -> int:
-    """Give as many threads as processors may be used; more where they wait for a network."""
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    processors = min(processors, int(os.environ.get("OMP_NUM_THREADS") or processors))
-    return max(processors, _REMOTE_THREADS) if remote else processors
 
 
 @lru_cache(2)

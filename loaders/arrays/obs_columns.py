@@ -1,6 +1,5 @@
 """Columns of obs, read by row range: categories as codes into a sorted vocabulary, numbers as float32."""
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,6 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from dist_scvi.loaders.arrays.name_lookup import nearest_names
 from dist_scvi.loaders.arrays.objects import StorageError
 
 _PAGE_ROWS = (4096, 65_536)
@@ -20,6 +20,10 @@ Ranges = Sequence[tuple[int, int]]
 
 class DamagedError(ValueError):
     """A part of a store that cannot be read; the message names it."""
+
+
+class NotNumbersError(ValueError):
+    """A column that was to be opened as numbers and holds something else."""
 
 
 class Sliceable(Protocol):
@@ -187,6 +191,6 @@ def categorical_from_values(key: str, values: Any) -> Categorical:
 
 def missing_column(key: str, present: Sequence[str], where: str) -> ValueError:
     """Build the error for an obs column that is not there, naming the nearest that are."""
-    near = difflib.get_close_matches(key, present, n=3, cutoff=0.5)
-    hint = f"did you mean {', '.join(repr(name) for name in near)}? " if near else ""
+    near = nearest_names(key, present)
+    hint = f"did you mean {', '.join(near)}? " if near else ""
     return ValueError(f"{where} has no obs column '{key}': {hint}present are {', '.join(present) or 'none'}")

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from dist_scvi.loaders.arrays.obs_columns import (
     Categorical,
+    NotNumbersError,
     Numeric,
     PagedArray,
     categorical_from_codes,
@@ -55,7 +56,7 @@ class ObsTable:
         """Open a column as numbers."""
         column = self._column(key)
         if not hasattr(column, "dtype") or not np.issubdtype(column.dtype, np.number):
-            raise ValueError(
+            raise NotNumbersError(
                 f"obs column '{key}' of {self._uri} does not hold numbers: name it as a categorical covariate"
             )
         stored = PagedArray(self._array(f"obs/{key}"), self._uri)

@@ -14,7 +14,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from dist_scvi.loaders.arrays.obs_columns import Categorical, Numeric
-from dist_scvi.loaders.cell_store import CellStore
+from dist_scvi.loaders.cell_store import CellStore, open_column
 
 BLOCK_CELLS = 320
 """Rows over which mixing is measured: blocks of this length are always worth reading together."""
@@ -90,22 +90,6 @@ class ColumnPass:
         if self._values is None:
             return ColumnSummary(self.key, "damaged", None, {}, 0, None, None, self._damage)
         return self._values.summary(self.key)
-
-
-def open_column(store: CellStore, key: str) -> Categorical | Numeric:
-    """Open an obs column as numbers where it holds any, else as categories.
-
-    Raises
-    ------
-    ValueError
-        If it cannot be read.
-    """
-    try:
-        return store.numeric(key)
-    except ValueError as error:
-        if "does not hold numbers" not in str(error):
-            raise
-    return store.categorical(key)
 
 
 def groups(column: Categorical | None, start: int, stop: int) -> NDArray[np.int64]:

@@ -1,6 +1,5 @@
 """What a packing is asked for, how it is divided within memory, and what is refused before it begins."""
 
-import difflib
 import json
 import os
 import shutil
@@ -14,6 +13,7 @@ import numpy as np
 
 from dist_scvi.loaders.arrays.anndata_layout import SOURCE_ROW
 from dist_scvi.loaders.arrays.csr_rows import gene_type
+from dist_scvi.loaders.arrays.name_lookup import check_list, describe_missing
 from dist_scvi.loaders.arrays.obs_columns import missing_column
 from dist_scvi.loaders.arrays.pack_manifest import PackSource
 from dist_scvi.loaders.cell_store import CellStore
@@ -198,16 +198,15 @@ def check_genes(source: CellStore, genes: Sequence[str] | None) -> tuple[str, ..
     ValueError
         If one is not in the store or is named twice, or none is named.
     """
+    check_list("genes", genes)
     present = [str(name) for name in source.var_names]
     if genes is None:
         return tuple(present)
     known = set(present)
     absent = [name for name in genes if name not in known]
     if absent:
-        near = difflib.get_close_matches(absent[0], present, n=3, cutoff=0.5)
-        hint = f"did you mean {', '.join(repr(name) for name in near)}? " if near else ""
         raise ValueError(
-            f"{source.uri} lacks {len(absent)} of {len(genes)} genes, the first is '{absent[0]}': {hint}"
+            f"{source.uri} lacks {len(absent)} of {len(genes)} genes: {describe_missing(absent, present)}; "
             "give names of the store's var in genes"
         )
     if len(set(genes)) < len(genes) or not genes:
@@ -236,6 +235,7 @@ def check_columns(source: CellStore, obs_columns: Sequence[str] | None, group_by
     ValueError
         If one, or `group_by`, is not there.
     """
+    check_list("obs_columns", obs_columns)
     present = source.obs_columns()
     for key in (*(obs_columns or ()), *([group_by] if group_by is not None else ())):
         if key not in present:

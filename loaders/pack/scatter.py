@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dist_scvi.loaders.arrays.anndata_layout import code_type
 from dist_scvi.loaders.arrays.obs_columns import Categorical, Numeric
-from dist_scvi.loaders.cell_store import CellStore
+from dist_scvi.loaders.cell_store import CellStore, open_column
 from dist_scvi.loaders.pack.job import PackJob, gene_places, read_cells
 from dist_scvi.loaders.pack.sorted_parts import MovingRows, destinations, settle_rows, write_part
 
@@ -38,7 +38,7 @@ def open_columns(store: CellStore, job: PackJob) -> Source:
     return Source(
         job,
         store,
-        tuple(_open_column(store, key) for key in job.obs_columns),
+        tuple(open_column(store, key) for key in job.obs_columns),
         store.categorical(job.group_by) if job.group_by is not None else None,
         gene_places(store, job.genes),
     )
@@ -141,10 +141,3 @@ def _groups(source: Source, start: int, stop: int) -> NDArray[np.int64]:
         return np.zeros(stop - start, dtype=np.int64)
     code_n = source.group.codes(start, stop).astype(np.int64)
     return np.where(code_n < 0, len(source.group.vocabulary), code_n)
-
-
-def _open_column(store: CellStore, key: str) -> Categorical | Numeric:
-    try:
-        return store.numeric(key)
-    except ValueError:
-        return store.categorical(key)

@@ -19,7 +19,15 @@ from numpy.typing import NDArray
 
 from dist_scvi.loaders.arrays.csr import keep_rows
 from dist_scvi.loaders.arrays.csr_rows import CsrRows, GeneChoice, concatenate
-from dist_scvi.loaders.arrays.obs_columns import Categorical, Numeric, Ranges, categorical_from_codes, missing_column
+from dist_scvi.loaders.arrays.obs_columns import (
+    Categorical,
+    DamagedError,
+    NotNumbersError,
+    Numeric,
+    Ranges,
+    categorical_from_codes,
+    missing_column,
+)
 from dist_scvi.loaders.cell_store import CellStore
 
 T = TypeVar("T")
@@ -98,8 +106,9 @@ class Collection:
         for source, columns in zip(self._sources, self._columns, strict=True):
             if source_key in columns:
                 raise ValueError(
-                    f"{source} has an obs column '{source_key}' already: give the column that names the store of a "
-                    "cell another name with data.source_key, or leave it out with None"
+                    f"{source} has an obs column '{source_key}' already: give the column that names the store of each "
+                    "cell another name with data.source_key=NAME (--source-key NAME), or leave it out with "
+                    "data.source_key=null (--source-key '')"
                 )
 
     def read(self, start: int, stop: int) -> CsrRows:
@@ -140,7 +149,7 @@ class Collection:
     def numeric(self, key: str) -> Numeric:
         """Open an obs column as numbers; see `CellStore`."""
         if key == self._source_key:
-            raise ValueError(f"obs column '{key}' holds the names of stores: name it as a categorical covariate")
+            raise NotNumbersError(f"obs column '{key}' holds the names of stores: name it as a categorical covariate")
         columns = self._opened(key, [store.numeric for store in self._stores])
         return Numeric(key, self._joined([partial(_stored, column) for column in columns]))
 
@@ -188,7 +197,8 @@ class Collection:
         except ValueError as error:
             if self._stores[part].uri in str(error):
                 raise
-            raise ValueError(f"{self._sources[part]}: {error}") from error
+            kind = type(error) if isinstance(error, (DamagedError, NotNumbersError)) else ValueError
+            raise kind(f"{self._sources[part]}: {error}") from error
 
     def _opened(self, key: str, opens: Sequence[Callable[[str], T]]) -> list[T]:
         """Open a column that all stores have."""

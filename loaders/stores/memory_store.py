@@ -10,6 +10,7 @@ from dist_scvi.loaders.arrays.csr import keep_rows
 from dist_scvi.loaders.arrays.csr_rows import CsrRows, GeneChoice, concatenate, from_arrays
 from dist_scvi.loaders.arrays.obs_columns import (
     Categorical,
+    NotNumbersError,
     Numeric,
     Ranges,
     categorical_from_codes,
@@ -92,7 +93,7 @@ class MemoryStore:
         self._check_column(key)
         values = self._obs[key].to_numpy()
         if self._obs[key].dtype == "category" or not np.issubdtype(values.dtype, np.number):
-            raise ValueError(f"obs column '{key}' does not hold numbers: name it as a categorical covariate")
+            raise NotNumbersError(f"obs column '{key}' does not hold numbers: name it as a categorical covariate")
         return Numeric(key, values)
 
     def obs_names(self, start: int, stop: int) -> NDArray[np.object_]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from dist_scvi.loaders.arrays.name_lookup import check_list
 from dist_scvi.loaders.cell_store import CellStore
 from dist_scvi.loaders.stores.annbatch_store import is_annbatch, open_annbatch
 from dist_scvi.loaders.stores.collection import open_collection
@@ -54,8 +55,7 @@ def open_store(
     ValueError
         If it is no AnnData, is empty, or its parts disagree.
     """
-    if isinstance(genes, str):
-        raise ValueError(f"genes={genes!r} is one text: a list of names is needed")  # noqa: TRY004
+    check_list("genes", genes)
     several = isinstance(source, (list, tuple))
     sources: Any = source if several else [source]
     stores = [_open_one(one, layer, soma, storage_options) for one in sources]

@@ -17,6 +17,7 @@ from dist_scvi.loaders.arrays.anndata_layout import code_type
 from dist_scvi.loaders.arrays.obs_columns import (
     Categorical,
     DamagedError,
+    NotNumbersError,
     Numeric,
     PagedArray,
     categorical_from_codes,
@@ -102,7 +103,7 @@ class SomaObs:
         """Open a column as numbers."""
         kind = self._type(key)
         if _is_encoded(kind) or not np.issubdtype(kind.to_pandas_dtype(), np.number):
-            raise ValueError(
+            raise NotNumbersError(
                 f"obs column '{key}' of {self._uri} does not hold numbers: take it as a categorical covariate"
             )
         return Numeric(key, PagedArray(_ObsArray(self, key, np.float32), self._uri))

@@ -144,7 +144,7 @@ def test_results_that_are_there_are_never_replaced(path: Path) -> None:
     ("options", "told"),
     [
         ({"subset_genes": ["gene7", "CD4"]}, "CD4"),
-        ({"subset_genes": "gene7"}, "^subset_genes='gene7' is one text: a list of genes is needed$"),
+        ({"subset_genes": "gene7"}, r"^subset_genes='gene7' is one text, a list is needed: subset_genes=\['gene7'\]$"),
         ({"subset_genes": []}, r"^no gene is left: var\['highly_variable'\] marks none, or subset_genes is empty$"),
         ({"subset_genes": [3, 50]}, "^subset_genes holds 50: names of genes are needed, or places from 0 to 49$"),
         ({"subset_genes": [0.5]}, r"^subset_genes holds 0\.5"),

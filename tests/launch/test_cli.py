@@ -271,3 +271,19 @@ def test_genes_that_only_some_stores_have_are_told(tmp_path: Path, capsys: pytes
     assert "few.zarr: 10 genes are lacking and count as 0" in capsys.readouterr().err
     assert run("train", f"data.uri=[{few}, {many}]", f"run={tmp_path / 'run'}", "--dry-run") == 0
     assert "many.zarr: 10 of 30 genes are left out" in capsys.readouterr().out
+
+
+def test_stores_that_have_a_source_column_are_packed_with_another_or_without(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [tmp_path / "a.h5ad", tmp_path / "b.h5ad"]
+    for path in paths:
+        obs = pd.DataFrame({"source": ["biopsy"] * 30}, index=[f"{path.stem}{row}" for row in range(30)])
+        ad.AnnData(np.ones((30, 4), np.float32), obs=obs).write_h5ad(path)
+    assert run("pack", *paths, tmp_path / "p.zarr") == 2
+    assert "--source-key NAME" in capsys.readouterr().err
+    for key, columns in (("file", ["source", "file", "source_row"]), ("", ["source", "source_row"])):
+        assert run("pack", *paths, tmp_path / f"p{key}.zarr", "--source-key", key) == 0
+        assert list(ad.read_zarr(tmp_path / f"p{key}.zarr").obs) == columns
+    assert run("inspect", *paths, "--source-key", "file") == 0
+    assert "file: 2 categories, a.h5ad (30), b.h5ad (30)" in capsys.readouterr().out

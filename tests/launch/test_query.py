@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from anndata import read_zarr
 
-from dist_scvi import SCANVI, open_atlas
+from dist_scvi import SCANVI, SCVI, open_atlas
 from dist_scvi import open as open_cells
 from dist_scvi.launch.arguments import parse
 from dist_scvi.launch.query import query
@@ -78,3 +79,21 @@ def test_what_cannot_be_is_refused_at_once(
         ask(atlas, *words)
     assert end.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_batch_a_gene_or_a_cell_whose_name_holds_a_comma_can_be_named(tmp_path: Path) -> None:
+    simulate(tmp_path / "cells.zarr", n_cells=60, n_genes=20, n_batches=2, seed=0)
+    cells = read_zarr(tmp_path / "cells.zarr")
+    cells.obs["batch"] = cells.obs["batch"].cat.rename_categories(["d1, left", "d2, right"])
+    cells.var_names = ["HLA-A,B", *cells.var_names[1:]]
+    cells.obs_names = ["c,0", *cells.obs_names[1:]]
+    model = SCVI(open_cells(cells, batch_key="batch"), n_hidden=8, n_latent=3)
+    model.train(1, enable_progress_bar=False)
+    atlas = model.minify(tmp_path / "atlas")
+    words = ["expression", "--genes", "HLA-A,B", "--transform-batch", "d1, left", "--cells", "c,0"]
+    found = ask(tmp_path / "atlas", *words)
+    pd.testing.assert_frame_equal(
+        found, atlas.get_normalized_expression(["HLA-A,B"], indices=[0], transform_batch="d1, left")
+    )
+    repeated = ask(tmp_path / "atlas", *words, "--genes", "gene0002,gene0003", "--transform-batch", "d2, right")
+    assert list(repeated.columns) == ["HLA-A,B", "gene0002", "gene0003"]

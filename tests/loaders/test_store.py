@@ -78,5 +78,5 @@ def test_what_is_no_store_is_refused(source):
 
 
 def test_one_text_is_no_list_of_genes(cells):
-    with pytest.raises(ValueError, match="genes='g1' is one text: a list of names is needed"):
+    with pytest.raises(ValueError, match=r"genes='g1' is one text, a list is needed: genes=\['g1'\]"):
         open_store(cells, genes="g1")

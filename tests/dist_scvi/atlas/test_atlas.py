@@ -186,7 +186,7 @@ def test_cells_are_found_by_name_in_the_order_given(atlas: Atlas) -> None:
         ),
         (lambda atlas: atlas.obs_names([-1]), r"^indices run from -1 to -1"),
         (lambda atlas: atlas.group_sizes("label", [999]), r"^indices run from 999 to 999"),
-        (lambda atlas: atlas.get_normalized_expression(["CD4"]), r"^the model has no gene CD4"),
+        (lambda atlas: atlas.get_normalized_expression(["CD4"]), r"^the model has no gene 'CD4'"),
         (lambda atlas: atlas.predict(), r"atlas was made with SCVI: only SCANVI predicts labels$"),
     ],
 )

@@ -47,6 +47,10 @@ def test_an_unknown_key_is_refused_with_the_near_ones(tree: dict, message: str) 
         ("model.use_observed_lib_size=maybe", r"^model\.use_observed_lib_size='maybe' does not fit"),
         ("model.dropout_rate=1", r"^model\.dropout_rate=1 does not fit"),
         ("data.continuous_covariate_keys=[[1]]", r"^data\.continuous_covariate_keys\.0=\[1\] does not fit"),
+        (
+            "data.categorical_covariate_keys=donor",
+            r"^data\.categorical_covariate_keys: 'donor' is one text, a list is needed: \[donor\]$",
+        ),
         ("train=fast", r"^train='fast' does not fit"),
     ],
 )

@@ -67,3 +67,9 @@ def test_a_missing_column_changes_nothing(cells: ad.AnnData) -> None:
         setup_anndata(cells, batch_key="bach")
     assert list(cells.obs) == list(before.obs)
     assert not cells.uns
+
+
+@pytest.mark.parametrize("argument", ["categorical_covariate_keys", "continuous_covariate_keys"])
+def test_one_text_where_a_list_of_columns_is_needed_is_refused(cells: ad.AnnData, argument: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{argument}='donor' is one text, a list is needed: {argument}=\['donor'\]"):
+        setup_anndata(cells, **{argument: "donor"})

@@ -219,3 +219,10 @@ def test_a_summary_is_plain_values_and_readable(uneven):
     assert "    t: 1,000 cells" in text
     assert "    batch: 3 categories, b (596), a (400), c (4)" in text
     assert max(len(line) for line in text.splitlines()) < 200
+
+
+def test_the_column_of_several_stores_that_names_them_is_counted_like_any_other(cells, pristine):
+    found = inspect_store(open_store([cells, pristine]))
+    (source,) = (column for column in found.columns if column.key == "source")
+    assert (source.kind, source.n_categories, sorted(source.most_frequent.values())) == ("categories", 2, [150, 150])
+    assert not [line for line in found.advice if "source" in line]

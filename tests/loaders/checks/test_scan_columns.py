@@ -7,7 +7,8 @@ from scipy import sparse
 from scipy.stats import entropy
 
 from dist_scvi.loaders import open_store
-from dist_scvi.loaders.checks.scan_columns import ColumnPass, ColumnSummary, groups, open_column, suggested
+from dist_scvi.loaders.cell_store import open_column
+from dist_scvi.loaders.checks.scan_columns import ColumnPass, ColumnSummary, groups, suggested
 
 
 def store_of(obs: dict):

@@ -72,12 +72,12 @@ def test_a_piece_is_sorted_at_once_and_each_process_gets_several(
 ):
     budget = Budget(memory_bytes, processes)
     assume(budget.part_bytes > job._PART_BYTES[0])
-    job = replace(JOB, source=PackSource("a", None, n_cells, 23, 10))
-    job = plan_pieces(job, budget, Probe(0, entries, 2), record_bytes=100, chunk_cells=chunk_cells)
-    assert job.piece_cells * (entries * 4 + 108) <= budget.part_bytes
-    assert job.piece_cells % chunk_cells == 0 or job.piece_cells < chunk_cells
-    assert processes == 1 or n_cells < 100 * chunk_cells * processes or job.n_pieces > 3 * processes
-    spans = [job.piece_span(number) for number in (0, job.n_pieces - 1)]
+    planned = replace(JOB, source=PackSource("a", None, n_cells, 23, 10))
+    planned = plan_pieces(planned, budget, Probe(0, entries, 2), record_bytes=100, chunk_cells=chunk_cells)
+    assert planned.piece_cells * (entries * 4 + 108) <= budget.part_bytes
+    assert planned.piece_cells % chunk_cells == 0 or planned.piece_cells < chunk_cells
+    assert processes == 1 or n_cells < 100 * chunk_cells * processes or planned.n_pieces > 3 * processes
+    spans = [planned.piece_span(number) for number in (0, planned.n_pieces - 1)]
     assert (spans[0][0], spans[1][1]) == (0, n_cells)
     assert spans[1][0] < spans[1][1]
 
