@@ -6,13 +6,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dist_scvi.storage.run_storage import LocalStorage, RunStorage
-from dist_scvi.training.metrics import METRICS, Progress, Row, metrics_in, read_metrics
+from dist_scvi.training.metrics import METRICS, MetricsReporter, Row, metrics_in, read_metrics
 
 _POLL_S, _REMOTE_POLL_S = 0.5, 10.0
 
 
 @contextmanager
-def show_progress(place: RunStorage | None, progress: Progress) -> Iterator[None]:
+def show_progress(place: RunStorage | None, progress: MetricsReporter) -> Iterator[None]:
     """Show the metrics that are added to the run in `place` while the block runs."""
     if place is None:
         yield
@@ -28,7 +28,7 @@ def show_progress(place: RunStorage | None, progress: Progress) -> Iterator[None
         progress.close()
 
 
-def _watch(place: RunStorage, progress: Progress, stop: threading.Event, last: tuple[int, int]) -> None:
+def _watch(place: RunStorage, progress: MetricsReporter, stop: threading.Event, last: tuple[int, int]) -> None:
     tail = _Tail(place) if isinstance(place, LocalStorage) else None
     while True:
         ended = stop.wait(_POLL_S if tail else _REMOTE_POLL_S)

@@ -4,12 +4,10 @@ Shape letters in this file
     n   cells
 """
 
-import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import zarr
@@ -21,6 +19,7 @@ from dist_scvi.inference.resumable_zarr import Shards, sync_tree, written_in_sha
 from dist_scvi.loaders.arrays.anndata_layout import SOURCE_ROW, finish_table, new_array, new_root, new_strings
 from dist_scvi.loaders.minibatch import MiniBatch
 from dist_scvi.loaders.stream import prefetch, rows_minibatch
+from dist_scvi.progress_reporter import ProgressReporter
 from dist_scvi.world import World
 
 _CHUNK_CELLS = 1024
@@ -63,7 +62,7 @@ def compute_or_write(
         var_names=var_names,
         world=world,
         chunk_cells=chunk_cells,
-        on_progress=RowsProgress(),
+        on_progress=ProgressReporter("computed"),
     )
 
 
@@ -264,22 +263,3 @@ def check_count(name: str, value: int) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise ValueError(f"{name}={value!r}: a whole number from 1 is needed")
-
-
-class RowsProgress:
-    """Says on a terminal how much is done, and elsewhere nothing."""
-
-    def __init__(self, stream: TextIO | None = None) -> None:
-        self._stream = stream or sys.stderr
-        self._first: tuple[int, float] | None = None
-
-    def __call__(self, done: int, share: int) -> None:
-        """Show that `done` of `share` cells are done."""
-        if not self._stream.isatty():
-            return
-        now = time.perf_counter()
-        before, began = self._first = self._first or (done, now)  # what was done before says nothing of the speed
-        speed = (done - before) / max(now - began, 1e-9)
-        left = f"  {speed:.0f} cells/s  {(share - done) / speed / 60:.1f} min left" if speed else ""
-        self._stream.write(f"\r\x1b[K{done}/{share} cells{left}" + ("\n" if done == share else ""))
-        self._stream.flush()

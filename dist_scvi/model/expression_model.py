@@ -36,9 +36,10 @@ from dist_scvi.inference.encode_decode import (
 )
 from dist_scvi.inference.importance import ImportanceSampling
 from dist_scvi.inference.progress import with_progress
-from dist_scvi.inference.zarr_output import RowArrays, RowsProgress, check_count, chunk_cells_of
+from dist_scvi.inference.zarr_output import RowArrays, check_count, chunk_cells_of
 from dist_scvi.loaders.minibatch import MiniBatch
 from dist_scvi.model.latent_model import LatentModel
+from dist_scvi.progress_reporter import ProgressReporter
 
 T = TypeVar("T")
 
@@ -184,7 +185,7 @@ class ExpressionModel(LatentModel):
         """
         source = self._source(self.select(adata), seed, batch_size, adata)
         if not silent and self.world.rank == 0:
-            source = replace(source, on_progress=RowsProgress())
+            source = replace(source, on_progress=ProgressReporter("computed"))
         return differential.differential_expression(
             source,
             groupby,
@@ -380,5 +381,5 @@ class ExpressionModel(LatentModel):
     def _told(
         self, compute: Callable[[MiniBatch], T], selection: Selection, batch_size: int | None, *, silent: bool
     ) -> Callable[[MiniBatch], T]:
-        progress, chunk_cells = None if silent else RowsProgress(), chunk_cells_of(batch_size)
+        progress, chunk_cells = None if silent else ProgressReporter("computed"), chunk_cells_of(batch_size)
         return with_progress(compute, selection, progress, world=self.world, chunk_cells=chunk_cells)

@@ -19,7 +19,7 @@ from dist_scvi.config.load import parse_section
 from dist_scvi.config.schema import ModelConfig
 from dist_scvi.inference.cell_selection import Cells
 from dist_scvi.inference.output_identity import model_fingerprint
-from dist_scvi.inference.zarr_output import RowArrays, RowsProgress, chunk_cells_of, write_rows
+from dist_scvi.inference.zarr_output import RowArrays, chunk_cells_of, write_rows
 from dist_scvi.loaders.minibatch import MiniBatch
 from dist_scvi.model.opened_model import held_anndata
 from dist_scvi.model.scvi import SCVI, Where
@@ -29,6 +29,7 @@ from dist_scvi.model.trainer_arguments import trainer_options
 from dist_scvi.network.fit_data import fit_to_spec
 from dist_scvi.network.noise import RowNoise
 from dist_scvi.network.scanvae import SCANVAE
+from dist_scvi.progress_reporter import ProgressReporter
 from dist_scvi.session_settings import settings
 from dist_scvi.transfer.scanvi_from_scvi import labelled_data, scanvi_from
 from dist_scvi.world import World
@@ -311,7 +312,7 @@ class SCANVI(TrainableModel):
                 world=self.world,
                 chunk_cells=chunk_cells,
                 attributes={"labels": list(categories)},
-                on_progress=RowsProgress(),
+                on_progress=ProgressReporter("computed"),
             )
         (probability_nl,) = selection.answer(probabilities, self.world, chunk_cells=chunk_cells)
         if soft:

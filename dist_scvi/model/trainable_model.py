@@ -18,7 +18,7 @@ from dist_scvi.network.model_spec import ModelSpec, spec_of
 from dist_scvi.session_settings import settings
 from dist_scvi.storage.run_storage import open_run_storage
 from dist_scvi.training.initial_model import set_library_prior
-from dist_scvi.training.metrics import Progress, Row, history_of
+from dist_scvi.training.metrics import MetricsReporter, Row, history_of
 from dist_scvi.training.train import train
 from dist_scvi.transfer.query_data import prepare_query_anndata, prepare_query_data
 from dist_scvi.transfer.scarches import load_query
@@ -142,7 +142,7 @@ class TrainableModel(ExpressionModel):
         section = parse_section(TrainConfig, "train", {**given, **(plan_kwargs or {})})
         self.to_device(choose_device(accelerator, rank=self.world.rank))
         config = self.run_config(section, run=str(run or ""), data_kwargs=data_kwargs)
-        shown = Progress() if progress else None
+        shown = MetricsReporter() if progress else None
         folder = open_run_storage(absolute(str(run))) if run else None
         rows: list[Row] = []
 

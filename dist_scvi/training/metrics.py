@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from dist_scvi.errors import WeightsDifferError
 from dist_scvi.network.vae import VAE
+from dist_scvi.progress_reporter import StatusLine, duration
 from dist_scvi.storage.atomic_files import add_path_to_errors
 from dist_scvi.storage.run_storage import LocalStorage, RunStorage, open_run_storage
 from dist_scvi.training.losses import loss_means
@@ -283,45 +283,34 @@ def metrics_in(content: bytes) -> list[Row]:
     return rows
 
 
-class Progress:
-    """A live line on a terminal, plain lines elsewhere."""
+class MetricsReporter:
+    """Show the metrics of a run: a status line on a terminal, elsewhere lines of epochs, validations and minutes."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
-        self._stream = stream or sys.stderr  # of now, not of the import: notebooks and tests put another in its place
-        self._live = self._stream.isatty()
-        self._open = False
+        self._line = StatusLine(stream)
 
     def __call__(self, row: Row) -> None:
-        """Show one line of metrics, but for those of a whole epoch, which tell what is known."""
-        if row["kind"] == "epoch":
-            return
-        text = describe(row)
-        if self._live and row["kind"] == "train":
-            self._stream.write(f"\r\x1b[K{text}")
-            self._open = True
-        elif self._live or row["kind"] != "train" or row["step"] % row["steps_per_epoch"] == 0:
-            self._stream.write(("\r\x1b[K" if self._open else "") + text + "\n")
-            self._open = False
-        self._stream.flush()
+        """Show one line of metrics; those of a whole epoch repeat what was shown."""
+        if row["kind"] != "epoch":
+            self._line.show(describe(row), keep=row["kind"] != "train" or row["step"] % row["steps_per_epoch"] == 0)
 
     def close(self) -> None:
-        """End a live line."""
-        if self._open:
-            self._stream.write("\n")
-            self._open = False
+        """Clear the status line."""
+        self._line.close()
 
 
 def describe(row: Row) -> str:
-    """Say a line of metrics in words."""
+    """Format a line of metrics for people, what matters most first: a narrow terminal cuts the rest."""
     done, total = row["step"], row["steps_per_epoch"] * row["max_epochs"]
     head = f"epoch {row['epoch'] + 1}/{row['max_epochs']}  step {done}/{total}"
-    parts = f"elbo {row['elbo']:.2f} = reconstruction {row['reconstruction']:.2f} + kl {row['kl']:.2f}"
+    terms = f"reconstruction {row['reconstruction']:.2f} + kl {row['kl']:.2f}"
     if "accuracy" in row:
-        parts += f"  accuracy {row['accuracy']:.3f}"
+        terms += f"  accuracy {row['accuracy']:.3f}"
     if row["kind"] == "validation":
-        return f"{head}  validation  {parts}{'  no longer better: the run ends' if row.get('ends') else ''}"
+        ends = "; no longer improving: training stops" if row.get("ends") else ""
+        return f"{head}  validation elbo {row['elbo']:.2f} = {terms}{ends}"
     left = (total - done) / max(row["steps_per_s"], 1e-9)
     return (
-        f"{head}  {parts}  {row['cells_per_s']:.0f} cells/s  waiting {100 * row['wait_share']:.0f}%  "
-        f"{row['memory_mib']:.0f} MiB  {left / 60:.1f} min left"
+        f"{head}  elbo {row['elbo']:.2f}  {row['cells_per_s']:,.0f} cells/s  {duration(left)} left  {terms}  "
+        f"data wait {100 * row['wait_share']:.0f}%  {row['memory_mib']:,.0f} MiB"
     )

@@ -11,7 +11,16 @@ import torch
 from dist_scvi.config.schema import ModelConfig
 from dist_scvi.network.vae import VAE
 from dist_scvi.storage.run_storage import LocalStorage
-from dist_scvi.training.metrics import METRICS, Meter, MetricsLog, Progress, Row, describe, history_of, read_metrics
+from dist_scvi.training.metrics import (
+    METRICS,
+    Meter,
+    MetricsLog,
+    MetricsReporter,
+    Row,
+    describe,
+    history_of,
+    read_metrics,
+)
 from dist_scvi.training.step import Step
 from dist_scvi.world import World
 
@@ -63,38 +72,38 @@ def test_a_line_cut_off_by_a_kill_is_left_out(path: Path, cut: int) -> None:
     assert read_metrics(path.parent) == [row(2), row(4), row(6)]
 
 
-def test_progress_on_a_terminal_is_one_live_line() -> None:
+def test_on_a_terminal_one_line_is_replaced_and_validations_stay() -> None:
     stream = Terminal()
-    show = Progress(stream)
+    show = MetricsReporter(stream)
     for step in (1, 2, 3):
         show(row(step))
-    assert stream.getvalue().count("\r\x1b[K") == 3
     assert "\n" not in stream.getvalue()
     show(row(4, "validation"))
     show(row(5))
     show.close()
     show.close()
-    assert stream.getvalue().count("\n") == 2
-    assert stream.getvalue().endswith(f"{describe(row(5))}\n")
+    assert stream.getvalue().count("\n") == 1
+    assert f"{describe(row(4, 'validation'))}\n" in stream.getvalue()
 
 
-def test_progress_elsewhere_is_a_plain_line_for_each_epoch_and_validation() -> None:
+def test_elsewhere_there_is_a_line_for_each_epoch_and_validation_and_one_in_a_minute() -> None:
     stream = io.StringIO()
-    show = Progress(stream)
+    show = MetricsReporter(stream)
     for step in range(1, 9):
         show(row(step))
     show(row(8, "validation"))
     show.close()
-    assert stream.getvalue().splitlines() == [describe(row(4)), describe(row(8)), describe(row(8, "validation"))]
+    shown = [describe(row(step)) for step in (1, 4, 8)]
+    assert stream.getvalue().splitlines() == [*shown, describe(row(8, "validation"))]
     assert "\x1b" not in stream.getvalue()
 
 
 def test_a_line_says_where_the_run_is_and_how_it_goes() -> None:
     assert describe(row(6)) == (
-        "epoch 2/3  step 6/12  elbo 12.50 = reconstruction 10.00 + kl 2.50  640 cells/s  waiting 25%  300 MiB  "
-        "0.0 min left"
+        "epoch 2/3  step 6/12  elbo 12.50  640 cells/s  1 s left  reconstruction 10.00 + kl 2.50  "
+        "data wait 25%  300 MiB"
     )
-    assert describe(row(8, "validation")).startswith("epoch 2/3  step 8/12  validation  elbo 12.50")
+    assert describe(row(8, "validation")).startswith("epoch 2/3  step 8/12  validation elbo 12.50")
 
 
 @pytest.mark.parametrize("line", ["[]", "3", '{"step": 2}', '{"kind": "train", "step": "2"}', "[" * 100_000])
@@ -191,11 +200,11 @@ def test_the_history_has_the_names_and_indices_of_scvi_tools() -> None:
 
 def test_the_line_of_a_validation_tells_accuracy_and_the_end() -> None:
     text = describe(row(8, "validation") | {"accuracy": 0.875, "ends": True})
-    assert text.endswith("+ kl 2.50  accuracy 0.875  no longer better: the run ends")
+    assert text.endswith("+ kl 2.50  accuracy 0.875; no longer improving: training stops")
     assert describe(row(8, "validation") | {"ends": False}).endswith("+ kl 2.50")
 
 
 def test_lines_of_whole_epochs_are_not_shown() -> None:
     stream = io.StringIO()
-    Progress(stream)(row(4, "epoch"))
+    MetricsReporter(stream)(row(4, "epoch"))
     assert stream.getvalue() == ""
