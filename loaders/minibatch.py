@@ -6,9 +6,7 @@ Shape letters in this file
     e   stored entries of these cells
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -54,16 +52,16 @@ class MiniBatch:
         return len(self.row_n)
 
     def to(self, device: torch.device | str) -> "Tensors":
-        """Send the narrow arrays to `device` and make them dense there."""
+        """Send the narrow arrays to `device` and widen them there."""
 
         def send(array: NDArray[np.generic], dtype: torch.dtype) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(array)).to(device).to(dtype)
 
-        counts_ng, place_e, count_e = self._dense_here() if torch.device(device).type == "cpu" else self._dense_on(send)
         return Tensors(
-            counts_ng.view(self.n_cells, self.n_genes),
-            place_e,
-            count_e,
+            self.n_genes,
+            send(self.counts.indptr, torch.int64),
+            send(self.counts.genes_e, torch.int32),
+            send(self.counts.counts_e, torch.float32),
             send(self.library_n if self.size_factor_n is None else self.size_factor_n, torch.float32),
             Covariates(
                 send(self.batch_n, torch.int64),
@@ -72,26 +70,6 @@ class MiniBatch:
                 send(self.continuous_nc, torch.float32),
             ),
         )
-
-    def _dense_here(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Make the counts dense, and give place and count of the stored entries."""
-        n_entries = len(self.counts.counts_e)
-        # numpy's large arrays lie in large pages; torch's do not, and filling them takes five times as long.
-        counts_ng = np.zeros(self.n_cells * self.n_genes, dtype=np.float32)
-        place_e, count_e = np.empty(n_entries, dtype=np.int64), np.empty(n_entries, dtype=np.float32)
-        rows = self.counts
-        spread_rows(rows.counts_e, rows.genes_e, rows.indptr, self.n_genes, counts_ng, place_e, count_e)
-        return torch.from_numpy(counts_ng), torch.from_numpy(place_e), torch.from_numpy(count_e)
-
-    def _dense_on(self, send: Callable[[NDArray[Any], torch.dtype], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Do the same on the device that `send` sends to."""
-        length_n = send(np.diff(self.counts.indptr), torch.int64)
-        row_e = torch.repeat_interleave(torch.arange(self.n_cells, device=length_n.device), length_n)
-        place_e = row_e * self.n_genes + send(self.counts.genes_e, torch.int64)
-        count_e = send(self.counts.counts_e, torch.float32)
-        counts_ng = torch.zeros(self.n_cells * self.n_genes, device=length_n.device)
-        counts_ng[place_e] = count_e
-        return counts_ng, place_e, count_e
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +87,31 @@ class Covariates:
 class Tensors:
     """A minibatch on its device."""
 
-    counts_ng: Tensor
-    """Counts, dense, float32."""
-    place_e: Tensor
-    """Where the stored entries lie in the flattened counts, int64."""
+    n_genes: int
+    indptr: Tensor
+    """Where each cell begins in the stored entries, int64, shape (n + 1,)."""
+    gene_e: Tensor
+    """Gene of each stored entry, int32."""
     count_e: Tensor
     """The stored entries, float32."""
     library_n: Tensor
     """Total count or size factor: what the expected share of each gene is multiplied by."""
     covariates: Covariates
+
+    @property
+    def place_e(self) -> Tensor:
+        """Where the stored entries lie in the flattened dense counts, int64."""
+        first_n = torch.arange(len(self.indptr) - 1, device=self.indptr.device) * self.n_genes
+        return torch.repeat_interleave(first_n, self.indptr.diff(), output_size=len(self.gene_e)) + self.gene_e
+
+    @property
+    def counts_ng(self) -> Tensor:
+        """Counts, dense, float32; made anew each time."""
+        if self.count_e.device.type != "cpu":
+            counts_ng = self.count_e.new_zeros((len(self.indptr) - 1) * self.n_genes)
+            counts_ng[self.place_e] = self.count_e
+            return counts_ng.view(-1, self.n_genes)
+        # numpy's large arrays lie in large pages; torch's do not, and filling them takes five times as long.
+        filled_ng = np.zeros((len(self.indptr) - 1, self.n_genes), dtype=np.float32)
+        spread_rows(self.count_e.numpy(), self.gene_e.numpy(), self.indptr.numpy(), filled_ng)
+        return torch.from_numpy(filled_ng)

@@ -276,6 +276,10 @@ class TrainConfig(_Section):
     """Epochs between validations; 0 for only one, after the last epoch."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     """bf16-mixed multiplies matrices in bfloat16; weights, normalisation and likelihood stay float32."""
+    kernels: Literal["auto", "torch", "compiled"] = "auto"
+    """How a step is computed: by torch's operations, or by loops compiled for it, which takes some seconds the first
+    time on a machine; the result is the same up to rounding. By default compiled if the cells times genes are at least
+    10 million."""
     batch_norm: Literal["micro", "global"] = "micro"
     """Statistics of batch normalisation in training: over each micro-minibatch, or over the whole global minibatch, as
     synchronised batch normalisation does; SCANVI then keeps all cells x labels in memory at once."""

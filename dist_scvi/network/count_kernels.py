@@ -5,7 +5,8 @@ differs, gathered into short arrays so that these loops vectorise too. The logit
 so nothing else of the size of the logits is allocated.
 
 Each loop runs over a block of genes that stays in the fastest cache, and refers to few arrays: LLVM must prove that no
-two of them overlap, and gives up beyond eight comparisons. Scratch space is one array with the block as constant stride.
+two of them overlap, and gives up beyond eight comparisons. Scratch space is one array, of which each block begins at a
+constant.
 
 Shape letters in this file
     n   cells
@@ -15,7 +16,8 @@ Shape letters in this file
 """
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numba import njit
@@ -33,16 +35,15 @@ _LOWEST = np.float32(-3e38)
 _HALF_LOG_2_PI = 0.5 * math.log(2 * math.pi)
 
 # NaN keeps its meaning nowhere in these loops; `_sum` looks for it.
-_VECTOR = {
-    "nogil": True,
-    "cache": True,
-    "error_model": "numpy",
-    "fastmath": {"nnan", "ninf", "nsz", "reassoc", "contract"},
-}
-_PLAIN = {"nogil": True, "cache": True, "error_model": "numpy"}
+_Loop = TypeVar("_Loop", bound=Callable[..., Any])
+_vector = cast(
+    "Callable[[_Loop], _Loop]",
+    njit(nogil=True, cache=True, error_model="numpy", fastmath={"nnan", "ninf", "nsz", "reassoc", "contract"}),
+)
+_plain = cast("Callable[[_Loop], _Loop]", njit(nogil=True, cache=True, error_model="numpy"))
 
 
-@njit(**_VECTOR)
+@_vector
 def _max(a: NDArray[Any]) -> Any:
     highest = a.dtype.type(_LOWEST)
     for i in range(len(a)):
@@ -50,7 +51,7 @@ def _max(a: NDArray[Any]) -> Any:
     return highest
 
 
-@njit(**_VECTOR)
+@_vector
 def _sum(a: NDArray[Any]) -> Any:
     total = a.dtype.type(0)
     for i in range(len(a)):
@@ -58,7 +59,7 @@ def _sum(a: NDArray[Any]) -> Any:
     return total
 
 
-@njit(**_VECTOR)
+@_vector
 def _exponentials(a: NDArray[Any], shift: Any) -> Any:
     total = a.dtype.type(0)
     for i in range(len(a)):
@@ -68,7 +69,7 @@ def _exponentials(a: NDArray[Any], shift: Any) -> Any:
     return total
 
 
-@njit(**_PLAIN)
+@_plain
 def _softmax(logits_g: NDArray[Any]) -> Any:
     """Replace logits by exponentials; return what turns these into shares, NaN if a logit is not finite."""
     check = _sum(logits_g)
@@ -76,7 +77,7 @@ def _softmax(logits_g: NDArray[Any]) -> Any:
     return _ONE / total + _ZERO * check
 
 
-@njit(**_VECTOR)
+@_vector
 def _logarithms(exp_g: NDArray[Any], theta_g: NDArray[Any], scale: Any, work: NDArray[Any]) -> None:
     """Note mu / (theta + mu) and the logarithm of 1 + mu / theta."""
     for i in range(len(exp_g)):
@@ -87,7 +88,7 @@ def _logarithms(exp_g: NDArray[Any], theta_g: NDArray[Any], scale: Any, work: ND
         work[i + _BLOCK] = log_of_sum(y, z, inverse)
 
 
-@njit(**_VECTOR)
+@_vector
 def _zeros(theta_g: NDArray[Any], work: NDArray[Any]) -> Any:
     """Sum the log-probabilities of zeros under the negative binomial."""
     total = theta_g.dtype.type(0)
@@ -97,7 +98,7 @@ def _zeros(theta_g: NDArray[Any], work: NDArray[Any]) -> Any:
     return total
 
 
-@njit(**_VECTOR)
+@_vector
 def _inflated_zeros(zi_g: NDArray[Any], theta_g: NDArray[Any], work: NDArray[Any]) -> Any:
     """Do so with zero inflation: ``softplus(t) - softplus(-zi)``; note the sigmoid of t and replace zi by its slope."""
     total = theta_g.dtype.type(0)
@@ -113,7 +114,7 @@ def _inflated_zeros(zi_g: NDArray[Any], theta_g: NDArray[Any], work: NDArray[Any
     return total
 
 
-@njit(**_VECTOR)
+@_vector
 def _slopes(theta_g: NDArray[Any], work: NDArray[Any], slope_g: NDArray[Any], d_theta_g: NDArray[Any]) -> Any:
     """Note the slope in log mu, add that in theta, and return the sum of the former."""
     total = theta_g.dtype.type(0)
@@ -127,20 +128,20 @@ def _slopes(theta_g: NDArray[Any], work: NDArray[Any], slope_g: NDArray[Any], d_
     return total
 
 
-@njit(**_VECTOR)
+@_vector
 def _finish(exp_g: NDArray[Any], slope_g: NDArray[Any], factor: Any) -> None:
     """Turn slopes in log mu into those in the logits of the shares."""
     for i in range(len(exp_g)):
         exp_g[i] = slope_g[i] - exp_g[i] * factor
 
 
-@njit(**_VECTOR)
-def _is_small(count: Any, theta: Any) -> bool:
+@_vector
+def _is_small(count: Any, theta: Any) -> Any:
     """Whether the ratio of gamma functions is a product of few factors that does not overflow."""
     return (count <= _EXACT) & (theta <= _LARGE_THETA) & (np.float32(np.int32(count)) == count)
 
 
-@njit(**_VECTOR)
+@_vector
 def _stored(work: NDArray[Any], n_entries: int, scale: Any, inflated: Any) -> Any:
     """Sum what stored entries add to the log-probability, and note what they add to the slopes.
 
@@ -184,7 +185,7 @@ def _stored(work: NDArray[Any], n_entries: int, scale: Any, inflated: Any) -> An
     return total
 
 
-@njit(**_PLAIN)
+@_plain
 def _lgamma_digamma(y: float) -> tuple[float, float]:
     """Return both for y > 0 by Stirling's series, shifted to 10 and above: to 1e-13 of lgamma."""
     product, digamma = 1.0, 0.0
@@ -201,7 +202,53 @@ def _lgamma_digamma(y: float) -> tuple[float, float]:
     return lgamma, digamma
 
 
-@njit(**_PLAIN)
+@_plain
+def _add_stored(
+    exp_g: NDArray[Any],
+    zi_g: NDArray[Any] | None,
+    zi_e: NDArray[Any],
+    theta_g: NDArray[Any],
+    gene_e: NDArray[Any],
+    count_e: NDArray[Any],
+    scale: Any,
+    work: NDArray[Any],
+    slope_g: NDArray[Any],
+    d_theta_g: NDArray[Any],
+) -> tuple[float, float]:
+    """Add what the stored entries of a cell change; return what its log-probability and its slope grow by."""
+    value, total = 0.0, 0.0
+    for low in range(0, len(gene_e), _BLOCK):
+        high = min(low + _BLOCK, len(gene_e))
+        for e in range(low, high):
+            work[e - low] = exp_g[gene_e[e]]
+            work[e - low + _BLOCK] = theta_g[gene_e[e]]
+            work[e - low + 2 * _BLOCK] = 0 if zi_g is None else zi_e[e]
+            work[e - low + 3 * _BLOCK] = count_e[e]
+        value += _stored(work, high - low, scale, work.dtype.type(zi_g is not None))
+        for e in range(low, high):
+            slope_g[gene_e[e]] += work[e - low]
+            total += work[e - low]
+            d_theta_g[gene_e[e]] += work[e - low + _BLOCK]
+            if zi_g is not None:
+                zi_g[gene_e[e]] += work[e - low + 2 * _BLOCK]
+    return value, total
+
+
+@_plain
+def _add_large(theta_g: NDArray[Any], gene_e: NDArray[Any], count_e: NDArray[Any], d_theta_g: NDArray[Any]) -> float:
+    """Do so for the ratios of gamma functions of the entries that `_stored` leaves out."""
+    value = 0.0
+    for e in range(len(gene_e)):
+        theta = theta_g[gene_e[e]]
+        if not _is_small(count_e[e], theta):
+            above, digamma_above = _lgamma_digamma(float(count_e[e]) + theta)
+            own, digamma_own = _lgamma_digamma(float(theta))
+            value += above - own - _lgamma_digamma(float(count_e[e]) + 1.0)[0]
+            d_theta_g[gene_e[e]] += digamma_above - digamma_own
+    return value
+
+
+@_plain
 def negative_binomial_rows(
     logits_ng: NDArray[Any],
     zi_ng: NDArray[Any] | None,
@@ -237,14 +284,13 @@ def negative_binomial_rows(
     slope_g, work = np.empty_like(logits_ng[0]), np.empty(4 * _BLOCK, logits_ng.dtype)
     zi_e = np.empty(n_genes, logits_ng.dtype)
     for n in range(first, stop):
-        k = n if theta_kg.shape[0] > 1 else 0
-        kd = n if d_theta_kg.shape[0] > 1 else 0
-        exp_g, theta_g, d_theta_g = logits_ng[n], theta_kg[k], d_theta_kg[kd]
-        begin, end = indptr[n], indptr[n + 1]
+        exp_g, theta_g = logits_ng[n], theta_kg[n if len(theta_kg) > 1 else 0]
+        d_theta_g = d_theta_kg[n if len(d_theta_kg) > 1 else 0]
+        own_gene_e, own_count_e = gene_e[indptr[n] : indptr[n + 1]], count_e[indptr[n] : indptr[n + 1]]
         value, total = 0.0, 0.0
         if zi_ng is not None:
-            for e in range(begin, end):
-                zi_e[e - begin] = zi_ng[n, gene_e[e]]  # the loops below overwrite it
+            for e in range(len(own_gene_e)):
+                zi_e[e] = zi_ng[n, own_gene_e[e]]  # the loops below overwrite it
             value += _ZERO * _sum(zi_ng[n])  # NaN if one is not finite
         to_share = _softmax(exp_g)
         scale = to_share * library_n[n]
@@ -256,32 +302,16 @@ def negative_binomial_rows(
             else:
                 value += _inflated_zeros(zi_ng[n, low:high], theta_g[low:high], work)
             total += _slopes(theta_g[low:high], work, slope_g[low:high], d_theta_g[low:high])
-        for low in range(begin, end, _BLOCK):
-            high = min(low + _BLOCK, end)
-            for e in range(low, high):
-                work[e - low] = exp_g[gene_e[e]]
-                work[e - low + _BLOCK] = theta_g[gene_e[e]]
-                work[e - low + 2 * _BLOCK] = 0 if zi_ng is None else zi_e[e - begin]
-                work[e - low + 3 * _BLOCK] = count_e[e]
-            value += _stored(work, high - low, scale, work.dtype.type(zi_ng is not None))
-            for e in range(low, high):
-                slope_g[gene_e[e]] += work[e - low]
-                total += work[e - low]
-                d_theta_g[gene_e[e]] += work[e - low + _BLOCK]
-                if zi_ng is not None:
-                    zi_ng[n, gene_e[e]] += work[e - low + 2 * _BLOCK]
-        for e in range(begin, end):
-            theta = theta_g[gene_e[e]]
-            if not _is_small(count_e[e], theta):
-                above, digamma_above = _lgamma_digamma(float(count_e[e]) + theta)
-                own, digamma_own = _lgamma_digamma(float(theta))
-                value += above - own - _lgamma_digamma(float(count_e[e]) + 1.0)[0]
-                d_theta_g[gene_e[e]] += digamma_above - digamma_own
+        zi_g = None if zi_ng is None else zi_ng[n]
+        more, steeper = _add_stored(
+            exp_g, zi_g, zi_e, theta_g, own_gene_e, own_count_e, scale, work, slope_g, d_theta_g
+        )
+        value, total = value + more + _add_large(theta_g, own_gene_e, own_count_e, d_theta_g), total + steeper
         _finish(exp_g, slope_g, logits_ng.dtype.type(total) * to_share)
         value_n[n], slope_n[n] = value + _ZERO * to_share, total
 
 
-@njit(**_PLAIN)
+@_plain
 def poisson_rows(
     logits_ng: NDArray[Any],
     library_n: NDArray[Any],

@@ -6,7 +6,7 @@ operations on the bits of a float32: at most 1.5 units in the last place. For fl
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from llvmlite import ir
@@ -14,7 +14,7 @@ from numba import types
 from numba.extending import intrinsic, overload
 
 # No reassociation: it would cancel the correction terms, which are zero in exact arithmetic.
-_OPTIONS = {"fastmath": {"contract", "nsz"}, "error_model": "numpy"}
+_OPTIONS: Any = {"fastmath": {"contract", "nsz"}, "error_model": "numpy"}
 
 _ONE, _HALF = np.float32(1), np.float32(0.5)
 _LOWEST, _HIGHEST = np.float32(-87.33), np.float32(88.37)
@@ -29,8 +29,7 @@ _L3, _L4, _L5 = np.float32(-1.2420140846e-1), np.float32(1.4249322787e-1), np.fl
 _L6, _L7, _L8 = np.float32(2.0000714765e-1), np.float32(-2.4999993993e-1), np.float32(3.3333331174e-1)
 
 
-@intrinsic
-def _bits(_context: Any, x: Any) -> Any:
+def _build_bits(_context: Any, x: Any) -> Any:
     """Reinterpret a float32 as int32."""
 
     def build(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
@@ -39,8 +38,7 @@ def _bits(_context: Any, x: Any) -> Any:
     return types.int32(types.float32), build
 
 
-@intrinsic
-def _from_bits(_context: Any, x: Any) -> Any:
+def _build_from_bits(_context: Any, x: Any) -> Any:
     """Reinterpret an int32 as float32."""
 
     def build(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
@@ -49,8 +47,7 @@ def _from_bits(_context: Any, x: Any) -> Any:
     return types.float32(types.int32), build
 
 
-@intrinsic
-def select(_context: Any, condition: Any, yes: Any, no: Any) -> Any:
+def _build_select(_context: Any, condition: Any, yes: Any, no: Any) -> Any:
     """Return `yes` or `no` without a branch, which the vectoriser would stop at."""
 
     def build(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
@@ -59,17 +56,21 @@ def select(_context: Any, condition: Any, yes: Any, no: Any) -> Any:
     return yes(types.boolean, yes, yes), build
 
 
-def exp(x: float) -> float:
+_bits, _from_bits = cast("Any", intrinsic(_build_bits)), cast("Any", intrinsic(_build_from_bits))
+select = cast("Any", intrinsic(_build_select))
+
+
+def exp(x: Any) -> Any:
     """Return e to the power of `x`; in float32 `x` is limited to [-87.33, 88.37]."""
     return math.exp(x)
 
 
-def log(x: float) -> float:
+def log(x: Any) -> Any:
     """Return the natural logarithm of a positive normal number."""
     return math.log(x)
 
 
-def log_of_sum(y: float, z: float, inverse: float) -> float:
+def log_of_sum(y: Any, z: Any, inverse: Any) -> Any:
     """Return the logarithm of 1 + `y`, given ``z = 1 + y`` and ``1 / z``, also where `y` is lost in the sum."""
     return math.log(z) + (y - (z - 1)) * inverse
 
@@ -95,12 +96,12 @@ def _log32(x: Any) -> Any:
 
 @overload(exp, jit_options=_OPTIONS, strict=False)
 def _overload_exp(x: Any) -> Callable[..., Any]:
-    return _exp32 if x == types.float32 else lambda x: math.exp(x)
+    return _exp32 if x == types.float32 else lambda x: math.exp(x)  # noqa: PLW0108 - numba compares signatures
 
 
 @overload(log, jit_options=_OPTIONS, strict=False)
 def _overload_log(x: Any) -> Callable[..., Any]:
-    return _log32 if x == types.float32 else lambda x: math.log(x)
+    return _log32 if x == types.float32 else lambda x: math.log(x)  # noqa: PLW0108 - numba compares signatures
 
 
 @overload(log_of_sum, jit_options=_OPTIONS, strict=False)

@@ -16,27 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dist_scvi.network.batch_norm import MicroBatchNorm
+from dist_scvi.network.linear import Linear
 from dist_scvi.network.noise import Noise
+from dist_scvi.network.sparse_input import SparseRows, sparse_product
 
 _VAR_EPS = 1e-4
-
-
-class Linear(nn.Linear):
-    """A linear layer of which a training step may ask to multiply in bfloat16; its result is float32 all the same."""
-
-    operands: torch.dtype = torch.float32
-    """Type that the factors of the product are rounded to."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the layer to `x`."""
-        return self.product(x, self.weight)
-
-    def product(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Multiply `x` by some columns of the weight and add the bias."""
-        if self.operands == torch.float32:
-            return F.linear(x, weight, self.bias)
-        product = F.linear(x.to(self.operands), weight.to(self.operands))
-        return product.float() if self.bias is None else product + self.bias  # the bias is not rounded
 
 
 class FCLayers(nn.Module):
@@ -88,7 +72,9 @@ class FCLayers(nn.Module):
         """Columns at the end of the weight of `layer` that belong to categories."""
         return sum(self.n_cat_list) if layer == 0 or self.inject_covariates else 0
 
-    def forward(self, x: Tensor, codes: Sequence[Tensor], micro_n: tuple[int, ...], noise: Noise | None) -> Tensor:
+    def forward(
+        self, x: Tensor | SparseRows, codes: Sequence[Tensor], micro_n: tuple[int, ...], noise: Noise | None
+    ) -> Tensor:
         """Send `x` through all layers.
 
         Parameters
@@ -104,17 +90,18 @@ class FCLayers(nn.Module):
         """
         for i, layer in enumerate(self.fc_layers):
             linear, *norms = layer.children()
-            x = _affine(linear, x, self._columns(codes) if self.n_covariate_columns(i) else [])
+            hidden = _affine(linear, x, self._columns(codes) if self.n_covariate_columns(i) else [])
             for norm in norms:
                 assert isinstance(norm, MicroBatchNorm)
-                x = norm.normalise(x, micro_n)
+                hidden = norm.normalise(hidden, micro_n)
             if self.use_layer_norm:
-                x = F.layer_norm(x, x.shape[-1:])
+                hidden = F.layer_norm(hidden, hidden.shape[-1:])
             if self.use_activation:
-                x = F.relu(x)
+                hidden = F.relu(hidden)
             if self.training and noise is not None and self.dropout_rate > 0:
-                x = noise.dropout(x, self.dropout_rate)
-        return x
+                hidden = noise.dropout(hidden, self.dropout_rate)
+            x = hidden
+        return hidden
 
     def _columns(self, codes: Sequence[Tensor]) -> list[Tensor]:
         """Place of each cell's category among all columns of covariates."""
@@ -122,16 +109,17 @@ class FCLayers(nn.Module):
         return [code + at for code, at, n in zip(codes, starts, self.n_cat_list, strict=True) if n]
 
 
-def _affine(linear: nn.Module, x: Tensor, columns: Sequence[Tensor]) -> Tensor:
+def _affine(linear: nn.Module, x: Tensor | SparseRows, columns: Sequence[Tensor]) -> Tensor:
     """Apply `linear` to `x` joined with one-hot covariates, of which only the columns that are 1 are touched."""
     assert isinstance(linear, Linear)
-    if not columns:
-        return linear(x)  # type: ignore[no-any-return]
-    n_x = x.shape[-1]
-    x = linear.product(x, linear.weight[:, :n_x])
+    if isinstance(x, SparseRows):
+        n_x, product = x.n_columns, sparse_product(x, linear.weight, linear.bias)
+    else:
+        n_x = x.shape[-1]
+        product = linear.product(x, linear.weight[:, :n_x] if columns else linear.weight)
     for column in columns:
-        x = x + F.embedding(column, linear.weight[:, n_x:].t())
-    return x
+        product = product + F.embedding(column, linear.weight[:, n_x:].t())
+    return product
 
 
 class Encoder(nn.Module):
@@ -166,7 +154,7 @@ class Encoder(nn.Module):
         self.var_encoder = Linear(n_hidden, n_out)
 
     def forward(
-        self, x: Tensor, codes: Sequence[Tensor], micro_n: tuple[int, ...], noise: Noise | None
+        self, x: Tensor | SparseRows, codes: Sequence[Tensor], micro_n: tuple[int, ...], noise: Noise | None
     ) -> tuple[Tensor, Tensor]:
         """Give mean and variance, each of shape (n, k)."""
         hidden_nh = self.encoder(x, codes, micro_n, noise)

@@ -140,8 +140,9 @@ class SCANVAE(VAE):
         by_label = self.config.dispersion == "gene-label"
         label_nl = torch.softmax(self.classifier(z1_nk, micro_n, noise), dim=-1) if by_label else None
         known_nl = None if label_nl is None else self._known(label_nl, label_n)
-        px = self.decode(z1_nk, library_n, cells.covariates, micro_n, label_nl=known_nl)
-        reconstruction_n = self.reconstruction(cells, px, reference=reference)
+        reconstruction_n = self.reconstruction_at(
+            cells, z1_nk, library_n, micro_n, label_nl=known_nl, reference=reference
+        )
 
         log_p_nl, kl_nl = self._over_labels(z1_nk, micro_n, noise)
         if label_nl is None:

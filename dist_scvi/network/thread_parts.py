@@ -9,35 +9,33 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import lru_cache
 from itertools import count
 
 import torch
 
-_pool: ThreadPoolExecutor | None = None
-_n_threads = 1
-_lock = threading.Lock()
+_local = threading.local()
+
+
+@lru_cache(maxsize=1)
+def _pool(n_threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(n_threads, "dist_scvi-parts")
 
 
 @contextmanager
-def own_threads(n_threads: int) -> Iterator[None]:
-    """Let `run_parts` use `n_threads` threads, and torch a single one, for as long as this lasts.
-
-    Both at once would fight for the cores: torch's threads spin for milliseconds after each operation.
-    """
-    global _pool, _n_threads  # noqa: PLW0603 - as torch's own number of threads, it belongs to the process
-    with _lock:
-        before, torch_before = (_pool, _n_threads), torch.get_num_threads()
-        _n_threads = n_threads
-        _pool = ThreadPoolExecutor(n_threads - 1, "dist_scvi-parts") if n_threads > 1 else None
-        torch.set_num_threads(1)
+def own_threads() -> Iterator[None]:
+    """Let `run_parts` use as many threads as torch may, and torch a single one, for as long as this lasts."""
+    n_threads = torch.get_num_threads()
+    if getattr(_local, "n_threads", 1) > 1 or n_threads == 1:
+        yield
+        return
+    _local.n_threads = n_threads
+    torch.set_num_threads(1)
     try:
         yield
     finally:
-        with _lock:
-            if _pool is not None:
-                _pool.shutdown()
-            _pool, _n_threads = before
-            torch.set_num_threads(torch_before)
+        _local.n_threads = 1
+        torch.set_num_threads(n_threads)
 
 
 def run_parts(work: Callable[[int], None], n_parts: int) -> None:
@@ -48,8 +46,8 @@ def run_parts(work: Callable[[int], None], n_parts: int) -> None:
     Exception
         What `work` raised first.
     """
-    pool = _pool
-    if pool is None or n_parts < 2:  # noqa: PLR2004
+    n_threads = min(getattr(_local, "n_threads", 1), n_parts)
+    if n_threads < 2:
         for part in range(n_parts):
             work(part)
         return
@@ -59,7 +57,8 @@ def run_parts(work: Callable[[int], None], n_parts: int) -> None:
         while (part := next(numbers)) < n_parts:
             work(part)
 
-    others = [pool.submit(take) for _ in range(min(_n_threads, n_parts) - 1)]
+    pool = _pool(_local.n_threads - 1)
+    others = [pool.submit(take) for _ in range(n_threads - 1)]
     try:
         take()
     finally:

@@ -12,7 +12,8 @@ Shape letters in this file
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -23,9 +24,12 @@ from torch import Tensor, nn
 from dist_scvi.config.schema import ModelConfig
 from dist_scvi.loaders.minibatch import Covariates, Tensors
 from dist_scvi.network.batch_norm import MicroBatchNorm, norms_of
+from dist_scvi.network.heads_likelihood import heads_log_likelihood
 from dist_scvi.network.layers import Decoder, Encoder, LinearDecoder
 from dist_scvi.network.likelihood import dense_log_likelihood, sparse_log_likelihood
+from dist_scvi.network.linear import Linear
 from dist_scvi.network.noise import Noise
+from dist_scvi.network.sparse_input import SparseRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +119,8 @@ class VAE(nn.Module):
         self._freeze_unused()
         self.frozen: dict[str, Tensor] = {}
         """Of some weights, by name, the entries that training must leave as they are (True)."""
+        self.kernels: Literal["torch", "compiled"] = "torch"
+        """How the loss is computed: by torch's operations, or by loops compiled for it."""
 
     def _build(self, n_encoder_in: int, n_decoder_in: int) -> None:
         """Make encoders and decoder, in the order of scvi-tools."""
@@ -183,8 +189,16 @@ class VAE(nn.Module):
         qlm_n1, qlv_n1 = self.l_encoder(*self._encoder_input(cells), micro_n, noise)
         return qlm_n1, qlv_n1
 
-    def _encoder_input(self, cells: Tensors) -> tuple[Tensor, list[Tensor]]:
-        x_ng = torch.log1p(cells.counts_ng) if self.config.log_variational else cells.counts_ng
+    def _encoder_input(self, cells: Tensors) -> tuple[Tensor | SparseRows, list[Tensor]]:
+        log = self.config.log_variational
+        if self.kernels == "compiled" and self.device.type == "cpu":
+            count_e = torch.log1p(cells.count_e) if log else cells.count_e
+            rows = SparseRows(cells.indptr, cells.gene_e, count_e, cells.n_genes)
+            if not self.config.encode_covariates:
+                return rows, []
+            rest, codes = self._with_covariates(cells.library_n.new_empty(len(cells.library_n), 0), cells.covariates)
+            return replace(rows, rest_nc=rest), codes
+        x_ng = torch.log1p(cells.counts_ng) if log else cells.counts_ng
         return self._with_covariates(x_ng, cells.covariates) if self.config.encode_covariates else (x_ng, [])
 
     def _with_covariates(self, x: Tensor, covariates: Covariates) -> tuple[Tensor, list[Tensor]]:
@@ -286,8 +300,7 @@ class VAE(nn.Module):
         qzm_nk, qzv_nk = self.encode(cells, micro_n, noise)
         z_nk = qzm_nk + qzv_nk.sqrt() * noise.normal(qzm_nk)
         library_n, kl_library_n = self.draw_library(cells, micro_n, noise)
-        px = self.decode(self.latent(z_nk), library_n, cells.covariates, micro_n)
-        reconstruction_n = self.reconstruction(cells, px, reference=reference)
+        reconstruction_n = self.reconstruction_at(cells, self.latent(z_nk), library_n, micro_n, reference=reference)
         return LossTerms(reconstruction_n, torch.zeros_like(kl_library_n), kl_normal(qzm_nk, qzv_nk), kl_library_n)
 
     def draw_library(self, cells: Tensors, micro_n: tuple[int, ...], noise: Noise) -> tuple[Tensor, Tensor]:
@@ -312,6 +325,40 @@ class VAE(nn.Module):
         assert isinstance(self.library_log_vars, Tensor)
         self.library_log_means.copy_(torch.from_numpy(mean_b))
         self.library_log_vars.copy_(torch.from_numpy(var_b))
+
+    def reconstruction_at(
+        self,
+        cells: Tensors,
+        z_nk: Tensor,
+        library_n: Tensor,
+        micro_n: tuple[int, ...],
+        *,
+        label_nl: Tensor | None = None,
+        reference: bool = False,
+    ) -> Tensor:
+        """Return the negative log-probability of the counts of each cell at `z_nk`, shape (n,).
+
+        Parameters
+        ----------
+        label_nl, reference
+            As of `decode` and `forward`.
+        """
+        likelihood, decoder = self.config.gene_likelihood, self.decoder
+        plain = self.use_size_factor or likelihood == "normal" or not isinstance(decoder, Decoder)
+        if self.kernels == "torch" or reference or plain:
+            px = self.decode(z_nk, library_n, cells.covariates, micro_n, label_nl=label_nl)
+            return self.reconstruction(cells, px, reference=reference)
+        assert isinstance(decoder, Decoder)
+        hidden_nh = decoder.px_decoder(*self._with_covariates(z_nk, cells.covariates), micro_n, None)
+        heads = [cast("Linear", decoder.px_scale_decoder[0])]
+        if likelihood == "zinb":
+            heads.append(decoder.px_dropout_decoder)
+        theta = None
+        if likelihood != "poisson" and self.px_r is not None:
+            theta = torch.exp(self._of_cells(self.px_r, cells.covariates, label_nl))
+        elif likelihood != "poisson":
+            heads.append(decoder.px_r_decoder)
+        return -heads_log_likelihood(likelihood, hidden_nh, heads, theta, library_n, cells)
 
     def reconstruction(self, cells: Tensors, px: Expression, *, reference: bool = False) -> Tensor:
         """Give the negative log-probability of the counts of each cell, shape (n,)."""

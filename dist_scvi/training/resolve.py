@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dist_scvi.config.schema import DataConfig, RunConfig
+from dist_scvi.config.schema import DataConfig, RunConfig, TrainConfig
 from dist_scvi.loaders import CellData, Plan, make_plan, open_data, open_store
 from dist_scvi.loaders.labelled_stream import count_labelled, labelled_plan
 from dist_scvi.loaders.order.column_sampling import open_sampling
@@ -14,6 +14,9 @@ from dist_scvi.network.model_spec import ModelSpec
 from dist_scvi.storage.run_storage import open_run_storage
 from dist_scvi.training.loggers import check_logger_options
 from dist_scvi.transfer.scanvi_from_scvi import FROM_SCVI
+
+_WORTH_COMPILING = 10_000_000
+"""Cells times genes from which on the compiled loops save more in a run of usual length than compiling them takes."""
 
 
 def check_config(config: RunConfig) -> None:
@@ -63,7 +66,7 @@ def resolve(config: RunConfig, data: CellData, spec: ModelSpec | None = None) ->
     RunConfig, Plan
         ``train.max_epochs`` by the rules of scvi-tools 1.4.2 (model/_utils.py: get_max_epochs_heuristic; of SCANVI that
         begins with SCVI, model/base/_training_mixin.py), the length of the KL warm-up, the validation share, the sizes
-        of blocks and windows, and the options of the network that `spec` has.
+        of blocks and windows, how a step is computed, and the options of the network that `spec` has.
 
     Raises
     ------
@@ -91,6 +94,7 @@ def resolve(config: RunConfig, data: CellData, spec: ModelSpec | None = None) ->
                     update={
                         "max_epochs": max_epochs,
                         "n_steps_kl_warmup": warmup,
+                        "kernels": _kernels(settings, data),
                         "train_size": shares[0],
                         "validation_size": shares[1],
                     }
@@ -99,6 +103,13 @@ def resolve(config: RunConfig, data: CellData, spec: ModelSpec | None = None) ->
         ),
         plan,
     )
+
+
+def _kernels(settings: TrainConfig, data: CellData) -> str:
+    """Choose by the size of the data alone: a run that is prolonged goes on as it began."""
+    if settings.kernels != "auto":
+        return settings.kernels
+    return "compiled" if data.n_cells * data.n_genes >= _WORTH_COMPILING else "torch"
 
 
 def plan_of(config: RunConfig, data: CellData) -> Plan:

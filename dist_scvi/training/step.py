@@ -22,9 +22,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dist_scvi.config.schema import TrainConfig
 from dist_scvi.loaders.minibatch import Covariates, MiniBatch, Tensors
-from dist_scvi.network.layers import Linear
+from dist_scvi.network.linear import Linear
 from dist_scvi.network.noise import StepNoise, step_noise
 from dist_scvi.network.scanvae import SCANVAE
+from dist_scvi.network.thread_parts import own_threads
 from dist_scvi.network.vae import VAE, Labelled
 from dist_scvi.training.losses import cell_losses, loss_sums
 from dist_scvi.world import World
@@ -79,7 +80,7 @@ def take_step(
     optimizer.zero_grad(set_to_none=True)
     parts = _parts(minibatch, labelled, settings.gradient_accumulation_steps)
     found = []
-    with _arithmetic(module, settings, world):
+    with own_threads(), _arithmetic(module, settings, world):
         for at, part in enumerate(parts, 1):
             with model.no_sync() if isinstance(model, DistributedDataParallel) and at < len(parts) else nullcontext():
                 found.append(_learn(model, module, *part, settings, seed, kl_weight, world))
@@ -164,7 +165,7 @@ def _arithmetic(module: VAE, settings: TrainConfig, world: World) -> Iterator[No
     """Let `module` multiply and normalise as the settings say for as long as a step lasts; inference never does."""
     linears, norms = [layer for layer in module.modules() if isinstance(layer, Linear)], module.norms()
 
-    def set_all(operands: torch.dtype, together: World | None) -> None:
+    def set_all(operands: torch.dtype | None, together: World | None) -> None:
         for linear in linears:
             linear.operands = operands
         for norm in norms:
@@ -172,10 +173,10 @@ def _arithmetic(module: VAE, settings: TrainConfig, world: World) -> Iterator[No
 
     mixed, together = settings.precision == "bf16-mixed", settings.batch_norm == "global"
     try:
-        set_all(torch.bfloat16 if mixed else torch.float32, world if together else None)
+        set_all(torch.bfloat16 if mixed else None, world if together else None)
         yield
     finally:
-        set_all(torch.float32, None)
+        set_all(None, None)
 
 
 def make_optimizer(module: VAE, settings: TrainConfig) -> torch.optim.Optimizer:
@@ -260,8 +261,9 @@ def average_gradients(module: VAE, world: World, settings: TrainConfig) -> nn.Mo
     count = torch.zeros(0, device=world.device)
     code = torch.zeros(2, dtype=torch.int64, device=world.device)
     empty = Tensors(
-        torch.zeros(2, module.n_genes, device=world.device),
-        count.long(),
+        module.n_genes,
+        torch.zeros(3, dtype=torch.int64, device=world.device),
+        count.int(),
         count,
         torch.ones(2, device=world.device),
         Covariates(

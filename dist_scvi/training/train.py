@@ -116,6 +116,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - the whole story, in order
 
         # --- the model, and where it was
         module = module.to(world.device).train()
+        module.kernels = "compiled" if settings.kernels == "compiled" else "torch"
         module.frozen = {name: mask.to(world.device) for name, mask in module.frozen.items()}
         optimizer = make_optimizer(module, settings)
         model = average_gradients(module, world, settings)

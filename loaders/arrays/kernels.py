@@ -213,18 +213,9 @@ def keep_genes(
 
 @njit(nogil=True, cache=True)
 def spread_rows(
-    count_e: NDArray[Any],
-    gene_e: NDArray[Any],
-    indptr: NDArray[np.int64],
-    n_genes: int,
-    out_ng: NDArray[np.float32],
-    out_place_e: NDArray[np.int64],
-    out_count_e: NDArray[np.float32],
+    count_e: NDArray[np.float32], gene_e: NDArray[np.int32], indptr: NDArray[np.int64], out_ng: NDArray[np.float32]
 ) -> None:
-    """Put the entries into the flat dense matrix `out_ng`, and note where each lies in it, and its count."""
+    """Put the entries into the dense matrix `out_ng`."""
     for n in range(len(indptr) - 1):
         for e in range(indptr[n], indptr[n + 1]):
-            place = n * n_genes + np.int64(gene_e[e])
-            out_place_e[e] = place
-            out_count_e[e] = count_e[e]
-            out_ng[place] = count_e[e]
+            out_ng[n, gene_e[e]] = count_e[e]

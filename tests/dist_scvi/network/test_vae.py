@@ -21,6 +21,11 @@ def golden(request: pytest.FixtureRequest) -> Golden:
     return Golden(request.param)
 
 
+@pytest.fixture(params=["torch", "compiled"])
+def kernels(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 def test_untrained_weights_are_bit_for_bit_those_of_scvi_tools(golden: Golden) -> None:
     weights = {key: value.numpy() for key, value in golden.build().state_dict().items()}
     expected = {key.removeprefix("weight."): v for key, v in golden.arrays("init").items() if key.startswith("weight.")}
@@ -29,8 +34,9 @@ def test_untrained_weights_are_bit_for_bit_those_of_scvi_tools(golden: Golden) -
         np.testing.assert_array_equal(weights[key], value, err_msg=key)
 
 
-def test_loss_terms_are_those_of_scvi_tools_in_eval_and_train_mode(golden: Golden) -> None:
+def test_loss_terms_are_those_of_scvi_tools_in_eval_and_train_mode(golden: Golden, kernels: str) -> None:
     module, init = golden.build(), golden.arrays("init")
+    module.kernels = kernels
     for mode in ("eval", "train"):
         module.train(mode == "train")
         terms = golden.terms(module, init["rows"], init["labelled_rows"], seed=1)
@@ -46,8 +52,9 @@ def test_loss_terms_are_those_of_scvi_tools_in_eval_and_train_mode(golden: Golde
         np.testing.assert_allclose(golden.loss(terms, init["labelled_rows"]).item(), init[f"{mode}.loss"], rtol=1e-5)
 
 
-def test_twenty_optimizer_steps_end_at_the_weights_of_scvi_tools(golden: Golden) -> None:
+def test_twenty_optimizer_steps_end_at_the_weights_of_scvi_tools(golden: Golden, kernels: str) -> None:
     module, steps = golden.build().train(), golden.arrays("steps")
+    module.kernels = kernels
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=1e-3, eps=0.01, weight_decay=1e-6, fused=True)
     for step, (rows, labelled_rows) in enumerate(zip(steps["rows"], steps["labelled_rows"], strict=True)):

@@ -8,20 +8,20 @@ Shape letters in this file
     n   cells
     g   genes
     h   hidden units
-    e   stored entries
 """
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
+from dist_scvi.loaders.minibatch import Tensors
 from dist_scvi.network.count_kernels import negative_binomial_rows, poisson_rows
+from dist_scvi.network.linear import Linear
 from dist_scvi.network.thread_parts import run_parts
 
 _CELLS = 256
@@ -31,20 +31,11 @@ _ROWS, _COLUMNS = 32, 2048
 
 
 @dataclass(frozen=True, slots=True)
-class Counts:
-    """The counts of some cells by row, in memory."""
-
-    indptr: NDArray[np.int64]
-    gene_e: NDArray[Any]
-    count_e: NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True)
 class _Job:
     """What does not change from tile to tile."""
 
     likelihood: str
-    counts: Counts
+    cells: Tensors
     operands: torch.dtype
     hidden_nh: Tensor
     theta: Tensor | None
@@ -57,14 +48,13 @@ class _Job:
     """Of the cells in the gradients; all 1 by default."""
 
 
-def compiled_log_likelihood(
+def heads_log_likelihood(
     likelihood: str,
     hidden_nh: Tensor,
-    heads: list[nn.Linear],
+    heads: list[Linear],
     theta: Tensor | None,
     library_n: Tensor,
-    counts: Counts,
-    operands: torch.dtype | None = None,
+    cells: Tensors,
 ) -> Tensor:
     """Sum the log-probability of each cell over its genes, shape (n,).
 
@@ -81,12 +71,12 @@ def compiled_log_likelihood(
         Inverse dispersion, shape (g,), or (n, g) by cell.
     library_n
         What shares are multiplied by.
-    operands
-        Type that the factors of products are rounded to, that of `hidden_nh` by default.
     """
-    operands = operands or hidden_nh.dtype
+    operands = heads[0].operands or hidden_nh.dtype
     tensors = [value for head in heads for value in (head.weight, head.bias)]
-    value_n: Tensor = _HeadsLogLikelihood.apply(likelihood, counts, operands, hidden_nh, theta, library_n, *tensors)  # type: ignore[no-untyped-call]
+    value_n: Tensor = _HeadsLogLikelihood.apply(  # type: ignore[no-untyped-call]
+        likelihood, cells, operands, hidden_nh, theta, library_n, *tensors
+    )
     return value_n
 
 
@@ -100,28 +90,24 @@ class _HeadsLogLikelihood(torch.autograd.Function):
     def forward(
         ctx: Any,
         likelihood: str,
-        counts: Counts,
+        cells: Tensors,
         operands: torch.dtype,
         hidden_nh: Tensor,
         theta: Tensor | None,
         library_n: Tensor,
         *heads: Tensor,
     ) -> Tensor:
-        job = _Job(likelihood, counts, operands, hidden_nh, theta, library_n, [*heads[::2]], [*heads[1::2]], None)
+        job = _Job(likelihood, cells, operands, hidden_nh, theta, library_n, [*heads[::2]], [*heads[1::2]], None)
         value_n, ctx.gradients = _compute(job, gradients=any(ctx.needs_input_grad))
-        ctx.arguments = likelihood, counts, operands
-        ctx.save_for_backward(hidden_nh, theta, library_n, *heads)
+        ctx.job = job
         return value_n
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, weight_n: Tensor) -> Any:
-        hidden_nh, theta, library_n, *heads = ctx.saved_tensors
         gradients = ctx.gradients
         if len(weight_n) and not (weight_n == weight_n[0]).all():
-            weights, biases = heads[::2], heads[1::2]
-            job = _Job(*ctx.arguments, hidden_nh, theta, library_n, weights, biases, weight_n)
-            _, gradients = _compute(job, gradients=True)
+            _, gradients = _compute(replace(ctx.job, weight_n=weight_n), gradients=True)
         else:
             factor = weight_n[0] if len(weight_n) else weight_n.new_ones(())
             gradients = [None if value is None else value * factor for value in gradients]
@@ -171,21 +157,24 @@ def _differentiate(
     """Compute the log-probabilities of the cells from `first` to `stop`; replace the logits by their gradients."""
     n_cells, n_genes = logits[0].shape
     edges = [*range(0, n_cells, _ROWS), n_cells]
-    counts = (job.counts.indptr[first : stop + 1], job.counts.gene_e, job.counts.count_e)
+    cells = job.cells
+    counts = (cells.indptr[first : stop + 1].numpy(), cells.gene_e.numpy(), cells.count_e.numpy())
     found = (value_n[first:stop].numpy(), slope_n[first:stop].numpy())
     scores, library_n = logits[0].numpy(), job.library_n[first:stop].numpy()
     if job.likelihood == "poisson":
         run_parts(lambda i: poisson_rows(scores, library_n, *counts, *found, edges[i], edges[i + 1]), len(edges) - 1)
     else:
         zi = logits[1].numpy() if job.likelihood == "zinb" else None
-        theta_kg = logits[-1].exp_() if job.theta is None else job.theta if job.theta.dim() == 1 else job.theta[first:stop]
+        theta_kg = logits[-1].exp_() if job.theta is None else job.theta
+        theta_kg = theta_kg[first:stop] if job.theta is not None and job.theta.dim() == 2 else theta_kg
         shared = theta_kg.dim() == 1
         theta = theta_kg.reshape(-1, n_genes).numpy()
-        slopes = np.zeros((len(edges) - 1 if shared and job.weight_n is None else n_cells, n_genes), scores.dtype)
+        by_part = shared and job.weight_n is None
+        slopes = np.zeros((len(edges) - 1 if by_part else n_cells, n_genes), scores.dtype)
 
         def differentiate(part: int) -> None:
             begin, end = edges[part], edges[part + 1]
-            rows = slopes[part : part + 1] if len(slopes) < n_cells else slopes
+            rows = slopes[part : part + 1] if by_part else slopes
             negative_binomial_rows(scores, zi, theta, library_n, *counts, *found, rows, begin, end)
 
         run_parts(differentiate, len(edges) - 1)
@@ -197,8 +186,8 @@ def _differentiate(
         elif d_theta is not None:
             d_theta[first:stop] = d_theta_kg if job.weight_n is None else d_theta_kg * job.weight_n[first:stop, None]
     if job.weight_n is not None:
-        for gradient in logits:
-            gradient *= job.weight_n[first:stop, None]
+        for d_logits_ng in logits:
+            d_logits_ng.mul_(job.weight_n[first:stop, None])
 
 
 def _multiply_back(
@@ -211,9 +200,9 @@ def _multiply_back(
 
     def multiply(part: int) -> None:
         head, genes = part // n_parts, _genes(part % n_parts)
-        d_weight_gh, d_bias_g, d_logits_ng = d_heads[2 * head][genes], d_heads[2 * head + 1][genes], logits[head][:, genes]
-        d_bias_g += d_logits_ng.sum(0)
-        d_logits_ng = d_logits_ng.to(job.operands)
+        d_weight_gh, d_bias_g = (gradient[genes] for gradient in d_heads[2 * head : 2 * head + 2])
+        d_bias_g += logits[head][:, genes].sum(0)
+        d_logits_ng = logits[head][:, genes].to(job.operands)
         if job.operands == d_weight_gh.dtype:
             d_weight_gh.addmm_(d_logits_ng.t(), hidden_nh)
         else:

@@ -1,0 +1,46 @@
+"""The first layer straight from stored entries is the dense product."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy import sparse
+
+from dist_scvi.network import sparse_input
+from dist_scvi.network.sparse_input import SparseRows, sparse_product
+from dist_scvi.network.thread_parts import own_threads
+
+
+@pytest.mark.parametrize("extra", [0, 3])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_value_and_gradients_are_those_of_the_dense_product(
+    extra: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("_ROWS", "_UNITS"):
+        monkeypatch.setattr(sparse_input, name, 7)
+    n, g, h = 30, 200, 20
+    torch.manual_seed(1)
+    matrix = sparse.random(n, g, 0.2, "csr", np.float32, np.random.default_rng(0))
+    dense, rest = torch.from_numpy(matrix.toarray()), torch.randn(n, extra, requires_grad=True)
+    weight, bias = torch.randn(h, g + extra + 2, requires_grad=True), torch.randn(h, requires_grad=True)
+    rows = SparseRows(
+        torch.from_numpy(matrix.indptr.astype(np.int64)),
+        torch.from_numpy(matrix.indices),
+        torch.from_numpy(matrix.data),
+        g,
+        rest if extra else None,
+    )
+    assert rows.n_columns == g + extra
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with own_threads():
+            found = sparse_product(rows, weight, bias)
+            slope = torch.randn(n, h)
+            gradients = torch.autograd.grad((found * slope).sum(), (weight, bias))
+    finally:
+        torch.set_num_threads(before)
+    expected = F.linear(torch.cat([dense, rest], 1), weight[:, : g + extra], bias)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    wanted = torch.autograd.grad((expected * slope).sum(), (weight, bias))
+    torch.testing.assert_close(gradients, wanted, rtol=1e-5, atol=1e-5)
