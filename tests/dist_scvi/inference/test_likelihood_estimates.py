@@ -73,7 +73,8 @@ def log_likelihood(module: VAE, cells: CellData, row: int, z_pk: Tensor, library
         one.covariates.continuous_nc.expand(n, -1),
     )
     px = module.decode(module.latent(z_pk), one.library_n.expand(n) if library is None else library, covariates)
-    repeated = type(one)(one.counts_ng.expand(n, -1), one.place_e, one.count_e, one.library_n, covariates)
+    entries = len(one.count_e) * torch.arange(n + 1)
+    repeated = type(one)(one.n_genes, entries, one.gene_e.repeat(n), one.count_e.repeat(n), one.library_n, covariates)
     return -module.reconstruction(repeated, px, reference=True).double()
 
 

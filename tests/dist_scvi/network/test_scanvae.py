@@ -25,14 +25,15 @@ def module_of(**options: object) -> SCANVAE:
 
 def cells_of(rows: np.ndarray, label: int | None = None) -> Tensors:
     counts = torch.from_numpy((rows[:, None] * 7 + np.arange(G) * 3) % 5).float()
-    place = torch.nonzero(counts.reshape(-1)).ravel()
+    row, gene = torch.nonzero(counts, as_tuple=True)
+    indptr = torch.searchsorted(row, torch.arange(len(rows) + 1))
     labels = (
         torch.from_numpy(np.where(rows % 3 == 0, -1, rows % L)) if label is None else torch.full((len(rows),), label)
     )
     covariates = Covariates(
         torch.from_numpy(rows % 2), labels, torch.zeros(len(rows), 0, dtype=torch.int64), torch.zeros(len(rows), 0)
     )
-    return Tensors(counts, place, counts.reshape(-1)[place], counts.sum(1), covariates)
+    return Tensors(G, indptr, gene.int(), counts[row, gene], counts.sum(1), covariates)
 
 
 def keyed(first: int = 0, sizes: tuple[int, ...] = SIZES) -> StepNoise:
