@@ -8,7 +8,7 @@ from dist_scvi.config.load import parse_section
 from dist_scvi.config.schema import ModelConfig
 from dist_scvi.model.setup_anndata import setup_anndata
 from dist_scvi.model.trainable_model import TrainableModel
-from dist_scvi.network.vae import LDVAE
+from dist_scvi.network.ldvae import LDVAE
 from dist_scvi.world import World
 
 if TYPE_CHECKING:

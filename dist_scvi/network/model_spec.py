@@ -7,8 +7,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from dist_scvi.config.schema import ModelConfig
 from dist_scvi.loaders import CellData
+from dist_scvi.network.ldvae import LDVAE
 from dist_scvi.network.scanvae import SCANVAE
-from dist_scvi.network.vae import LDVAE, VAE
+from dist_scvi.network.vae import VAE
 
 
 class Covariate(BaseModel):

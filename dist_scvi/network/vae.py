@@ -377,38 +377,6 @@ class VAE(nn.Module):
         return [norm for norm in norms_of(self) if norm not in unused]
 
 
-class LDVAE(VAE):
-    """The network of LinearSCVI: that of SCVI with a linear decoder.
-
-    scvi-tools 1.4.2 builds the networks of SCVI first and then replaces them; so does this class, for the same weights
-    under the same seed.
-    """
-
-    def _build(self, n_encoder_in: int, n_decoder_in: int) -> None:
-        super()._build(n_encoder_in, n_decoder_in)
-        self._build_encoders(n_encoder_in)
-        self.decoder = LinearDecoder(
-            n_decoder_in,
-            self.n_genes,
-            n_cat_list=self.n_cat_list,
-            use_batch_norm=self.config.use_batch_norm == "both",
-            bias=self.config.bias,
-        )
-
-    @torch.no_grad()
-    def loadings(self) -> Tensor:
-        """Give the weight of each latent dimension in each gene, shape (g, k), as batch normalisation scales it."""
-        assert isinstance(self.decoder, LinearDecoder)
-        linear, *norms = self.decoder.factor_regressor.fc_layers[0].children()
-        assert isinstance(linear, nn.Linear)
-        weight_gk = linear.weight[:, : self.config.n_latent]
-        for norm in norms:
-            assert isinstance(norm, MicroBatchNorm)
-            assert norm.running_var is not None
-            weight_gk = weight_gk * (norm.weight / torch.sqrt(norm.running_var + norm.eps))[:, None]
-        return weight_gk.detach()
-
-
 def kl_normal(
     mean_nk: Tensor, var_nk: Tensor, prior_mean: Tensor | float = 0.0, prior_var: Tensor | None = None
 ) -> Tensor:

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from dist_scvi.loaders.stream import rows_minibatch
+from dist_scvi.network.ldvae import LDVAE
 from dist_scvi.network.noise import RowNoise
 from dist_scvi.network.scanvae import SCANVAE
-from dist_scvi.network.vae import LDVAE, VAE
+from dist_scvi.network.vae import VAE
 from tests.dist_scvi.golden import CASES, Golden, needs_golden
 
 pytestmark = needs_golden
