@@ -1,0 +1,1 @@
+"""Queries of a minified atlas, without the counts: filters, expression, differential expression, markers."""
