@@ -219,6 +219,10 @@ class Decoder(nn.Module):
             _of_genes(self.px_dropout_decoder, hidden_nh, gene_g) if zi else None,
         )
 
+    def scale_logits(self, x: Tensor, codes: Sequence[Tensor], gene_g: Tensor) -> Tensor:
+        """Return the logits of the shares of the genes `gene_g`, and compute no others."""
+        return _of_genes(self.px_scale_decoder[0], self.px_decoder(x, codes, (), None), gene_g)  # type: ignore[arg-type]
+
 
 def _of_genes(head: nn.Linear, hidden_nh: Tensor, gene_g: Tensor | None) -> Tensor:
     if gene_g is None:
@@ -260,6 +264,11 @@ class LinearDecoder(nn.Module):
         if zi_logits_ng is not None and gene_g is not None:
             zi_logits_ng = zi_logits_ng[:, gene_g]
         return Heads(self.factor_regressor(x, codes, micro_n, None), None, zi_logits_ng)
+
+    def scale_logits(self, x: Tensor, codes: Sequence[Tensor], gene_g: Tensor) -> Tensor:
+        """Return the logits of the shares of the genes `gene_g`."""
+        logits_ng: Tensor = self.factor_regressor(x, codes, (), None)
+        return logits_ng[:, gene_g]
 
 
 class LatentDecoder(nn.Module):

@@ -220,6 +220,17 @@ class VAE(nn.Module):
         heads = self.decoder(*self._with_covariates(z_nk, covariates))
         return self._shares(heads.scale_logits_ng, gene_g)
 
+    def column_shares(self, z_nk: Tensor, covariates: Covariates, gene_g: Tensor, normalizer_n: Tensor) -> Tensor:
+        """Return the share of the genes `gene_g`, shape (n, g), without decoding the others.
+
+        Parameters
+        ----------
+        normalizer_n
+            Logarithm of what normalizes the shares of each cell to 1: the log-sum-exp of all its logits.
+        """
+        logits_ng = self.decoder.scale_logits(*self._with_covariates(z_nk, covariates), gene_g)
+        return torch.exp(logits_ng - normalizer_n[:, None])
+
     def _shares(self, logits_ng: Tensor, gene_g: Tensor | None) -> Tensor:
         chosen_ng = logits_ng if gene_g is None else logits_ng[:, gene_g]
         if self.use_size_factor:

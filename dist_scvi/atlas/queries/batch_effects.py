@@ -1,0 +1,72 @@
+"""What to know before reading expression that was decoded with another batch than a cell's own.
+
+Shape letters in this file
+    n   cells
+    g   genes
+    q   groups
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dist_scvi.atlas.queries.groups import CellGroups
+from dist_scvi.atlas.queries.reader import AtlasReader
+from dist_scvi.atlas.queries.sample import sample_cells
+from dist_scvi.atlas.queries.where import CellSet
+from dist_scvi.inference.encode_decode import covariates_of, decoded_with
+
+_PROBE_CELLS = 256
+_LEAST_SHIFT = 0.1
+"""Shift of the median gene, as a binary logarithm, that is worth a note: 7 percent."""
+
+
+def composition_notes(
+    atlas: AtlasReader, cells: CellSet, groups: CellGroups, batches: tuple[int | None, ...]
+) -> tuple[str, ...]:
+    """Note where numbers decoded with another batch are those of its composition rather than of the cells.
+
+    Shares add up to 1: a batch that raises some large genes lowers all others. And a group that has no cell in a batch
+    is decoded where the model has seen none.
+    """
+    if batches == (None,) or atlas.spec.batch is None:
+        return ()
+    notes, categories = [], atlas.spec.batch.categories
+    for batch in batches[:8]:
+        assert batch is not None
+        shift = 0.0 if atlas.spec.size_factor_key else _median_shift(atlas, cells, batch)
+        if abs(shift) > _LEAST_SHIFT:
+            notes.append(
+                f"batch {categories[batch]!r} multiplies the median gene by {2**shift:.2f}: shares add up to 1, so the "
+                "genes that it raises lower all others; compare groups within this batch, not with other batches"
+            )
+    absent = _absent_groups(atlas, groups, batches)
+    if absent:
+        shown = ", ".join(absent[:3])
+        notes.append(f"{len(absent)} groups have no cell in the batch ({shown}): the decoder extrapolates there")
+    return tuple(notes)
+
+
+@torch.no_grad()
+def _median_shift(atlas: AtlasReader, cells: CellSet, batch: int) -> float:
+    """Return the median over genes of the log2 ratio of the scale with `batch` to that with the cells' own."""
+    row_n = sample_cells(atlas, cells, _PROBE_CELLS, seed=0)
+    probed, module = atlas.read_cells(row_n), atlas.module
+    covariates = covariates_of(probed, module.device)
+    z_nk = module.latent(torch.from_numpy(probed.qzm_nk).to(module.device))
+    own_g, other_g = (
+        torch.log2(module.shares(z_nk, decoded_with(covariates, code))).mean(dim=0) for code in (None, batch)
+    )
+    return float(torch.median(other_g - own_g))
+
+
+def _absent_groups(atlas: AtlasReader, groups: CellGroups, batches: tuple[int | None, ...]) -> list[str]:
+    """Name the groups that have no cell in a batch, if the leaves know."""
+    leaves, batch = atlas.leaves, atlas.spec.batch
+    if leaves is None or groups.group_l is None or batch is None or batch.key not in leaves.columns:
+        return []
+    vocabulary = atlas.obs.categorical(batch.key).vocabulary
+    code_l: NDArray[np.int32] = leaves.codes[:, leaves.columns.index(batch.key)]
+    wanted = {vocabulary.index(batch.categories[code]) for code in batches if code is not None}
+    seen = [set(code_l[groups.group_l == group].tolist()) for group in range(len(groups.names))]
+    return [name for name, codes in zip(groups.names, seen, strict=True) if wanted - codes]
