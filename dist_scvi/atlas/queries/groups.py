@@ -96,7 +96,7 @@ def _groups_of_cells(atlas: AtlasReader, columns: list[str], cells: CellSet) -> 
         raise ValueError(f"the columns {columns} have more combinations than can be numbered: group by fewer of them")
 
     def combined(rows: slice) -> NDArray[np.int64]:
-        """Number the combination of each chosen cell, -1 for none."""
+        """Return the number of the combination of each chosen cell, -1 for none."""
         number_n = np.zeros(rows.stop - rows.start, dtype=np.int64)
         present_n = cells.mask(rows)
         for column, step in zip(opened, radix.astype(np.int64).tolist(), strict=False):
