@@ -11,7 +11,7 @@ Shape letters in this file
 """
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -124,7 +124,7 @@ def vanilla_scores(pairs: Pairs) -> Columns:
     """Compare the hypotheses that a gene is higher in the first group, or is not."""
     higher_g = np.concatenate([np.mean(first > second, axis=0) for first, second in pairs.blocks()])
     lower_g = 1.0 - higher_g
-    return {"proba_m1": higher_g, "proba_m2": lower_g, "bayes_factor": _bayes_factor(higher_g, lower_g)} | _means(pairs)
+    return {"proba_m1": higher_g, "proba_m2": lower_g, "bayes_factor": bayes_factor(higher_g, lower_g)} | _means(pairs)
 
 
 def change_scores(pairs: Pairs, test: ChangeTest, pseudocounts: float) -> Columns:
@@ -157,7 +157,7 @@ def change_scores(pairs: Pairs, test: ChangeTest, pseudocounts: float) -> Column
     tested = {
         "proba_de": proba_g,
         "proba_not_de": 1.0 - proba_g,
-        "bayes_factor": _bayes_factor(proba_g, 1.0 - proba_g),
+        "bayes_factor": bayes_factor(proba_g, 1.0 - proba_g),
     }
     chosen = {"pseudocounts": np.full(len(proba_g), pseudocounts), "delta": np.full(len(proba_g), delta)}
     return tested | _means(pairs) | chosen | found
@@ -202,12 +202,15 @@ def pseudocount_offset(pairs: Pairs, silent_first_g: NDArray[np.bool_], silent_s
     groups the larger, over the number of genes; at least 1e-10.
     """
     tops = [(first.max(axis=0), second.max(axis=0)) for first, second in pairs.blocks()]
+    return offset_of_silent([*map(np.concatenate, zip(*tops, strict=True))], [silent_first_g, silent_second_g])
+
+
+def offset_of_silent(tops: Sequence[NDArray[Any]], silent: Sequence[NDArray[np.bool_]]) -> float:
+    """Find it from the largest scale of each gene in each group, and the genes that are not expressed there."""
     offsets = [_LEAST_PSEUDOCOUNT]
-    for top, silent_g in zip(
-        map(np.concatenate, zip(*tops, strict=True)), (silent_first_g, silent_second_g), strict=True
-    ):
+    for top_g, silent_g in zip(tops, silent, strict=True):
         if silent_g.any():
-            offsets.append(float(np.quantile(top[silent_g], 0.9)) / len(silent_g))
+            offsets.append(float(np.quantile(top_g[silent_g], 0.9)) / len(silent_g))
     return max(offsets)
 
 
@@ -322,5 +325,6 @@ def _means(pairs: Pairs) -> Columns:
     return {name: sample_sg.mean(axis=0, dtype=np.float64) for name, sample_sg in groups.items()}
 
 
-def _bayes_factor(proba_g: NDArray[np.float64], other_g: NDArray[np.float64]) -> NDArray[np.float64]:
+def bayes_factor(proba_g: NDArray[np.float64], other_g: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the logarithm of the ratio of the probabilities of two hypotheses."""
     return np.log(proba_g + _EPS) - np.log(other_g + _EPS)

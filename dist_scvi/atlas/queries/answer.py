@@ -58,7 +58,7 @@ class Answer:
     def to_pandas(self) -> pd.DataFrame:
         """Return the table; its ``attrs`` hold the provenance."""
         table = self.table.copy()
-        table.attrs = dict(self.provenance)
+        table.attrs.update(self.provenance)
         return table
 
     def to_arrow(self) -> "pa.Table":

@@ -106,7 +106,7 @@ def expression(
     batches = batch_codes(atlas, batch)
     if engine not in ("auto", "leaves", "exact"):
         raise ValueError(f"engine={engine!r}: 'auto', 'leaves' or 'exact' is needed")
-    parameters = {
+    parameters: dict[str, object] = {
         "genes": list(query.genes),
         "by": [by] if isinstance(by, str) else list(by),
         "where": cells.text,
@@ -141,9 +141,8 @@ def _query(
     if not genes:
         raise ValueError("genes is empty: name at least one")
     gene_g = atlas.gene_index(genes)
-    if library_size != "latent" and (
-        isinstance(library_size, str) or not (math.isfinite(library_size) and 0 < library_size <= _LARGEST * 8)
-    ):
+    number = 1.0 if library_size == "latent" else library_size
+    if not isinstance(number, int | float) or not (math.isfinite(number) and 0 < number <= _LARGEST * 8):
         raise ValueError(f"library_size={library_size!r}: a number above 0, at most 1e6, is needed, or 'latent'")
     if threshold is not None and not math.isfinite(threshold):
         raise ValueError(f"threshold={threshold}: a finite number is needed")

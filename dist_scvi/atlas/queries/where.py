@@ -140,6 +140,15 @@ def leaf_set(atlas: AtlasReader, leaf_l: NDArray[np.int64], text: str, clauses: 
     return CellSet(text, n_cells, np.flatnonzero(wanted), _clauses([]) if clauses is None else clauses, mask)
 
 
+def complement(atlas: AtlasReader, cells: CellSet, within: CellSet) -> CellSet:
+    """Choose the cells of `within` that are not in `cells`, which is a part of it; there may be none."""
+    text = f"rest of {within.text}" if within.n_cells < atlas.n_cells else "rest"
+    if cells.leaf_l is not None and within.leaf_l is not None:
+        return leaf_set(atlas, np.setdiff1d(within.leaf_l, cells.leaf_l), text)
+    n_cells = within.n_cells - cells.n_cells
+    return CellSet(text, n_cells, None, _clauses([]), lambda rows: within.mask(rows) & ~cells.mask(rows))
+
+
 def check_column(obs: ObsReader, key: str, uri: str) -> None:
     """Refuse an obs column that is not there.
 
@@ -208,7 +217,7 @@ def _bits(packed: NDArray[np.uint8]) -> Callable[[slice], NDArray[np.bool_]]:
     def mask(rows: slice) -> NDArray[np.bool_]:
         first = rows.start // 8
         bits = np.unpackbits(packed[first : rows.stop // 8 + 1])
-        return bits[rows.start - 8 * first : rows.stop - 8 * first].view(bool)
+        return np.asarray(bits[rows.start - 8 * first : rows.stop - 8 * first].view(bool))
 
     return mask
 
@@ -236,7 +245,7 @@ def _test(obs: ObsReader, condition: Condition) -> Test:
 
         def joined(columns: Columns) -> NDArray[np.bool_]:
             passed = np.stack([test(columns) for test in tests])
-            return passed.all(axis=0) if every else passed.any(axis=0)
+            return np.asarray(passed.all(axis=0) if every else passed.any(axis=0))
 
         return joined
     if obs.kind(condition.column) == "categorical":
@@ -310,8 +319,7 @@ def _numeric_test(condition: Comparison) -> Test:
 
     def test(columns: Columns) -> NDArray[np.bool_]:
         values = columns(key)
-        found_n: NDArray[np.bool_] = np.logical_or.reduce([values == number for number in numbers])
-        return found_n == inside
+        return np.asarray(np.stack([values == number for number in numbers]).any(axis=0) == inside)
 
     return test
 

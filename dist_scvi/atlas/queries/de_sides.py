@@ -1,0 +1,173 @@
+"""The two sides of a comparison: which cells, what their counts say, and their values as sketch or sample.
+
+Shape letters in this file
+    g   genes
+    l   leaves
+    m   cells of a sample
+    p   values of a side, a draw of a cell each
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dist_scvi.atlas.queries.all_pairs import SortedSample, sort_values
+from dist_scvi.atlas.queries.group_expression import leaf_parts
+from dist_scvi.atlas.queries.reader import AtlasReader
+from dist_scvi.atlas.queries.sketch import FREE_BINS, SHARE_BINS, merge_sketches
+from dist_scvi.atlas.queries.where import Cells, CellSet, choose_cells, complement
+from dist_scvi.expression.de_groups import CountMeans
+from dist_scvi.inference.encode_decode import LatentCells, covariates_of, decoded_with, draw_posterior
+from dist_scvi.loaders.order.keyed_hash import hash_rows
+
+_DECODE_CELLS = 512
+_MOST_DRAWS = 32
+"""Draws of each cell of a small group."""
+_MOST_BATCHES, _LEAST_PER_BATCH = 64, 16
+_BATCH_KEY = 107
+_LEAST_SCALE = 2.0**-100
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SideValues:
+    """Values of one side of a comparison."""
+
+    parts: tuple[SortedSample, ...]
+    """One for each batch that the cells were decoded with."""
+    mean_g: NDArray[np.float64]
+    """Mean scale."""
+    top_g: NDArray[np.float64]
+    """Largest scale."""
+
+
+def choose_sides(atlas: AtlasReader, group1: Cells, group2: Cells, where: Cells) -> tuple[CellSet, CellSet]:
+    """Choose the cells of both sides; without `group2` the second are all others.
+
+    Raises
+    ------
+    ValueError
+        If a side is empty, or the sides share cells.
+    """
+    within = choose_cells(atlas, where)
+    first = choose_cells(atlas, group1, within=within)
+    if group2 is None:
+        second = complement(atlas, first, within)
+        if not second.n_cells:
+            raise ValueError(
+                f"group1 ({first.text}) holds all {within.n_cells:,} cells: there is no rest to compare with"
+            )
+        return first, second
+    second = choose_cells(atlas, group2, within=within)
+    if first.leaf_l is not None and second.leaf_l is not None and atlas.leaves is not None:
+        shared = int(atlas.leaves.n_cells[np.intersect1d(first.leaf_l, second.leaf_l)].sum())
+    else:
+        shared = sum(int(np.count_nonzero(first.mask(rows) & second.mask(rows))) for rows in atlas.chunks())
+    if shared:
+        raise ValueError(f"group1 and group2 share {shared:,} cells: leave them out of one of the two")
+    return first, second
+
+
+def count_means(atlas: AtlasReader, cells_l: NDArray[np.int64]) -> CountMeans:
+    """Average the counts of a side that has `cells_l` cells in each leaf.
+
+    Of a union of leaves that is exact. Else the counts of its cells are taken to be those of their leaves on average:
+    an atlas keeps no counts of single cells.
+    """
+    leaves = atlas.leaves
+    assert leaves is not None
+    used_l, n_genes = np.flatnonzero(cells_l), len(atlas.var_names)
+    sums = np.zeros((3, n_genes))
+    for part_l in leaf_parts(used_l, n_genes, values=3):
+        weight_l = cells_l[part_l] / leaves.n_cells[part_l]
+        for place, read in enumerate((leaves.count_sum, leaves.detected, leaves.normalized_sum)):
+            sums[place] += weight_l @ np.asarray(read(part_l), dtype=np.float64)
+    return CountMeans(*(sums / cells_l.sum()))
+
+
+def sketched_side(atlas: AtlasReader, cells: CellSet) -> SideValues:
+    """Merge the sketches of the leaves of a side."""
+    leaves, leaf_l, n_genes = atlas.leaves, cells.leaf_l, len(atlas.var_names)
+    assert leaves is not None
+    assert leaf_l is not None
+    n_bins = FREE_BINS if atlas.spec.size_factor_key else SHARE_BINS
+    mean_g = np.zeros(n_genes)
+    for part_l in leaf_parts(leaf_l, n_genes):
+        mean_g += (leaves.n_cells[part_l] / cells.n_cells) @ leaves.scale_mean(part_l).astype(np.float64)
+    return SideValues((merge_sketches(leaves, leaf_l, n_genes, n_bins),), mean_g, largest_scale(atlas, leaf_l))
+
+
+def largest_scale(atlas: AtlasReader, leaf_l: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the largest scale of each gene among the draws of the sketches of leaves."""
+    assert atlas.leaves is not None
+    parts = leaf_parts(leaf_l, len(atlas.var_names))
+    top_g: NDArray[np.float64] = np.max([atlas.leaves.scale_max(part_l).max(axis=0) for part_l in parts], axis=0)
+    return top_g.astype(np.float64)
+
+
+def correction_batches(atlas: AtlasReader, *, batch_correction: bool, seed: int) -> tuple[int | None, ...]:
+    """Return the batches to decode with: each cell's own, or all, of very many a sample."""
+    if not batch_correction:
+        return (None,)
+    n_batch = atlas.spec.n_batch
+    if atlas.spec.batch is None:
+        raise ValueError(
+            "batch_correction=True: the model was trained without a batch_key, there is nothing to correct"
+        )
+    if n_batch <= _MOST_BATCHES:
+        return tuple(range(n_batch))
+    order = np.argsort(hash_rows(np.arange(n_batch), seed, _BATCH_KEY), kind="stable")
+    return tuple(np.sort(order[:_MOST_BATCHES]).tolist())
+
+
+def decoded_side(
+    atlas: AtlasReader, row_m: NDArray[np.int64], batches: tuple[int | None, ...], n_values: int, *, seed: int
+) -> SideValues:
+    """Decode a sample of cells, shared out to the batches.
+
+    Parameters
+    ----------
+    row_m
+        Rows of the sample, by rising hash. Of fewer cells than `n_values` several draws are taken.
+    """
+    n, n_batches = len(row_m), len(batches)
+    n_values = max(min(n_values, n * _MOST_DRAWS), _LEAST_PER_BATCH * n_batches if n_batches > 1 else n)
+    place_p = np.arange(n_values)
+    cells = atlas.read_cells(row_m)
+    parts, total_g, top_g = [], np.zeros(len(atlas.var_names)), np.zeros(len(atlas.var_names))
+    for number, batch in enumerate(batches):
+        mine_p = place_p[number::n_batches]
+        log2_gp, sum_g, largest_g = _decode(atlas, cells, mine_p % n, mine_p // n, batch, seed)
+        # Cells that several batches share count once, over all of them.
+        parts.append(SortedSample(sort_values(log2_gp), min(len(mine_p), n / n_batches)))
+        total_g += sum_g / len(mine_p) / n_batches
+        top_g = np.maximum(top_g, largest_g)
+    return SideValues(tuple(parts), total_g, top_g)
+
+
+@torch.no_grad()
+def _decode(
+    atlas: AtlasReader,
+    cells: LatentCells,
+    cell_p: NDArray[np.int64],
+    draw_p: NDArray[np.int64],
+    batch: int | None,
+    seed: int,
+) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.float64]]:
+    """Decode cells at draws: log2 scale, genes first, and the sum and the largest of the scale."""
+    module, n_values, n_genes = atlas.module, len(cell_p), len(atlas.var_names)
+    log2_gp = np.empty((n_genes, n_values), dtype=np.float32)
+    sum_g, top_g = np.zeros(n_genes), np.zeros(n_genes)
+    for at in range(0, n_values, _DECODE_CELLS):
+        stop = min(at + _DECODE_CELLS, n_values)
+        # A block is filled up with its first cell: products of one shape round each cell alike.
+        place = np.where(np.arange(at, at + _DECODE_CELLS) < stop, np.arange(at, at + _DECODE_CELLS), at)
+        part = cells.take(cell_p[place])
+        z_pk, _ = draw_posterior(module, part, seed, draw_p[place])
+        covariates = decoded_with(covariates_of(part, module.device), batch)
+        scale_pg = module.shares(module.latent(z_pk), covariates)[: stop - at]
+        sum_g += scale_pg.sum(dim=0, dtype=torch.float64).cpu().numpy()
+        top_g = np.maximum(top_g, scale_pg.amax(dim=0).double().cpu().numpy())
+        log2_gp[:, at:stop] = scale_pg.clamp_min(_LEAST_SCALE).log2().t().cpu().numpy()
+    return log2_gp, sum_g, top_g
