@@ -37,7 +37,7 @@ from dist_scvi.network.fit_data import recode
 from dist_scvi.network.model_files import load_model
 from dist_scvi.network.model_spec import Covariate
 from dist_scvi.network.scanvae import SCANVAE
-from dist_scvi.storage.atomic_files import MANIFEST as FOLDER_MANIFEST
+from dist_scvi.storage.folder_manifest import MANIFEST as FOLDER_MANIFEST
 
 ATLAS_FORMAT = "dist_scvi.atlas/1"
 MANIFEST, CELLS, MODEL = "ATLAS.json", "cells.zarr", "model"

@@ -22,7 +22,8 @@ import zarr
 from numpy.typing import NDArray
 
 from dist_scvi.inference.output_identity import digest, to_json
-from dist_scvi.storage.atomic_files import replace_folder, sync_folder, write_file
+from dist_scvi.loaders.arrays.anndata_layout import replace_folder
+from dist_scvi.storage.atomic_files import sync_folder, write_file
 from dist_scvi.world import World
 
 T = TypeVar("T")
@@ -218,6 +219,7 @@ def _finish(work: Path, path: Path, finish: Callable[[Path], None]) -> None:
         finish(work / _OUTPUT)
         sync_folder(work / _OUTPUT)
         replace_folder(work / _OUTPUT, path)
+        sync_folder(path.parent)
     shutil.rmtree(work.parent, ignore_errors=True)
 
 

@@ -31,7 +31,7 @@ from dist_scvi.network.model_files import load_history, load_model, save_model
 from dist_scvi.network.model_spec import ModelSpec
 from dist_scvi.network.vae import VAE
 from dist_scvi.scvi_tools.model_folder import is_scvi_tools, read_scvi_tools, write_scvi_tools
-from dist_scvi.storage.atomic_files import MANIFEST
+from dist_scvi.storage.folder_manifest import MANIFEST
 from dist_scvi.transfer.scarches import freeze
 from dist_scvi.world import World, choose_device, worker_device
 

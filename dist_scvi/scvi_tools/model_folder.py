@@ -1,7 +1,6 @@
 """Model folders of scvi-tools: read without running code from them, and written so that scvi-tools loads them."""
 
-import os
-import shutil
+import io
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from dist_scvi.network.model_spec import ModelSpec
 from dist_scvi.network.vae import VAE
 from dist_scvi.scvi_tools.registry import attributes_of, spec_of_attributes
 from dist_scvi.scvi_tools.safe_unpickle import Foreign, read_pickle, read_torch
-from dist_scvi.storage.atomic_files import MANIFEST, replace_folder
+from dist_scvi.storage.atomic_files import write_file
 
 _MODEL = "model.pt"
 _LEGACY = ("model_params.pt", "attr.pkl", "var_names.csv")
@@ -107,7 +106,7 @@ def write_scvi_tools(
     prefix: str = "",
     overwrite: bool = False,
 ) -> None:
-    """Write a folder that scvi-tools 1.4.2 loads with ``load(path, adata=...)``, whole or not at all.
+    """Write the file that scvi-tools 1.4.2 loads with ``load(path, adata=...)``, whole or not at all.
 
     Parameters
     ----------
@@ -120,7 +119,7 @@ def write_scvi_tools(
     prefix
         What the name of its file begins with.
     overwrite
-        Replace the folder of a model that is there, whole.
+        Write into a folder that exists, in place of a model that is there; other files stay.
 
     Raises
     ------
@@ -134,8 +133,6 @@ def write_scvi_tools(
     """
     if path.exists() and not overwrite:
         raise ValueError(f"{path} exists: give another path, or allow it to be replaced with overwrite=True")
-    if path.exists() and not (is_scvi_tools(path, prefix) or (path / MANIFEST).is_file()):
-        raise ValueError(f"{path} holds no {prefix}{_MODEL} and is not replaced: give another path")
     state = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
     attributes = attributes_of(spec, is_trained=is_trained, obs=obs) | {
         "history_": {name: np.ravel(np.asarray(values, float)).tolist() for name, values in (history or {}).items()}
@@ -145,14 +142,9 @@ def write_scvi_tools(
         "var_names": np.array(spec.var_names, dtype=object),
         "attr_dict": attributes,
     }
-    partial = path.with_name(f".partial-{path.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    with (partial / f"{prefix}{_MODEL}").open("wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    replace_folder(partial, path)
+    packed = io.BytesIO()
+    torch.save(content, packed)
+    write_file(path / f"{prefix}{_MODEL}", packed.getvalue())
 
 
 def _read_parts(path: Path, prefix: str) -> tuple[dict[str, Any], list[str], dict[str, Any]]:

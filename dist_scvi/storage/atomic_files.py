@@ -1,39 +1,42 @@
-"""Files and folders on a disk that are complete or absent: checkpoints, models, whatever must never be half there.
+"""Files and folders on a disk that are complete or absent: checkpoints, models, run records.
 
-The files of a folder are written to a temporary one and synced, a manifest with their sizes and SHA-256 comes last, and
-one rename makes all of it appear. Names that begin with a dot are those of temporary files.
+The files of a folder are written to a temporary one and synced, last a manifest with their sizes and SHA-256; one
+rename makes all of them valid. Names that begin with a dot are those of temporary files.
 """
 
 import errno
-import hashlib
-import json
 import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-MANIFEST = "MANIFEST.json"
-_FORMAT = "dist_scvi.folder/1"
-_MANIFEST_BYTES = 1 << 24
-"""No manifest of ours is longer."""
+from dist_scvi.storage.folder_manifest import (
+    MANIFEST,
+    DamagedFolderError,
+    IncompleteFolderError,
+    check_content,
+    check_manifest_size,
+    check_size,
+    listed_files,
+    manifest_of,
+)
 
 
-class DamagedFolderError(ValueError):
-    """A folder whose files are not those its manifest names. Resume catches it to fall back on an older checkpoint."""
+def write_folder(path: Path, files: Mapping[str, bytes], *, prefix: str = "") -> None:
+    """Write `files` to the folder `path`, in place of those that an earlier call wrote; all other files stay.
 
+    At any instant `read_folder` returns all of the new files or what it returned before. Files are replaced where they
+    are, not the folder: it may be the working directory of a shell, a mount point, or in a read-only folder.
 
-class IncompleteFolderError(DamagedFolderError):
-    """A folder without manifest: it is being written just now, or its writer was killed."""
-
-
-def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
-    """Write `files` to the new folder `path`, or replace the folder that is there.
-
-    Whatever happens in between, `read_folder` afterwards gives all of the new files, or what it gave before: while an
-    old folder is being replaced it lies for an instant beside `path`, under the name ``.old-NAME``.
+    Parameters
+    ----------
+    files
+        Content by name.
+    prefix
+        Prefix of the file names on disk, the manifest included, so that several models share a folder.
 
     Raises
     ------
@@ -42,33 +45,105 @@ def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
     """
     manifest = manifest_of(files)
     _make_folder(path.parent)
-    partial = path.with_name(f".partial-{path.name}")
+    _restore_renamed(path)
+    fresh = not path.exists()
+    if not fresh:
+        _finish_replacement(path, prefix)  # of a call that was killed
+    partial = path.with_name(f".partial-{path.name}") if fresh else path / f".partial-{prefix}"
+    file_prefix = prefix if fresh else ""
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir()
-        for name, content in files.items():
-            _write_synced(partial / name, content)
-        _write_synced(partial / MANIFEST, manifest)
+        for name, content in {**files, MANIFEST: manifest}.items():
+            _write_synced(partial / f"{file_prefix}{name}", content)
         sync_folder(partial)
-        replace_folder(partial, path)
+        partial.rename(path if fresh else path / _replacement(prefix))  # from here on the new files count
     except OSError:
         shutil.rmtree(partial, ignore_errors=True)  # a full disk needs the room
         raise
+    if fresh:
+        sync_folder(path.parent)
+    else:
+        sync_folder(path)
+        _finish_replacement(path, prefix)
 
 
-def replace_folder(partial: Path, path: Path) -> None:
-    """Rename the finished folder `partial` to `path`, moving an older one out of the way first."""
-    old = _old(path)
-    if path.exists():  # else `old`, left by a crash between the two renames, is all there is
-        shutil.rmtree(old, ignore_errors=True)
-        path.rename(old)
-    partial.rename(path)
-    sync_folder(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
+def check_no_foreign_files(path: Path, names: Iterable[str], *, prefix: str = "") -> None:
+    """Refuse to replace files that `write_folder` did not write.
+
+    Parameters
+    ----------
+    names
+        Names of the files to be written.
+
+    Raises
+    ------
+    FileExistsError
+        If one of them, or the manifest, exists in `path` and is not named by a manifest there, or `path` is a file.
+    """
+    if path.exists() and not path.is_dir():
+        raise FileExistsError(f"{path} is a file: a folder is needed")
+    written = written_names(path, prefix=prefix)
+    on_disk = [f"{prefix}{name}" for name in (*names, MANIFEST) if name not in written]
+    foreign = [name for name in on_disk if (path / name).exists()]
+    if foreign:
+        raise FileExistsError(
+            f"{path} holds {', '.join(foreign)} of something else: move it, or choose another folder or prefix"
+        )
 
 
-def read_folder(path: Path) -> dict[str, bytes]:
-    """Read all files of `path` and check them against the manifest.
+def written_names(path: Path, *, prefix: str = "") -> set[str]:
+    """Return the names, without `prefix`, of what `write_folder` wrote; none where there is no manifest of ours."""
+    manifest = _place_of(path, MANIFEST, prefix)
+    listed = _listed_in(manifest)
+    return {*listed, MANIFEST} if listed else set()
+
+
+def remove_written(path: Path, *, prefix: str = "") -> None:
+    """Remove from `path` what `write_folder` wrote there; other files stay."""
+    _finish_replacement(path, prefix)
+    for name in sorted(written_names(path, prefix=prefix), key=lambda name: name != MANIFEST):  # the manifest first
+        (path / f"{prefix}{name}").unlink(missing_ok=True)
+
+
+def _finish_replacement(path: Path, prefix: str) -> None:
+    """Move files that count already to their final places; after a crash, another call goes on."""
+    new = path / _replacement(prefix)
+    if not new.exists():
+        return
+    with suppress(FileNotFoundError, DamagedFolderError):  # without its manifest all were moved
+        names = listed_files(str(new), read_file(new / MANIFEST))
+        replaced = _listed_in(path / f"{prefix}{MANIFEST}")
+        for name in replaced - names.keys():
+            (path / f"{prefix}{name}").unlink(missing_ok=True)
+        for name in names:
+            with suppress(FileNotFoundError):  # moved before the crash
+                (new / name).replace(path / f"{prefix}{name}")
+        sync_folder(path)  # after a loss of power the manifest must not be there without the files it names
+        (new / MANIFEST).replace(path / f"{prefix}{MANIFEST}")
+        sync_folder(path)
+    shutil.rmtree(new)
+
+
+def _listed_in(manifest: Path) -> set[str]:
+    try:
+        return set(listed_files(str(manifest.parent), read_file(manifest)))
+    except (FileNotFoundError, DamagedFolderError):
+        return set()
+
+
+def _replacement(prefix: str) -> str:
+    return f".replacement-{prefix}"
+
+
+def _place_of(path: Path, name: str, prefix: str) -> Path:
+    """Return where a file of a folder is: in its place, or, after a crash, not moved there yet."""
+    not_moved = path / _replacement(prefix) / name
+    return not_moved if not_moved.exists() else path / f"{prefix}{name}"
+
+
+def read_folder(path: Path, *, prefix: str = "") -> dict[str, bytes]:
+    """Read the files that `write_folder` wrote to `path`, and check them against the manifest.
 
     Raises
     ------
@@ -79,22 +154,31 @@ def read_folder(path: Path) -> dict[str, bytes]:
         If the disk fails or may not be read.
     """
     path = resolve_replaced(path)
+    manifest_path = _place_of(path, MANIFEST, prefix)
     try:
-        check_manifest_size(str(path), (path / MANIFEST).stat().st_size)
-        manifest = read_file(path / MANIFEST)
+        check_manifest_size(str(path), manifest_path.stat().st_size)
+        manifest = read_file(manifest_path)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise IncompleteFolderError(f"{path} has no {MANIFEST}: it is incomplete") from error
+        raise IncompleteFolderError(f"{path} has no {prefix}{MANIFEST}: it is incomplete") from error
     listed = listed_files(str(path), manifest)
-    return {name: _read_checked(path / name, *entry) for name, entry in listed.items()}
+    return {name: _read_checked(_place_of(path, name, prefix), *entry) for name, entry in listed.items()}
+
+
+def _restore_renamed(path: Path) -> None:
+    """Undo what a crash between two renames left: the content of `path` under another name."""
+    old = _old(path)
+    if old.exists() and not path.exists():
+        old.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def resolve_replaced(path: Path) -> Path:
-    """Give where the content of a folder lies: in itself, or beside it after a crash between the two renames."""
+    """Return where the content of a folder is: in itself, or alongside after a crash between two renames."""
     return path if path.exists() or not _old(path).exists() else _old(path)
 
 
 def names_in(path: Path) -> list[str]:
-    """Name the files and folders right below `path`, in order; none if there is no such folder."""
+    """Return the names of the files and folders directly in `path`, sorted; none if there is no such folder."""
     try:
         found = [entry.name.removeprefix(_OLD) for entry in path.iterdir()]
     except (FileNotFoundError, NotADirectoryError):
@@ -115,7 +199,7 @@ def read_file(path: Path) -> bytes:
     try:
         with add_path_to_errors(path):
             if not stat.S_ISREG(path.stat().st_mode):  # a device or a pipe may have no end
-                raise OSError(errno.EINVAL, "is no file", str(path))
+                raise OSError(errno.EINVAL, "is not a regular file", str(path))
             return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(f"{path} does not exist") from None
@@ -145,7 +229,7 @@ def create_file(path: Path, content: bytes) -> bool:
     with _partial_file(path, content) as partial:
         with suppress(FileExistsError):
             os.link(partial, path)
-        made = partial.stat().st_nlink > 1  # NFS may lose the answer to a link that it made
+        made = partial.stat().st_nlink > 1  # not the answer of `link`: NFS may lose that of a link that it made
         sync_folder(path.parent)
     return made
 
@@ -159,8 +243,9 @@ def remove(path: Path) -> None:
         If the disk fails or may not be written.
     """
     if path.is_dir() or _old(path).exists():
-        for folder in (_old(path), path):  # in this order, or what is removed would stand again
+        for folder in (_old(path), path):  # in this order, or what is removed would count again
             if folder.exists():
+                _finish_replacement(folder, "")  # or its manifest would still count
                 (folder / MANIFEST).unlink(missing_ok=True)
                 shutil.rmtree(folder)
     else:
@@ -182,81 +267,19 @@ def rename(old: Path, new: Path) -> None:
     elif not found.exists():
         raise FileNotFoundError(f"{old} does not exist")
     _make_folder(new.parent)
-    replace_folder(found, new)
+    aside = _old(new)
+    if new.exists():  # else `aside`, left by a crash between the two renames, is all there is
+        shutil.rmtree(aside, ignore_errors=True)
+        new.rename(aside)
+    found.rename(new)
+    sync_folder(new.parent)
+    shutil.rmtree(aside, ignore_errors=True)
     sync_folder(old.parent)
-
-
-def manifest_of(files: Mapping[str, bytes]) -> bytes:
-    """Make the manifest of files, with their sizes and SHA-256."""
-    listed = {name: {"bytes": len(content), "sha256": _sha256(content)} for name, content in files.items()}
-    return json.dumps({"format": _FORMAT, "files": listed}, indent=1).encode()
-
-
-def listed_files(folder: str, manifest: bytes) -> dict[str, tuple[int, str]]:
-    """Give the size and SHA-256 of each file that the manifest of `folder` names.
-
-    Raises
-    ------
-    DamagedFolderError
-        If it is not one of ours, or names a file elsewhere.
-    """
-    try:
-        found = json.loads(manifest)
-        listed = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in found["files"].items()}
-        written_as = found["format"]
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise DamagedFolderError(f"{folder}/{MANIFEST} is none of ours ({error!r}): it is damaged") from error
-    if written_as != _FORMAT:
-        raise DamagedFolderError(
-            f"{folder} has format {written_as!r}: {_FORMAT!r} is needed, read it with a newer version"
-        )
-    for name in listed:
-        if name in ("", ".", "..") or not name.isprintable() or "/" in name or "\\" in name:
-            raise DamagedFolderError(f"the manifest of {folder} names {name!r}: only plain file names are allowed")
-    return listed
-
-
-def check_manifest_size(folder: str, size: int) -> None:
-    """Refuse a manifest that none of ours could be, before it is read.
-
-    Raises
-    ------
-    DamagedFolderError
-        If it is too long.
-    """
-    if size > _MANIFEST_BYTES:
-        raise DamagedFolderError(f"{folder}/{MANIFEST} has {size} bytes, at most {_MANIFEST_BYTES} are allowed")
-
-
-def check_size(file: str, found: int | None, size: int) -> None:
-    """Compare the size of a file with that in the manifest, before it is read.
-
-    Raises
-    ------
-    DamagedFolderError
-        If they differ, or there is no such file.
-    """
-    if found is None:
-        raise DamagedFolderError(f"{file} cannot be read: it is missing")
-    if found != size:
-        raise DamagedFolderError(f"{file} has {found} bytes, the manifest says {size}: it is truncated or changed")
-
-
-def check_content(file: str, content: bytes | bytearray, digest: str) -> None:
-    """Compare a file with the SHA-256 in the manifest.
-
-    Raises
-    ------
-    DamagedFolderError
-        If they differ.
-    """
-    if _sha256(content) != digest:
-        raise DamagedFolderError(f"{file} has changed: its SHA-256 is not the manifest's")
 
 
 @contextmanager
 def add_path_to_errors(path: Path) -> Iterator[None]:
-    """Name `path` in errors of the disk that name none."""
+    """Add `path` to errors of the disk that name no file."""
     try:
         yield
     except OSError as error:
@@ -275,10 +298,6 @@ def _read_checked(path: Path, size: int, digest: str) -> bytes:
     return content
 
 
-def _sha256(content: bytes | bytearray) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
 _OLD = ".old-"
 
 
@@ -295,7 +314,7 @@ def _make_folder(path: Path) -> None:
 
 @contextmanager
 def _partial_file(path: Path, content: bytes) -> Iterator[Path]:
-    """Write `content` to a synced file beside `path`, which is removed in the end if it is still there."""
+    """Write `content` to a synced file alongside `path`, which is removed in the end if it is still there."""
     _make_folder(path.parent)
     partial = path.with_name(f".partial-{path.name}-{secrets.token_hex(8)}")
     try:
@@ -313,7 +332,7 @@ def _write_synced(path: Path, content: bytes) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Bring to the disk which names a folder, or what a file, holds.
+    """Flush a folder or a file to the disk, so that it survives a loss of power.
 
     Raises
     ------

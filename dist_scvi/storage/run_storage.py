@@ -7,7 +7,16 @@ from typing import Protocol
 
 from dist_scvi.loaders.arrays.remote import RemoteObjects
 from dist_scvi.storage import atomic_files
-from dist_scvi.storage.atomic_files import MANIFEST, DamagedFolderError, IncompleteFolderError
+from dist_scvi.storage.folder_manifest import (
+    MANIFEST,
+    DamagedFolderError,
+    IncompleteFolderError,
+    check_content,
+    check_manifest_size,
+    check_size,
+    listed_files,
+    manifest_of,
+)
 
 _SCHEMES = ("s3", "gs")
 _PART_BYTES = 1 << 26
@@ -67,7 +76,10 @@ class RunStorage(Protocol):
         ...
 
     def write_folder(self, name: str, files: Mapping[str, bytes]) -> None:
-        """Write or replace a folder of files, which is complete or counts as absent."""
+        """Write files to a folder, in place of those that an earlier call wrote; other files stay.
+
+        The folder is complete or counts as incomplete.
+        """
         ...
 
     def read_folder(self, name: str) -> dict[str, bytes]:
@@ -150,7 +162,7 @@ class LocalStorage:
         atomic_files.rename(self._of(old), self._of(new))
 
     def write_folder(self, name: str, files: Mapping[str, bytes]) -> None:
-        """Write or replace a folder, by a rename; see `RunStorage`."""
+        """Write files to a folder; see `RunStorage`."""
         atomic_files.write_folder(self._of(name), files)
 
     def read_folder(self, name: str) -> dict[str, bytes]:
@@ -219,11 +231,14 @@ class ObjectStorage:
         self._emptied(begin)
 
     def write_folder(self, name: str, files: Mapping[str, bytes]) -> None:
-        """Write or replace a folder, its manifest last; see `RunStorage`."""
-        manifest = atomic_files.manifest_of(files)
-        self._emptied(self._key(name))
-        for file, content in {**files, MANIFEST: manifest}.items():
-            self.objects.write(_below(self._key(name), file), content)
+        """Write files to a folder, its manifest last; see `RunStorage`."""
+        key = self._key(name)
+        replaced = self._listed(key)
+        self.objects.delete(_below(key, MANIFEST))  # first: from here on the folder is incomplete
+        for file in replaced - files.keys():
+            self.objects.delete(_below(key, file))
+        for file, content in {**files, MANIFEST: manifest_of(files)}.items():
+            self.objects.write(_below(key, file), content)
 
     def read_folder(self, name: str) -> dict[str, bytes]:
         """Read a folder and check it; see `RunStorage`."""
@@ -233,15 +248,24 @@ class ObjectStorage:
             if self.names(name):
                 raise IncompleteFolderError(f"{where} has no {MANIFEST}: it is incomplete")
             raise FileNotFoundError(f"{where} does not exist")
-        atomic_files.check_manifest_size(where, size)
-        listed = atomic_files.listed_files(where, bytes(self.objects.read_whole(_below(key, MANIFEST))))
+        check_manifest_size(where, size)
+        listed = listed_files(where, bytes(self.objects.read_whole(_below(key, MANIFEST))))
         for file, (file_size, _) in listed.items():
-            atomic_files.check_size(f"{where}/{file}", self.objects.size(_below(key, file)), file_size)
+            check_size(f"{where}/{file}", self.objects.size(_below(key, file)), file_size)
         return {file: _read_checked(self.objects, _below(key, file), *entry) for file, entry in listed.items()}
 
     def subfolder(self, name: str) -> "ObjectStorage":
         """Give a folder below this one; see `RunStorage`."""
         return ObjectStorage(self.objects, self._key(name))
+
+    def _listed(self, folder_key: str) -> set[str]:
+        """Return the names in the manifest of a folder; none where there is no manifest of ours."""
+        try:
+            size = self.objects.size(_below(folder_key, MANIFEST))
+            check_manifest_size(folder_key, size or 0)
+            return set(listed_files(folder_key, bytes(self.objects.read_whole(_below(folder_key, MANIFEST)))))
+        except (FileNotFoundError, DamagedFolderError):
+            return set()
 
     def _emptied(self, folder_key: str) -> bool:
         """Delete all below a folder, its manifest first, and say whether there was anything."""
@@ -263,7 +287,7 @@ def _read_checked(objects: RemoteObjects, key: str, size: int, digest: str) -> b
             content[start : start + len(part)] = part
     except (FileNotFoundError, ValueError) as error:
         raise DamagedFolderError(f"{where} cannot be read: {error}") from error
-    atomic_files.check_content(where, content, digest)
+    check_content(where, content, digest)
     return bytes(content)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dist_scvi.config.schema import RunConfig
 from dist_scvi.loaders import CellData, Plan
 from dist_scvi.network.model_files import differing_names, pack_tensors
-from dist_scvi.storage.atomic_files import MANIFEST, DamagedFolderError, IncompleteFolderError, listed_files
+from dist_scvi.storage.folder_manifest import MANIFEST, DamagedFolderError, IncompleteFolderError, listed_files
 from dist_scvi.storage.run_storage import RunStorage
 
 log = logging.getLogger(__name__)

@@ -17,8 +17,8 @@ from dist_scvi.errors import LostLeaseError
 from dist_scvi.network.model_files import load_model, model_files, save_model
 from dist_scvi.network.model_spec import ModelSpec
 from dist_scvi.network.vae import VAE
-from dist_scvi.storage.atomic_files import MANIFEST, DamagedFolderError
 from dist_scvi.storage.background_writer import BackgroundWriter
+from dist_scvi.storage.folder_manifest import MANIFEST, DamagedFolderError
 from dist_scvi.storage.lease import Driver, Lease, claim
 from dist_scvi.storage.run_storage import RunStorage
 from dist_scvi.training.checkpoint import Checkpoint, newest_checkpoint, write_checkpoint

@@ -1,8 +1,9 @@
 """How AnnData lies in Zarr v3: groups and arrays with the attributes anndata gives them, every chunk checksummed."""
 
+import os
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,12 @@ QZM, QZV, LIBRARY = "scvi_latent_qzm", "scvi_latent_qzv", "observed_lib_size"
 """Keys of the minified cells of scvi-tools: latent mean and variance in obsm, total count in obs."""
 SOURCE_ROW = "source_row"
 """obs column that holds the row of a cell in the store it was read from."""
+
+PARTS = frozenset(
+    {"X", "layers", "obs", "obsm", "obsp", "raw", "uns", "var", "varm", "varp"}
+    | {"zarr.json", ".zattrs", ".zgroup", ".zmetadata", "dataset_0"}
+)
+"""Names at the top of an AnnData in Zarr v2 or v3, and of an annbatch collection of one."""
 
 _STRING: dict[str, Any] = {"encoding-type": "string-array", "encoding-version": "0.2.0"}
 _ARRAY: dict[str, Any] = {"encoding-type": "array", "encoding-version": "0.2.0"}
@@ -116,12 +123,13 @@ def finish_table(table: zarr.Group, columns: Sequence[str]) -> None:
 
 
 def check_free(path: Path, *, overwrite: bool) -> None:
-    """Refuse a place that is taken.
+    """Refuse a path that a store cannot be written to.
 
     Raises
     ------
     FileExistsError
-        If something lies at `path` and may not be replaced, or is no Zarr folder.
+        If there is something at `path` and it may not be replaced, it is a file, or it is not a Zarr folder and holds
+        something that a store would replace.
     """
     if not path.exists():
         return
@@ -129,17 +137,69 @@ def check_free(path: Path, *, overwrite: bool) -> None:
         raise FileExistsError(
             f"{path} already exists: choose another path, or allow it to be replaced (overwrite=True, --overwrite)"
         )
+    if not path.is_dir():
+        raise FileExistsError(f"{path} is a file and is not replaced: choose another path")
     if not (path / "zarr.json").exists() and not (path / ".zgroup").exists():
-        raise FileExistsError(f"{path} is no Zarr folder and is not replaced: choose another path")
+        taken = sorted(PARTS & {entry.name for entry in path.iterdir()})
+        if taken:
+            raise FileExistsError(
+                f"{path} is not a Zarr folder and holds {', '.join(taken)}, which a store would replace: choose "
+                "another path"
+            )
 
 
-def replace_folder(folder: Path, path: Path) -> None:
-    """Move the finished `folder` to `path` and remove what lay there; done again after a kill, it goes on."""
+def replace_folder(folder: Path, path: Path, *, parts: Collection[str] = PARTS) -> None:
+    """Move the finished `folder` to `path`, in place of an earlier one; files of others in there stay.
+
+    Done again after a kill, it goes on: at every instant all of the old or of the new folder exists, and the files of
+    others are in it.
+
+    Parameters
+    ----------
+    parts
+        Names at the top level of `path` that belong to the earlier folder, besides those that `folder` has too. What
+        lies below them is replaced as a whole: rows added to the old cells do not fit the new ones.
+    """
     old = path.with_name(f"{path.name}.replaced")
     if folder.exists():
+        if path.exists() or old.exists():  # a kill between the two renames leaves only `old`
+            _link_others(path if path.exists() else old, folder, parts)
         if path.exists():
-            shutil.rmtree(old, ignore_errors=True)
+            _remove_replaced(old, path, parts)
             path.rename(old)
         folder.rename(path)
+    _remove_replaced(old, path, parts)
+
+
+def _remove_replaced(old: Path, path: Path, parts: Collection[str]) -> None:
     if old.exists():
+        _link_others(old, path, parts)  # what was added to it while it was being replaced
         shutil.rmtree(old)
+
+
+def _link_others(old: Path, new: Path, parts: Collection[str]) -> None:
+    """Link into `new` what is in `old` and is neither one of `parts` nor in `new`."""
+    unfinished = new / ".linking"
+    for entry in old.iterdir():
+        if entry.name in parts or entry.name == unfinished.name or os.path.lexists(new / entry.name):
+            continue
+        if unfinished.is_dir() and not unfinished.is_symlink():  # of a call that was killed
+            shutil.rmtree(unfinished)
+        else:
+            unfinished.unlink(missing_ok=True)
+        _link(entry, unfinished)
+        unfinished.rename(new / entry.name)
+
+
+def _link(source: Path, target: Path) -> None:
+    """Link a file, or all files of a folder: faster than a copy, and changes to them reach both."""
+    if source.is_dir() and not source.is_symlink():
+        target.mkdir()
+        for entry in source.iterdir():
+            _link(entry, target / entry.name)
+        shutil.copystat(source, target)
+        return
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:  # a disk without hard links
+        shutil.copy2(source, target, follow_symlinks=False)

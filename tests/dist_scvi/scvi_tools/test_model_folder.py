@@ -167,7 +167,7 @@ def test_weights_that_are_not_numbers_are_kept(stored: Callable[..., Path]) -> N
     assert found.weights["px_r"].isnan().all()
 
 
-def test_a_folder_is_replaced_only_where_asked_and_only_if_it_is_a_model(stored: Callable[..., Path]) -> None:
+def test_a_model_is_replaced_only_where_allowed_and_other_files_stay(stored: Callable[..., Path]) -> None:
     path, spec = stored(), spec_of_name("LinearSCVI")
     with pytest.raises(ValueError, match="overwrite=True"):
         write_scvi_tools(path, spec.build(), spec)
@@ -176,8 +176,8 @@ def test_a_folder_is_replaced_only_where_asked_and_only_if_it_is_a_model(stored:
     assert read_scvi_tools(path).spec.model.model_name == "LinearSCVI"
     assert [child.name for child in path.parent.iterdir()] == [path.name]
     (path / "model.pt").rename(path / "thesis.docx")
-    with pytest.raises(ValueError, match="is not replaced"):
-        write_scvi_tools(path, spec.build(), spec, overwrite=True)
+    write_scvi_tools(path, spec.build(), spec, overwrite=True)
+    assert {child.name for child in path.iterdir()} == {"model.pt", "thesis.docx"}
 
 
 def test_nothing_is_there_after_a_write_that_failed(tmp_path: Path) -> None:

@@ -147,10 +147,14 @@ def test_a_store_is_replaced_only_where_that_is_asked_for(tmp_path, cells):
     assert [folder.name for folder in tmp_path.iterdir()] == ["a.zarr"]
 
 
-def test_a_folder_that_is_no_store_is_never_replaced(tmp_path, cells):
+def test_files_of_others_in_the_folder_of_a_store_stay(tmp_path, cells):
     (tmp_path / "home").mkdir()
-    with pytest.raises(FileExistsError, match="home is no Zarr folder and is not replaced"):
+    (tmp_path / "home" / "figure.png").write_text("mine")
+    for _ in range(2):
         write_cells(tmp_path / "home", cells, overwrite=True)
+        assert open_store(tmp_path / "home").n_cells == 150
+        assert (tmp_path / "home" / "figure.png").read_text() == "mine"
+    assert [folder.name for folder in tmp_path.iterdir()] == ["home"]
 
 
 def test_a_store_without_cells_is_refused(tmp_path):
