@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from dist_scvi.launch.argument_types import at_least, pair, size_bytes, span
 from dist_scvi.launch.clusters.command import add_launch
+from dist_scvi.launch.exit_codes import MEANINGS
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -16,27 +17,37 @@ if TYPE_CHECKING:
     _Commands = _SubParsersAction[argparse.ArgumentParser]
 
 _PAIR = pair("KEY=VALUE, for example cell_type=B")
-_EPILOG = (
-    "exit codes: 0 done; 2 a mistake in the input, named in one line; 75 not at its end, start the same command again "
-    "to go on; 1 storage or something else failed; 130 interrupted"
-)
+_EPILOG = "exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in MEANINGS.items())
 
 
 def parse(
     arguments: Sequence[str] | None, commands: Mapping[str, Callable[[argparse.Namespace], int]]
 ) -> argparse.Namespace:
-    """Read the arguments; ``command`` of the result is that of `commands` which was named.
+    """Parse the arguments; ``command`` of the result is the one of `commands` that was named.
 
-    Overrides may also stand behind options, which argparse alone does not allow.
+    Overrides may also follow options, which argparse alone does not allow.
     """
     parser = argparse.ArgumentParser(
         prog="dist-scvi",
-        description="Train SCVI on stores of raw counts larger than memory, with many workers, and ask the result.",
+        description="Train SCVI and SCANVI on stores of raw counts larger than memory, and query the result.",
         epilog=_EPILOG,
     )
     parser.add_argument("--version", action="version", version=f"dist_scvi {version('dist_scvi')}")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
-    for add in (_simulate, _inspect, _verify, _pack, _train, _resume, _status, _minify, _query, _export, add_launch):
+    for add in (
+        _simulate,
+        _inspect,
+        _verify,
+        _pack,
+        _config,
+        _train,
+        _resume,
+        _status,
+        _minify,
+        _query,
+        _export,
+        add_launch,
+    ):
         add(subparsers)
     options, behind = parser.parse_known_args(arguments)
     words = getattr(options, "words", None)
@@ -94,7 +105,7 @@ def _simulate(commands: "_Commands") -> None:
 
 
 def _inspect(commands: "_Commands") -> None:
-    inspect = commands.add_parser("inspect", help="read a store once and say what is in it and what to fix")
+    inspect = commands.add_parser("inspect", help="read a store once and print what is in it and what to fix")
     _add_sources(inspect)
     inspect.add_argument("--batch-key", help="obs column of batches")
     inspect.add_argument("--labels-key", help="obs column of labels")
@@ -102,14 +113,16 @@ def _inspect(commands: "_Commands") -> None:
 
 
 def _verify(commands: "_Commands") -> None:
-    verify = commands.add_parser("verify", help="read all of a store and say which rows are lost or damaged")
-    verify.add_argument("source", help="store to verify")
+    verify = commands.add_parser(
+        "verify", help="read all of a store, run, model or atlas and print what is lost or damaged"
+    )
+    verify.add_argument("source", help="store, run, checkpoint, model folder or atlas")
     _add_reading(verify)
     verify.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _pack(commands: "_Commands") -> None:
-    pack = commands.add_parser("pack", help="write stores again as one that is shuffled, small and fast to read")
+    pack = commands.add_parser("pack", help="rewrite stores as one that is shuffled, small and fast to read")
     _add_sources(pack)
     pack.add_argument("out", type=Path, help="Zarr folder to write")
     pack.add_argument("--seed", type=at_least(0), default=0, help="seed of the order of the cells")
@@ -125,8 +138,20 @@ def _pack(commands: "_Commands") -> None:
     pack.add_argument("--overwrite", action="store_true", help="replace a Zarr folder that is there")
 
 
+def _config(commands: "_Commands") -> None:
+    config = commands.add_parser("config", help="print the keys of a configuration, with types, defaults and meanings")
+    what = config.add_mutually_exclusive_group(required=True)
+    what.add_argument("--template", action="store_true", help="print a YAML file with every key")
+    what.add_argument("--schema", action="store_true", help="print the JSON schema, for editors")
+    what.add_argument("--explain", metavar="KEY", help="print one key, as train.lr, or a section, as train")
+
+
 def _train(commands: "_Commands") -> None:
-    train = commands.add_parser("train", help="train a model; goes on where an earlier start of the run was stopped")
+    train = commands.add_parser(
+        "train",
+        help="train a model; continues where an earlier start of the run was stopped",
+        epilog="'dist-scvi config --template' prints every key with its meaning and default.",
+    )
     train.add_argument("words", nargs="+", metavar="RUN.yaml | key=value", help="configuration file and overrides")
     add_permissions(train)
     _add_workers(train)
@@ -143,7 +168,7 @@ def _resume(commands: "_Commands") -> None:
 
 
 def _status(commands: "_Commands") -> None:
-    status = commands.add_parser("status", help="say how a run stands: progress, speed, last checkpoint, restarts")
+    status = commands.add_parser("status", help="print the state of a run: progress, speed, last checkpoint, restarts")
     _add_run(status)
     status.add_argument("--json", action="store_true", help="print JSON")
     status.add_argument(
@@ -161,14 +186,14 @@ def _minify(commands: "_Commands") -> None:
 
 
 def _export(commands: "_Commands") -> None:
-    export = commands.add_parser("export", help="write the model of a finished run as scvi-tools 1.4.2 loads it")
+    export = commands.add_parser("export", help="write the model of a finished run in the format of scvi-tools 1.4.2")
     export.add_argument("run", type=Path, help="folder of the run, or of a model")
     export.add_argument("out", type=Path, help="folder to write")
     export.add_argument("--overwrite", action="store_true", help="replace a model that is there")
 
 
 def _query(commands: "_Commands") -> None:
-    query = commands.add_parser("query", help="ask a minified atlas; prints CSV")
+    query = commands.add_parser("query", help="query a minified atlas; prints CSV")
     query.add_argument("atlas", type=Path, help="folder of the atlas")
     query.add_argument("what", choices=["latent", "labels", "expression"])
     _add_names(query, "--genes", "genes; all by default")
@@ -190,7 +215,7 @@ def _query(commands: "_Commands") -> None:
 
 def _add_sources(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sources", nargs="+", metavar="SOURCE", help="stores: Zarr, .h5ad, annbatch, TileDB-SOMA, URL")
-    parser.add_argument("--genes", type=Path, metavar="FILE", help="keep the genes that stand in a file, one in a line")
+    parser.add_argument("--genes", type=Path, metavar="FILE", help="keep the genes listed in a file, one per line")
     parser.add_argument("--join", choices=["inner", "outer"], default="inner", help="genes of several stores")
     parser.add_argument(
         "--source-key",
@@ -220,22 +245,26 @@ def _add_storage(parser: argparse.ArgumentParser) -> None:
 
 
 def add_permissions(parser: argparse.ArgumentParser) -> None:
-    """Add what a run that goes on may be allowed."""
+    """Add the options that allow a run to continue although something differs."""
     parser.add_argument(
-        "--allow", type=_words, default=[], metavar="KEY,KEY", help="go on although these differ from the checkpoint"
+        "--allow", type=_words, default=[], metavar="KEY,KEY", help="continue although these differ from the checkpoint"
     )
-    parser.add_argument("--allow-fresh", action="store_true", help="begin anew if all checkpoints are lost or damaged")
+    parser.add_argument("--allow-fresh", action="store_true", help="start over if all checkpoints are lost or damaged")
 
 
 def _add_workers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers",
         type=span,
-        default=(1, 1),
         metavar="N | MIN:MAX",
-        help="more than one are started with Ray Train; of a range, as many as there is room for",
+        help="more than one run on Ray Train; of a range, as many as there is room for; resume: those of the run",
     )
-    parser.add_argument("--address", help="of a running Ray cluster, or auto; by default one is started for this")
-    parser.add_argument("--cpus-per-worker", type=at_least(1), help="by default an equal share of this machine's")
-    parser.add_argument("--gpus-per-worker", type=at_least(0), default=0)
+    parser.add_argument(
+        "--address",
+        help="of a running Ray cluster, or auto; by default a cluster is started on this machine for the command",
+    )
+    parser.add_argument("--cpus-per-worker", type=at_least(1), help="by default an equal share of this machine")
+    parser.add_argument(
+        "--gpus-per-worker", type=at_least(0), default=0, help="refused where the machine has fewer than all need"
+    )
     parser.add_argument("--max-failures", type=at_least(0), default=3, help="how often lost workers are replaced")

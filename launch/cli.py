@@ -1,14 +1,12 @@
-"""The command line: ``dist-scvi simulate | inspect | verify | pack | train | resume | status | minify | query ...``.
+"""The command line ``dist-scvi``: one function for each command.
 
-Only this file prints, and torch, zarr and ray are imported by the command that needs them.
+torch, zarr and ray are imported by the command that needs them, so that the others answer at once.
 """
 
 import argparse
-import io
 import json
 import shlex
 import sys
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,6 +15,8 @@ from typing import TYPE_CHECKING
 from dist_scvi.launch.arguments import parse
 from dist_scvi.launch.clusters.command import launch
 from dist_scvi.launch.exit_codes import AGAIN, MISTAKE, OK, exit_code
+from dist_scvi.launch.standard_streams import open_closed_streams, print_text
+from dist_scvi.progress_reporter import ProgressReporter
 
 if TYPE_CHECKING:
     from dist_scvi.config.schema import RunConfig, TrainConfig
@@ -29,9 +29,8 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit with its code."""
+    open_closed_streams()
     options = parse(arguments, COMMANDS)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # in step with the progress on stderr, also in a file
     sys.exit(exit_code(partial(options.command, options)))
 
 
@@ -47,9 +46,9 @@ def _simulate(options: argparse.Namespace) -> int:
         seed=options.seed,
         n_processes=options.processes,
         overwrite=options.overwrite,
-        progress=_progress("simulated"),
+        progress=ProgressReporter("simulated"),
     )
-    print(f"wrote {options.cells} cells x {options.genes} genes to {options.out}")
+    print_text(f"wrote {options.cells} cells x {options.genes} genes to {options.out}")
     return OK
 
 
@@ -76,7 +75,7 @@ def _tell_unmatched(store: "CellStore") -> None:
     from dist_scvi.loaders.stores.collection import Collection, format_unmatched
 
     if isinstance(store, Collection):
-        print(format_unmatched(store.unmatched), file=sys.stderr)
+        print_text(format_unmatched(store.unmatched), to_stderr=True)
 
 
 def _soma(options: argparse.Namespace) -> "SomaOptions | None":
@@ -98,9 +97,9 @@ def _inspect(options: argparse.Namespace) -> int:
         batch_key=options.batch_key,
         labels_key=options.labels_key,
         open_layer=lambda layer: opened(layer=layer),
-        progress=_progress("read"),
+        progress=ProgressReporter("read"),
     )
-    print(json.dumps(inspection.to_dict(), indent=1) if options.json else format_inspection(inspection))
+    print_text(json.dumps(inspection.to_dict(), indent=1) if options.json else format_inspection(inspection))
     return OK
 
 
@@ -112,9 +111,9 @@ def _verify(options: argparse.Namespace) -> int:
         layer=options.layer,
         soma=_soma(options),
         storage_options=dict(options.storage),
-        progress=_progress("verified"),
+        progress=ProgressReporter("verified"),
     )
-    print(json.dumps(found.to_dict(), indent=1) if options.json else format_verification(found))
+    print_text(json.dumps(found.to_dict(), indent=1) if options.json else format_verification(found))
     return OK if found.ok else MISTAKE
 
 
@@ -131,7 +130,7 @@ def _pack(options: argparse.Namespace) -> int:
     _tell_unmatched(store)
     if options.hvg:
         found = highly_variable_genes(
-            store, n_top_genes=options.hvg, batch_key=options.batch_key, progress=_progress("counted")
+            store, n_top_genes=options.hvg, batch_key=options.batch_key, progress=ProgressReporter("counted")
         )
         genes = [str(name) for name in store.var_names[found.highly_variable]]
     manifest = pack_store(
@@ -146,9 +145,21 @@ def _pack(options: argparse.Namespace) -> int:
         memory_bytes=options.memory,
         processes=options.processes,
         overwrite=options.overwrite,
-        progress=_progress("packed"),
+        progress=ProgressReporter("packed"),
     )
-    print(f"packed {manifest.n_cells} cells x {manifest.n_genes} genes into {options.out}")
+    print_text(f"packed {manifest.n_cells} cells x {manifest.n_genes} genes into {options.out}")
+    return OK
+
+
+def _config(options: argparse.Namespace) -> int:
+    from dist_scvi.config.explain import config_schema, config_template, explain_key
+
+    if options.template:
+        print_text(config_template())
+    elif options.schema:
+        print_text(json.dumps(config_schema(), indent=1))
+    else:
+        print_text(explain_key(options.explain))
     return OK
 
 
@@ -165,7 +176,18 @@ def _train(options: argparse.Namespace) -> int:
 def _resume(options: argparse.Namespace) -> int:
     from dist_scvi.training.worker import run_config
 
-    return _run(run_config(_run_of(options), options.words), options)
+    run = _run_of(options)
+    options.workers = options.workers or _recorded_workers(run)
+    return _run(run_config(run, options.words), options)
+
+
+def _recorded_workers(run: "RunStorage") -> tuple[int, int] | None:
+    """Return how many workers the last start of a run had: with another number, bits differ."""
+    try:
+        found = int(json.loads(run.read("workers/0.json"))["world_size"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # no start came so far
+        return None
+    return (found, found) if found > 0 else None
 
 
 def _run_of(options: argparse.Namespace) -> "RunStorage":
@@ -185,17 +207,42 @@ def _run(config: "RunConfig", options: argparse.Namespace) -> int:
     from dist_scvi.training.run_folder import MODEL
     from dist_scvi.training.worker import storage_of_run, train_worker
 
+    options.workers = options.workers or (1, 1)
     workers = usable_workers(config.train.lanes, *options.workers)
-    told = preview(config, open_from(config.data), workers=workers, allow=options.allow, fresh=options.allow_fresh)
-    for key, value in told.items():
-        print(f"{key:>28}  {value}")
+    devices = _devices(options)
+    found = preview(config, open_from(config.data), workers=workers, allow=options.allow, fresh=options.allow_fresh)
+    for key, value in {**found, "device": devices}.items():
+        print_text(f"{key:>28}  {value}")
     if options.dry_run:
         return OK
     place = storage_of_run(config)
     task = partial(train_worker, config, driver=Driver.this(), allow=options.allow, fresh=options.allow_fresh)
     _start(task, options, config.train, shown=place)
-    print(f"model in {place.uri}/{MODEL}; next: dist-scvi minify {shlex.quote(config.run)}")
+    print_text(f"model in {place.uri}/{MODEL}; next: dist-scvi minify {shlex.quote(config.run)}")
     return OK
+
+
+def _devices(options: argparse.Namespace) -> str:
+    """Describe what the workers compute on.
+
+    Raises
+    ------
+    ValueError
+        If this machine lacks the GPUs that are requested for workers on it: they would wait for them, or use the CPU.
+    """
+    import torch
+
+    if options.address is not None:
+        each = options.gpus_per_worker
+        return f"{each} GPU for each worker, of the cluster" if each else "CPUs of the cluster"
+    there, needed = torch.cuda.device_count(), options.gpus_per_worker * options.workers[0]
+    if needed > there:
+        raise ValueError(
+            f"--gpus-per-worker {options.gpus_per_worker}: {options.workers[0]} workers need {needed} GPUs and PyTorch "
+            f"finds {there} on this machine: leave the option out to train on the CPU, or give a cluster with --address"
+        )
+    uses_gpu = options.gpus_per_worker or (options.workers == (1, 1) and there)
+    return f"GPU ({torch.cuda.get_device_name(0)})" if uses_gpu else "CPU"
 
 
 def _status(options: argparse.Namespace) -> int:
@@ -206,9 +253,9 @@ def _status(options: argparse.Namespace) -> int:
     except FileNotFoundError as error:
         if not options.exit_code:
             raise
-        print(error, file=sys.stderr)
+        print_text(str(error), to_stderr=True)
         return AGAIN
-    print(json.dumps(status.to_dict(), indent=1) if options.json else format_status(status))
+    print_text(json.dumps(status.to_dict(), indent=1) if options.json else format_status(status))
     if not options.exit_code or status.state == "finished":
         return OK
     return MISTAKE if status.state == "damaged" else AGAIN
@@ -229,16 +276,16 @@ def _minify(options: argparse.Namespace) -> int:
     if any("," in text for text in obs_columns):
         obs_columns = split_names(obs_columns, open_from(config.data).store.obs_columns())
     if not options.overwrite and is_atlas_of(run, out, obs_columns):
-        print(f"{out} is there already, whole and of this run")
+        print_text(f"{out} is there already, whole and of this run")
         return OK
     if out.exists() and not options.overwrite:
         raise ValueError(f"{out} exists: give another path, or allow it to be replaced with --overwrite")
     task = partial(minify_worker, run, out, obs_columns=obs_columns, overwrite=options.overwrite)
     if options.workers == (1, 1) and options.address is None:  # others have no terminal
-        task = partial(task, on_progress=_progress("minified"))
+        task = partial(task, on_progress=ProgressReporter("minified"))
     _start(task, options, config.train)
     atlas = shlex.quote(str(out))
-    print(f"minified atlas in {out}; next: dist-scvi query {atlas} expression --genes GENE --by COLUMN")
+    print_text(f"minified atlas in {out}; next: dist-scvi query {atlas} expression --genes GENE --by COLUMN")
     return OK
 
 
@@ -257,7 +304,7 @@ def _start(
     from dist_scvi.world import World, worker_device
 
     with show_progress(shown, MetricsReporter()):
-        least, most = options.workers
+        least, most = options.workers = options.workers or (1, 1)
         if most == 1 and options.address is None:
             requests = SaveRequests()
             with call_on_signal(requests.stop):
@@ -291,25 +338,8 @@ def _export(options: argparse.Namespace) -> int:
 
     folder = options.run / MODEL if (options.run / MODEL).is_dir() else options.run
     write_scvi_tools(options.out.resolve(), *load_model(folder), overwrite=options.overwrite)
-    print(f"wrote {options.out}: scvi-tools 1.4.2 loads it with its cells")
+    print_text(f"wrote {options.out}: scvi-tools 1.4.2 loads it with its cells")
     return OK
-
-
-def _progress(verb: str) -> "Callable[[int, int], None] | None":
-    """Show how far a pass over cells is, and how long it will take, on a terminal."""
-    if not sys.stderr.isatty():
-        return None
-    begun_s, first = time.monotonic(), 0
-
-    def show(done: int, total: int) -> None:
-        nonlocal first
-        first = first or done  # what an earlier start had done says nothing of the speed
-        passed_s = time.monotonic() - begun_s
-        left = f", {(total - done) * passed_s / (done - first):.0f} s left" if done > first else ""
-        end = "\n" if done >= total else ""
-        print(f"\r{verb} {done:,} of {total:,} cells{left}    ", end=end, file=sys.stderr, flush=True)
-
-    return show
 
 
 COMMANDS = {
@@ -317,6 +347,7 @@ COMMANDS = {
     "inspect": _inspect,
     "verify": _verify,
     "pack": _pack,
+    "config": _config,
     "train": _train,
     "resume": _resume,
     "status": _status,

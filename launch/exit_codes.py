@@ -1,4 +1,4 @@
-"""Exit codes, and what is said when a command does not end well."""
+"""Exit codes of the commands, and the line on standard error that explains them."""
 
 import errno
 import os
@@ -8,39 +8,47 @@ from typing import NoReturn
 
 from dist_scvi.errors import LostLeaseError, StoppedError, WeightsDifferError, WorkersFailedError
 from dist_scvi.launch.signals import exit_on_signal
+from dist_scvi.loaders.arrays.printable import printable
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 OK, FAILED, MISTAKE, AGAIN, INTERRUPTED = 0, 1, 2, 75, 130
-"""Done; failed; a mistake in the input; start the same command again; interrupted."""
+MEANINGS = {
+    OK: "done",
+    MISTAKE: "a mistake in the input, named in one line",
+    AGAIN: "not finished: start the same command again to continue",
+    FAILED: "storage or something else failed",
+    INTERRUPTED: "interrupted",
+}
+"""What a script may rely on; ``--help`` prints it."""
 
 
 def exit_code(command: Callable[[], int]) -> int:
-    """Run `command`, say in one line on stderr what is wrong, and give the code to exit with."""
+    """Run `command`, print what is wrong in one line on standard error, and return the code to exit with."""
     try:
         with exit_on_signal(_leave):
             code = command()
         sys.stdout.flush()
     except (ValueError, FileNotFoundError, FileExistsError, FloatingPointError) as error:
-        return _told(f"error: {error}", MISTAKE)
+        return _report(f"error: {error}", MISTAKE)
     except (StoppedError, WorkersFailedError, WeightsDifferError, TimeoutError) as error:
-        return _told(f"{error}; start the same command again to go on", AGAIN)
+        return _report(f"{error}; start the same command again to continue", AGAIN)
     except BrokenPipeError:  # as in "| head"; what is still buffered must not fail again at the end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
     except (OSError, LostLeaseError) as error:
-        room = "; make room and start the same command again, what was saved before is kept"
-        return _told(f"error: {error}{room if getattr(error, 'errno', None) in _FULL else ''}", FAILED)
+        room = "; free some space and start the same command again, what was saved before is kept"
+        return _report(f"error: {error}{room if getattr(error, 'errno', None) in _FULL else ''}", FAILED)
     except KeyboardInterrupt:
-        return _told("interrupted; the same command goes on where it was", INTERRUPTED)
+        return _report("interrupted; the same command continues where it was", INTERRUPTED)
     return code
 
 
 def _leave() -> NoReturn:
-    """End before there is anything to save, or where all that is done is kept anyway."""
-    sys.exit(_told("told to stop; start the same command again", AGAIN))
+    """Exit before there is anything to save, or where everything done so far is kept anyway."""
+    sys.exit(_report("stop requested; start the same command again to continue", AGAIN))
 
 
-def _told(message: str, code: int) -> int:
-    shown = "".join(letter for letter in " ".join(message.split()) if letter.isprintable())
+def _report(message: str, code: int) -> int:
+    shown = printable(" ".join(message.split()), max_length=4000)
     sys.stderr.write(f"dist-scvi: {shown}\n")
     return code

@@ -1,8 +1,10 @@
-"""Workers on Ray Train: Ray starts, restarts, resizes and equips them; order, checkpoints and metrics are ours."""
+"""Workers on Ray Train: Ray starts, restarts, resizes and places them; order, checkpoints and metrics are ours."""
 
+import atexit
 import errno
 import logging
 import os
+import secrets
 import shutil
 import tempfile
 import threading
@@ -10,10 +12,13 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dist_scvi.errors import LostLeaseError, StoppedError, WorkersFailedError
 from dist_scvi.launch.signals import call_on_signal
+from dist_scvi.progress_reporter import report_waiting
 from dist_scvi.training.save_requests import SaveRequests
 
 if TYPE_CHECKING:  # the board, in a process of its own, does without torch
@@ -29,6 +34,8 @@ _ENVIRONMENT = {
     # how long the living wait for a dead worker before all are restarted
     "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "10",
 }
+_DEFAULT_TOKEN = Path("~/.ray/auth_token")
+"""Where Ray looks for the token of a cluster that a user has set up."""
 _POLL_S = 0.5
 _AGAIN_S = 10.0
 """Ray lets the workers go on until a node that was announced to go is gone; so much of that may be lost."""
@@ -83,6 +90,9 @@ def run_on_ray(
     resize_s
         Time between looks for room for more workers.
 
+    A cluster that is started for the call listens on the loopback interface only and requires a token, which lies in
+    a file that only this user can read.
+
     Raises
     ------
     ValueError
@@ -100,6 +110,8 @@ def run_on_ray(
     -----
     Ray 2.60: a run name is never used twice, because a torn snapshot of Ray's own would make it unusable.
     """
+    if address is None:
+        _prepare_own_cluster()
     import ray
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -108,9 +120,9 @@ def run_on_ray(
     most = workers if isinstance(workers, int) else workers[1]
     least = workers if isinstance(workers, int) else workers[0]
     cpus = cpus_per_worker or (1 if address else max(1, (os.cpu_count() or 1) // most))
-    told = threading.Event()
+    stop = threading.Event()
     each = {"CPU": cpus} | ({"GPU": gpus_per_worker} if gpus_per_worker else {})
-    with call_on_signal(told.set), _environment(timeout_s), _cluster(address, most), _scratch() as scratch:
+    with call_on_signal(stop.set), _environment(timeout_s), _cluster(address, most), _scratch() as scratch:
         _check_room(ray.nodes(), least, each)  # type: ignore[no-untyped-call]
         board = _board()
         trainer = TorchTrainer(
@@ -129,19 +141,20 @@ def run_on_ray(
             ),
             torch_config=TorchConfig(timeout_s=int(timeout_s)),
         )
-        _fit(trainer, board, told)
+        _fit(trainer, board, stop, least)
 
 
-def _fit(trainer: Any, board: Any, told: threading.Event) -> None:
-    """Start the workers and see them to the end of their task."""
+def _fit(trainer: Any, board: Any, stop: threading.Event, workers: int) -> None:
+    """Start the workers and wait until their task has ended."""
     import ray
     from ray.train import TrainingFailedError
 
     try:
         with call_on_signal(board.stop.remote):  # again: ray.init has put a handler of its own in place
-            if told.is_set():
-                raise StoppedError("stopped as asked before the workers were started")
-            trainer.fit()
+            if stop.is_set():
+                raise StoppedError("stopped on request before the workers were started")
+            with report_waiting(partial(_waiting_for, board, workers)):
+                trainer.fit()
     except SystemExit:  # Ray's own answer to Ctrl-C, after it has ended the workers
         raise KeyboardInterrupt from None
     except TrainingFailedError as error:
@@ -157,9 +170,40 @@ def _fit(trainer: Any, board: Any, told: threading.Event) -> None:
     _raise_said(board)
 
 
+def _waiting_for(board: Any, workers: int) -> str:
+    """Return which workers have not started yet; nothing once they have."""
+    import ray
+
+    ready = 0
+    with suppress(ray.exceptions.RayError):
+        ready = ray.get(board.count_started.remote(), timeout=5)
+    return "" if ready >= workers else f"starting Ray Train: {ready} of {workers} workers ready"
+
+
+@cache
+def _prepare_own_cluster() -> None:
+    """Make the cluster that this process starts listen on loopback only and require a token.
+
+    Ray 2.60 reads all of this when it is imported, and caches the token, so it is set once, before. Ray replaces
+    ``_node_ip_address="127.0.0.1"`` by the address of the network interface; the variable with which it keeps to
+    loopback on Windows and macOS works on Linux too. Ray's own token would lie in the home directory, readable for all
+    users of the machine. What remains open to the network is the port at which torch's workers of rank 0 meet.
+    """
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    os.environ["RAY_AUTH_MODE"] = "token"
+    if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ or _DEFAULT_TOKEN.expanduser().is_file():
+        return
+    folder = Path(tempfile.mkdtemp(prefix="dist-scvi-token-"))  # mode 0700
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    token = folder / "token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32))
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
+
+
 @contextmanager
 def _environment(timeout_s: float) -> Iterator[None]:
-    """Set what Ray reads from the environment of its driver, and is not set."""
+    """Set what Ray reads from the environment of its driver, unless the user has set it."""
     ours = {**_ENVIRONMENT, "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(int(timeout_s))}
     ours = {key: value for key, value in ours.items() if key not in os.environ}
     os.environ.update(ours)
@@ -172,7 +216,7 @@ def _environment(timeout_s: float) -> Iterator[None]:
 
 @contextmanager
 def _cluster(address: str | None, workers: int) -> Iterator[None]:
-    """Join a running cluster, or one that is there for this call alone."""
+    """Join a running cluster, or start one for this call alone."""
     import ray
 
     started = not ray.is_initialized()
@@ -180,7 +224,8 @@ def _cluster(address: str | None, workers: int) -> Iterator[None]:
         # without "local", Ray would join a cluster that happens to run on this machine
         own = {"address": "local", "num_cpus": max(os.cpu_count() or 1, workers), "include_dashboard": False}
         found: dict[str, Any] = {"address": address} if address else own
-        ray.init(**found, log_to_driver=False, logging_level=logging.ERROR)
+        with report_waiting(lambda: "connecting to Ray" if address else "starting Ray"):
+            ray.init(**found, log_to_driver=False, logging_level=logging.ERROR)
     try:
         yield
     finally:
@@ -190,7 +235,7 @@ def _cluster(address: str | None, workers: int) -> Iterator[None]:
 
 @contextmanager
 def _scratch() -> Iterator[str]:
-    """Give a folder for Ray's records, which nobody reads: checkpoints and results are ours."""
+    """Create a folder for Ray's records, which nobody reads: checkpoints and results are ours."""
     folder = tempfile.mkdtemp(prefix="dist-scvi-ray-")
     try:
         yield folder
@@ -199,11 +244,18 @@ def _scratch() -> Iterator[str]:
 
 
 class _Board:
-    """What workers and their driver have to say to each other: why the run ends early, and that it shall."""
+    """An actor between the workers and their driver: who has started, why the run ends early, and that it should."""
 
     def __init__(self) -> None:
         self.said: tuple[str, str] | None = None
         self.stopping = False
+        self.started = 0
+
+    def add_started(self) -> None:
+        self.started += 1
+
+    def count_started(self) -> int:
+        return self.started
 
     def say(self, kind: str, message: str) -> None:
         self.said = self.said or (kind, message)
@@ -219,7 +271,7 @@ class _Board:
 
 
 def _board() -> Any:
-    """Put up a board on the node of the driver, which lives as long as it does."""
+    """Start the actor on the node of the driver, so that it lives as long as the driver."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -248,6 +300,7 @@ def _worker(settings: dict[str, Any]) -> None:
     board = settings["board"]
     if ray.get(board.read.remote()):
         return  # the group was restarted, but what stopped it would stop it again: the driver reads the board
+    board.add_started.remote()
     torch.set_num_threads(settings["cpus"])
     device = get_device()
     if device.type == "cuda":
@@ -275,7 +328,7 @@ def _worker(settings: dict[str, Any]) -> None:
 
 
 def _end(error: Exception) -> str | None:
-    """Say which end of the run an error means; None if workers that are started anew may go on."""
+    """Return why an error ends the run; None if workers that are started anew may continue."""
     if isinstance(error, LostLeaseError):
         return "followed"
     if isinstance(error, OSError) and error.errno in _REFUSED:
@@ -284,7 +337,7 @@ def _end(error: Exception) -> str | None:
 
 
 def _listen(requests: SaveRequests, board: Any, ended: threading.Event) -> None:
-    """Ask for checkpoints from when a node of the group is announced to go, and for the end when the driver does."""
+    """Request checkpoints once a node of the group is announced to go, and the end when the driver does."""
     import ray
 
     saved_s = -_AGAIN_S
@@ -299,9 +352,9 @@ def _listen(requests: SaveRequests, board: Any, ended: threading.Event) -> None:
 
 
 def _is_preempted() -> bool:
-    """Say whether Ray has told this worker of a node that will be taken away.
+    """Return whether Ray has notified this worker that a node will be taken away.
 
-    The public ``ray.train.get_preemption_info`` waits for all workers each time; this looks at what this one was told.
+    The public ``ray.train.get_preemption_info`` waits for all workers at each call; this reads what this one was sent.
     """
     from ray.train.v2._internal.execution.context import get_train_context
 
@@ -309,7 +362,7 @@ def _is_preempted() -> bool:
 
 
 def _check_room(nodes: list[dict[str, Any]], workers: int, each: dict[str, int]) -> None:
-    """Refuse what Ray would wait for without end; a worker needs all that it needs on one node."""
+    """Refuse what Ray would wait for without end; a worker needs all its resources on one node."""
     there = [node["Resources"] for node in nodes if node["Alive"]]
     room = sum(min(int(found.get(name, 0) // number) for name, number in each.items()) for found in there)
     if room < workers:

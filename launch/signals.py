@@ -1,4 +1,4 @@
-"""Signals by which a scheduler says that the time of a job is over."""
+"""Handle the signals by which a scheduler announces the end of a job."""
 
 import signal
 import threading
@@ -12,9 +12,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 @contextmanager
 def call_on_signal(stop: Callable[[], None]) -> Iterator[None]:
-    """While the block runs, have `stop` called, in a thread, when one of `SIGNALS` comes.
+    """While the block runs, call `stop` in a thread when one of `SIGNALS` arrives.
 
-    Outside the main thread, where Python takes no signals, nothing changes.
+    A thread, because a handler runs between two bytecodes of the main thread, which may hold the lock that `stop`
+    needs. Outside the main thread, where Python handles no signals, nothing changes.
     """
 
     def called(_number: int, _frame: object) -> None:
@@ -26,7 +27,7 @@ def call_on_signal(stop: Callable[[], None]) -> Iterator[None]:
 
 @contextmanager
 def exit_on_signal(leave: Callable[[], NoReturn]) -> Iterator[None]:
-    """While the block runs, and nothing in it heeds them otherwise, have `SIGNALS` call `leave` where it stands."""
+    """While the block runs, call `leave` in the main thread for `SIGNALS` that nothing inside handles."""
     with _handled(lambda _number, _frame: leave()):
         yield
 

@@ -287,3 +287,34 @@ def test_stores_that_have_a_source_column_are_packed_with_another_or_without(
         assert list(ad.read_zarr(tmp_path / f"p{key}.zarr").obs) == columns
     assert run("inspect", *paths, "--source-key", "file") == 0
     assert "file: 2 categories, a.h5ad (30), b.h5ad (30)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-"])
+def test_a_command_works_with_a_standard_stream_closed_and_no_file_takes_its_number(
+    closed: str, tmp_path: Path
+) -> None:
+    command = f"{sys.executable} -m dist_scvi.launch.cli simulate {tmp_path}/a.zarr --cells 50 --genes 5 {closed}"
+    ended = subprocess.run(["bash", "-c", command], timeout=120, capture_output=True, check=False)
+    assert ended.returncode == 0
+    assert ad.read_zarr(tmp_path / "a.zarr").shape == (50, 5)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_gpus_that_are_not_there_are_refused_before_anything_starts(
+    workers: int, short: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("train", short, "--workers", workers, "--gpus-per-worker", 1) == 2
+    assert f"{workers} workers need {workers} GPUs and PyTorch finds 0 on this machine" in capsys.readouterr().err
+    assert not (short.parent / "run").exists()
+
+
+def test_the_keys_of_a_configuration_are_printed_and_near_ones_are_suggested(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run("config", "--explain", "train.lr") == 0
+    assert capsys.readouterr().out.startswith("train.lr: ")
+    assert run("config", "--template") == 0
+    assert "max_epochs" in yaml.safe_dump(capsys.readouterr().out)
+    assert run("config", "--explain", "train.lrr") == 2
+    assert "did you mean train.lr" in capsys.readouterr().err

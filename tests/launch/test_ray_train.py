@@ -2,6 +2,8 @@
 
 import dataclasses
 import errno
+import json
+import os
 import subprocess
 import sys
 import threading
@@ -239,6 +241,54 @@ def test_without_an_address_a_cluster_that_happens_to_run_is_left_alone(cluster:
     assert found.stdout.strip() not in ("", cluster.address)
 
 
+# Starts a cluster of its own with the task of argv[1], and prints who listens where, and what protects it.
+LISTENING = """
+import json, os, stat, psutil
+from functools import partial
+from dist_scvi.launch.ray_train import run_on_ray
+
+def task(world, requests, driver):
+    world.wait()
+    if world.rank == 0:
+        here = psutil.Process(driver)
+        listening = [
+            [process.name(), connection.laddr.ip]
+            for process in [here, *here.children(recursive=True)]
+            for connection in process.net_connections("inet")
+            if connection.status == "LISTEN"
+        ]
+        with open("listening.json", "w") as file:
+            json.dump(listening, file)
+
+os.environ["RAY_AUTH_MODE"] = "disabled"
+run_on_ray(partial(task, driver=os.getpid()), workers=1, lanes=1)
+print(os.environ["RAY_AUTH_MODE"], oct(stat.S_IMODE(os.stat(os.environ["RAY_AUTH_TOKEN_PATH"]).st_mode)))
+"""
+
+
+def test_a_cluster_of_our_own_listens_on_loopback_only_and_requires_a_token(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(LISTENING)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    environment |= {"HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])}
+    found = subprocess.run(
+        [sys.executable, script],
+        cwd=tmp_path,
+        env=environment,
+        timeout=240,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.split() == ["token", "0o600"]
+    assert not (tmp_path / ".ray").exists()
+    listening = json.loads((tmp_path / "listening.json").read_text())
+    assert {"raylet", "gcs_server"} <= {name for name, _ in listening}
+    elsewhere = [name for name, address in listening if not address.endswith("127.0.0.1")]
+    assert elsewhere in ([], ["ray::RayTrainWorker"])  # where torch's workers of one group meet: torch offers no choice
+
+
 def refuse(error: Exception, world: World, requests: SaveRequests) -> None:
     if world.rank == 1:
         raise error
@@ -300,7 +350,7 @@ def test_commands_use_a_running_cluster_and_leave_it_as_it_was(
 
 
 def test_a_signal_while_ray_starts_ends_the_run_before_it_begins() -> None:
-    told, board = threading.Event(), SimpleNamespace(stop=SimpleNamespace(remote=None))
-    told.set()
+    stop, board = threading.Event(), SimpleNamespace(stop=SimpleNamespace(remote=None))
+    stop.set()
     with pytest.raises(StoppedError, match="before the workers were started"):
-        _fit(None, board, told)
+        _fit(None, board, stop, 1)
