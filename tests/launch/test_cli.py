@@ -309,7 +309,7 @@ def test_gpus_that_are_not_there_are_refused_before_anything_starts(
     assert not (short.parent / "run").exists()
 
 
-def test_the_keys_of_a_configuration_are_printed_and_near_ones_are_suggested(
+def test_the_keys_of_a_configuration_are_printed_and_near_ones_suggested(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert run("config", "--explain", "train.lr") == 0
