@@ -147,7 +147,7 @@ def test_genes_are_kept_in_the_order_given(pristine):
 @pytest.mark.parametrize(
     ("genes", "message"),
     [
-        (["g1", "G22"], r"lacks 1 of 2 genes, the first is 'G22': did you mean 'g22'.* give names of the store's var"),
+        (["g1", "G22"], r"lacks 1 of 2 genes: 'G22' \(did you mean 'g22'.* give names of the store's var"),
         (["g1", "g1"], "genes names 2, 1 of them different: give each once, at least one"),
         ([], "genes names 0, 0 of them different"),
     ],
