@@ -77,6 +77,10 @@ class CellStore(Protocol):
         """Names of the layers, of which one can be read instead of ``X``."""
         ...
 
+    def packed_digest(self) -> str | None:
+        """Return the digest of the seed and the sums that `pack_store` wrote; None for a store that is not packed."""
+        ...
+
     def close(self) -> None:
         """Let go of open files."""
         ...

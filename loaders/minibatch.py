@@ -45,6 +45,8 @@ class MiniBatch:
     """Number of each micro-minibatch in the global minibatch, the same for any world size."""
     global_cells: int
     """Cells of the global minibatch over all ranks."""
+    hash_n: NDArray[np.uint64] | None = None
+    """Hash of what each cell holds, in training; see `data.hash_cells`."""
 
     @property
     def n_cells(self) -> int:

@@ -74,7 +74,7 @@ def lane_stream(
 
     def read_windows() -> Iterator[tuple[Window, CsrRows, ColumnValues]]:
         for window, reads in prefetch(plan_windows(), 1, timeout_s):
-            yield window, *data.read(*reads)
+            yield window, *data.read(*reads, hashed=True)
 
     yield from minibatches_of(data, plan, read_windows(), timeout_s=timeout_s)
 

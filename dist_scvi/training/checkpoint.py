@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dist_scvi.config.schema import RunConfig
 from dist_scvi.loaders import CellData, Plan
+from dist_scvi.loaders.fingerprint import content_digest
 from dist_scvi.network.model_files import differing_names, pack_tensors
 from dist_scvi.storage.folder_manifest import MANIFEST, DamagedFolderError, IncompleteFolderError, listed_files
 from dist_scvi.storage.run_storage import RunStorage
@@ -57,7 +58,7 @@ _MAY_BE_ALLOWED = (
     *("config.train.reduce_lr_on_plateau", "config.train.lr_factor", "config.train.lr_patience"),
     *("config.train.lr_threshold", "config.train.lr_scheduler_metric", "config.train.lr_min"),
     *("config.train.early_stopping_monitor", "config.train.early_stopping_mode", "config.train.load_best"),
-    *("config.data.layer", "data.n_entries", "data.layer"),
+    *("config.data.layer", "data.n_entries", "data.layer", "data.content"),
     *("versions.dist_scvi", "versions.numpy", "versions.torch"),
 )
 """What a resumed run may be allowed: it changes the result, but neither the order of cells nor the network."""
@@ -215,6 +216,7 @@ def fingerprint(data: CellData, plan: Plan | None = None, labelled: Plan | None 
     return {
         **described,
         "n_genes": data.n_genes,
+        "content": content_digest(data),
         "var_names_sha256": hashlib.sha256(names.encode()).hexdigest(),
         "drawn": plan.line.digest if plan and plan.line else None,
         "labelled": labelled.line.digest if labelled and labelled.line else None,
@@ -238,6 +240,8 @@ def check_same_run(
     """
     versions = {name: version(name) for name in checkpoint.state.get("versions", {})}
     before = _flat({key: checkpoint.state.get(key, {}) for key in ("config", "data", "versions")})
+    if "content" not in checkpoint.state.get("data", {}):  # of a version that did not look at the content
+        data = {key: value for key, value in data.items() if key != "content"}
     now = _flat({"config": config.model_dump(mode="json"), "data": data, "versions": versions})
     free = {f"config.{key}" for key in _FREE_KEYS}
     if config.train.reduce_lr_on_plateau:

@@ -41,7 +41,7 @@ def evaluate(
         noise, again = (RowNoise(config.seed, minibatch.row_n, _VALIDATION_DRAW) for _ in range(2))
         classified = Labelled(cells, (), again) if isinstance(module, SCANVAE) else None
         terms = module(cells, (), noise, classified)
-        sums += loss_sums(terms, cell_losses(terms, weight), minibatch.row_n, cells.covariates.label_n)
+        sums += loss_sums(terms, cell_losses(terms, weight), None, cells.covariates.label_n)
     module.train(training)
     means = loss_means(world.total(sums).cpu().numpy(), config.train.classification_ratio)
     del means["cells_hash"]

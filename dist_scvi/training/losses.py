@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dist_scvi.loaders.order.keyed_hash import hash_rows
 from dist_scvi.network.scanvae import SCANVAE
 from dist_scvi.network.vae import VAE, LossTerms
 from dist_scvi.training.label_metrics import classification_metrics, classification_sums, n_classification_sums
@@ -26,22 +25,26 @@ def cell_losses(terms: LossTerms, weight: float) -> Tensor:
 
 
 @torch.no_grad()
-def loss_sums(terms: LossTerms, loss_n: Tensor, row_n: NDArray[np.int64], label_m: Tensor | None = None) -> Tensor:
+def loss_sums(
+    terms: LossTerms, loss_n: Tensor, hash_n: NDArray[np.uint64] | None, label_m: Tensor | None = None
+) -> Tensor:
     """Sum up what `loss_means` needs of some cells, float64.
 
     Parameters
     ----------
     loss_n
         As `cell_losses` gives it.
-    row_n
-        Rows of the cells; the sum of their hashes shows in the record of a run which ones were trained on.
+    hash_n
+        Hashes of what the cells hold, the sum of which shows in the record of a run which ones were trained on.
     label_m
         True labels of the cells that ``terms.logits_ml`` is of.
     """
     reconstruction_n, kl_n = terms.reconstruction_n + terms.latent_n, terms.kl_n + terms.kl_library_n
+    # Of each hash 24 bits, so that sums over 2**29 cells are exact in float64, and so the same for any world size.
+    hash_sum = 0.0 if hash_n is None else float((hash_n >> np.uint64(40)).sum())
     sums = [
         torch.stack([part_n.double().sum() for part_n in (loss_n, reconstruction_n, kl_n)]),
-        loss_n.new_tensor([len(row_n), float((hash_rows(row_n) >> np.uint64(40)).sum())], dtype=torch.float64),
+        loss_n.new_tensor([len(loss_n), hash_sum], dtype=torch.float64),
     ]
     if terms.logits_ml is not None and label_m is not None:
         sums.append(classification_sums(terms.logits_ml, label_m))

@@ -129,7 +129,7 @@ def _learn(
     # gradient of the mean over all cells of the global minibatch.
     torch.autograd.backward(loss * world.size)
     of_norms = [sums.double().ravel() for norm in norms for sums in norm.sums]
-    return loss_n.detach(), torch.cat([loss_sums(terms, loss_n, minibatch.row_n, label_m), *of_norms])
+    return loss_n.detach(), torch.cat([loss_sums(terms, loss_n, minibatch.hash_n, label_m), *of_norms])
 
 
 def _parts(minibatch: MiniBatch, labelled: MiniBatch | None, n_parts: int) -> list[tuple[MiniBatch, MiniBatch | None]]:
@@ -147,11 +147,12 @@ def _cut(minibatch: MiniBatch, n_parts: int) -> list[MiniBatch]:
     parts = []
     for first, stop in pairwise(edges):
         low, high = sum(minibatch.micro_n[:first]), sum(minibatch.micro_n[:stop])
-        size_factor_n = minibatch.size_factor_n
+        size_factor_n, hash_n = minibatch.size_factor_n, minibatch.hash_n
         part = replace(
             minibatch,
             counts=minibatch.counts.part(low, high),
             size_factor_n=None if size_factor_n is None else size_factor_n[low:high],
+            hash_n=None if hash_n is None else hash_n[low:high],
             micro_n=minibatch.micro_n[first:stop],
             micro_keys=minibatch.micro_keys[first:stop],
             **{name: getattr(minibatch, name)[low:high] for name in _BY_CELL},

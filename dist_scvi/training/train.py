@@ -112,7 +112,8 @@ def train(  # noqa: C901, PLR0912, PLR0915 - the whole story, in order
         config, plan = resolve(config, data, spec)
         check_world_size(plan.lanes, world.size)
         beside = labelled_plan_of(config, spec, data, plan)
-        settings, steps, known = config.train, plan.steps_per_epoch, fingerprint(data, plan, beside)
+        settings, steps = config.train, plan.steps_per_epoch
+        known = world.from_first(fingerprint(data, plan, beside) if world.rank == 0 else {})
 
         # --- the model, and where it was
         module = module.to(world.device).train()

@@ -8,6 +8,7 @@ The manifest is the attribute ``dist_scvi_pack`` of the AnnData group: that of t
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,25 @@ def read_sums(source: zarr.Group | str | Path) -> PackSums:
     except KeyError as error:
         raise ValueError(f"{root.store_path} lacks the sums of a packed store ({error}): pack it again") from error
     return PackSums(**arrays)
+
+
+def pack_digest(source: zarr.Group | str | Path) -> str:
+    """Digest what tells one packed store from another: the seed of its order, and its sums over blocks of cells.
+
+    How it is compressed, and where its source lay, does not count.
+
+    Raises
+    ------
+    ValueError
+        If the manifest or the sums are missing or damaged.
+    """
+    manifest, sums = read_manifest(source), read_sums(source)
+    assert manifest is not None
+    order = (manifest.seed, manifest.group_by, manifest.n_entries, manifest.count_sum, manifest.block_cells)
+    found = sha256(repr(order).encode())
+    for array in (sums.block_entries, sums.block_counts):
+        found.update(array.tobytes())
+    return found.hexdigest()
 
 
 def packed_root(source: zarr.Group | str | Path) -> zarr.Group:

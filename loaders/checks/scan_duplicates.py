@@ -2,28 +2,21 @@
 
 Shape letters in this file
     n   cells of one read
-    e   their stored entries
     h   hashes held
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
-
-from dist_scvi.loaders.arrays.csr_rows import CsrRows
 
 _HELD = 1 << 24
 """Hashes held, with their rows: 256 MiB. Two different rows among so many share one with a chance of 1 in 10^5."""
 _SORTED_TOGETHER = 16
 """Parts in which they are sorted, so that sorting needs little memory beside them."""
 _PAIRS = 3
-_FIRST_FACTOR, _SECOND_FACTOR = np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53)
-_SHIFT, _HALF = np.uint64(33), np.uint64(32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,30 +80,7 @@ def n_parts(n_rows: int) -> int:
     return max(1, -(-n_rows // _HELD))
 
 
-def hash_counts(rows: CsrRows) -> NDArray[np.uint64]:
-    """Hash the counts of each row by gene, whatever the order of its entries; 0 for a row without counts."""
-    hash_n = np.empty(rows.n_cells, dtype=np.uint64)
-    _hash_counts(rows.counts_e, rows.genes_e, rows.indptr, hash_n)
-    return hash_n
-
-
 def hash_names(names: Iterable[str]) -> NDArray[np.uint64]:
     """Hash each name, to another number than 0."""
     digests = b"".join(blake2b(name.encode(), digest_size=8).digest() for name in names)
     return np.frombuffer(digests, dtype="<u8") | np.uint64(1 << 59)
-
-
-@njit(nogil=True, cache=True)
-def _hash_counts(
-    count_e: NDArray[Any], gene_e: NDArray[Any], indptr: NDArray[np.int64], hash_n: NDArray[np.uint64]
-) -> None:
-    """Add up the hashes of the entries, each mixed by the finaliser of MurmurHash3."""
-    for n in range(len(hash_n)):
-        total = np.uint64(0)
-        for e in range(indptr[n], indptr[n + 1]):
-            if count_e[e] > 0:
-                value = (np.uint64(gene_e[e]) << _HALF) | np.uint64(count_e[e])
-                value = (value ^ (value >> _SHIFT)) * _FIRST_FACTOR
-                value = (value ^ (value >> _SHIFT)) * _SECOND_FACTOR
-                total += value ^ (value >> _SHIFT)
-        hash_n[n] = total

@@ -36,6 +36,8 @@ class AnnDataStore:
         Tells of the state of the file; another answer than at first means that it was written again.
     shuffled
         The rows lie in a random order.
+    packed
+        Returns the digest of the seed and the sums of a packed store.
     """
 
     def __init__(
@@ -47,10 +49,12 @@ class AnnDataStore:
         layer: str | None,
         version: Callable[[], str],
         shuffled: bool = False,
+        packed: Callable[[], str] | None = None,
     ) -> None:
         if attribute(root, "encoding-type") != "anndata" and not ("obs" in root and "var" in root):
             raise ValueError(f"{uri} is no AnnData: groups 'obs' and 'var' are needed, found {_names(root)}")
         self.uri, self.layer, self.shuffled = uri, layer, shuffled
+        self._packed = packed
         self._version, self._first_version = version, version()
         self._root, self._array, self._buffers = root, array, Buffers()
         self._path = {None: "X", _RAW: _RAW}.get(layer, f"layers/{layer}")
@@ -165,6 +169,10 @@ class AnnDataStore:
         """Names of the layers."""
         names = sorted(self._root["layers"].keys()) if "layers" in self._root else []
         return [*names, *([_RAW] if _RAW in self._root else [])]
+
+    def packed_digest(self) -> str | None:
+        """Return the digest of the seed and the sums of a packed store; see `CellStore`."""
+        return self._packed and self._packed()
 
     def marked_genes(self, key: str) -> list[str] | None:
         """Names of the genes for which the boolean column `key` of var is set; None if there is no such column."""

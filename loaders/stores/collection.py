@@ -162,6 +162,11 @@ class Collection:
         first, *others = [store.layers() for store in self._stores]
         return [name for name in first if all(name in layers for layers in others)]
 
+    def packed_digest(self) -> str | None:
+        """Return the digests of all stores, joined; None if no store is packed."""
+        digests = [store.packed_digest() for store in self._stores]
+        return " ".join(map(str, digests)) if any(digests) else None
+
     def close(self) -> None:
         """Close all stores."""
         for store in self._stores:

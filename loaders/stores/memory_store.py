@@ -104,6 +104,10 @@ class MemoryStore:
         """Names of the layers."""
         return self._layers
 
+    def packed_digest(self) -> str | None:
+        """None: an AnnData in memory is not packed."""
+        return None
+
     def close(self) -> None:
         """Nothing is held open."""
 

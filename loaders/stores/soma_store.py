@@ -191,6 +191,10 @@ class SomaStore:
         """Names of the layers, but for the one that is read by default."""
         return self._layers
 
+    def packed_digest(self) -> str | None:
+        """None: TileDB-SOMA is not packed."""
+        return None
+
     def close(self) -> None:
         """Let go of the experiment."""
         self._pool.shutdown()

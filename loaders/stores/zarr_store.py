@@ -15,7 +15,7 @@ from zarr.codecs import Crc32cCodec, ShardingCodec
 
 from dist_scvi.loaders.arrays.chunked_array import ChunkedArray, decoder_of
 from dist_scvi.loaders.arrays.obs_table import attribute
-from dist_scvi.loaders.arrays.pack_manifest import read_manifest
+from dist_scvi.loaders.arrays.pack_manifest import pack_digest, read_manifest
 from dist_scvi.loaders.arrays.remote import open_objects, storage_errors, zarr_store_of
 from dist_scvi.loaders.stores.anndata_store import AnnDataStore
 
@@ -51,7 +51,15 @@ def open_zarr(
         one_gene = _n_genes(root) == 1
         manifest = read_manifest(root)
         shuffled = manifest is not None and manifest.seed is not None and manifest.group_by is None
-        return AnnDataStore(root, array, uri=str(where), layer=layer, version=version, shuffled=shuffled)
+        return AnnDataStore(
+            root,
+            array,
+            uri=str(where),
+            layer=layer,
+            version=version,
+            shuffled=shuffled,
+            packed=None if manifest is None else partial(pack_digest, root),
+        )
 
 
 def open_root(where: str | Path, storage_options: Mapping[str, str] | None = None) -> zarr.Group:

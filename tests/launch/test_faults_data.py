@@ -121,6 +121,9 @@ class TestChangedStore:
             ("genes", "data.var_names_sha256 was "),
             ("categories", "data.batch"),
             ("cells", "data.n_cells was 421, is 420"),
+            ("values", "data.content was "),
+            ("order", "data.content was "),
+            ("codes", "data.content was "),
         ],
     )
     def test_a_store_that_changed_since_the_run_began_is_refused_with_the_difference(
@@ -149,6 +152,12 @@ def changed(cells: AnnData, change: str) -> AnnData:
         cells = cells[:, [1, 0, *range(2, cells.n_vars)]].copy()
     elif change == "categories":
         cells.obs["batch"] = cells.obs["batch"].cat.rename_categories({"b1": "b2"})
+    elif change == "values":
+        cells.X.data[7] += 1
+    elif change == "order":
+        cells = cells[::-1].copy()
+    elif change == "codes":
+        cells.obs["batch"] = np.roll(cells.obs["batch"], 1)
     else:
         cells = cells[:-1].copy()
     return cells

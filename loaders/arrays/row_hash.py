@@ -1,0 +1,46 @@
+"""A 64-bit hash of the counts of each row: of what they are, not of where they are stored or in which type."""
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from dist_scvi.loaders.arrays.chunked_array import run_side_by_side
+from dist_scvi.loaders.arrays.csr_rows import CsrRows
+
+_ROWS_TOGETHER = 1024
+"""Rows that one thread hashes in one go."""
+_FIRST_FACTOR, _SECOND_FACTOR = np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53)
+_SHIFT, _HALF = np.uint64(33), np.uint64(32)
+
+
+def hash_counts(rows: CsrRows) -> NDArray[np.uint64]:
+    """Hash the counts of each row by gene, whatever the order of its entries; 0 for a row without counts."""
+    hash_n = np.empty(rows.n_cells, dtype=np.uint64)
+    # Fractional counts are hashed by their bits: as whole numbers they would lose what tells them apart.
+    counts_e = rows.counts_e.view(np.uint32) if rows.counts_e.dtype == np.float32 else rows.counts_e
+
+    def hash_part(low: int, high: int) -> None:
+        _hash_counts(counts_e, rows.genes_e, rows.indptr[low : high + 1], hash_n[low:high])
+
+    starts = range(0, rows.n_cells, _ROWS_TOGETHER)
+    run_side_by_side([partial(hash_part, low, min(low + _ROWS_TOGETHER, rows.n_cells)) for low in starts])
+    return hash_n
+
+
+@njit(nogil=True, cache=True)
+def _hash_counts(
+    count_e: NDArray[Any], gene_e: NDArray[Any], indptr: NDArray[np.int64], hash_n: NDArray[np.uint64]
+) -> None:
+    """Add up the hashes of the entries, each mixed by the finaliser of MurmurHash3."""
+    for n in range(len(hash_n)):
+        total = np.uint64(0)
+        for e in range(indptr[n], indptr[n + 1]):
+            if count_e[e] > 0:
+                value = (np.uint64(gene_e[e]) << _HALF) | np.uint64(count_e[e])
+                value = (value ^ (value >> _SHIFT)) * _FIRST_FACTOR
+                value = (value ^ (value >> _SHIFT)) * _SECOND_FACTOR
+                total += value ^ (value >> _SHIFT)
+        hash_n[n] = total
