@@ -21,9 +21,9 @@ from dist_scvi.inference.output_identity import model_fingerprint
 from dist_scvi.inference.posterior import logistic_normal_mean
 from dist_scvi.inference.zarr_output import write_rows
 from dist_scvi.loaders.arrays.anndata_layout import finish_table, new_array, new_strings
-from dist_scvi.loaders.arrays.name_lookup import check_list
 from dist_scvi.loaders.data import open_data
 from dist_scvi.loaders.minibatch import MiniBatch
+from dist_scvi.loaders.name_lookup import check_list
 from dist_scvi.loaders.stores.anndata_store import AnnDataStore
 from dist_scvi.loaders.stores.open import open_store
 from dist_scvi.model.linear_scvi import LinearSCVI

@@ -118,8 +118,8 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _pack(options: argparse.Namespace) -> int:
-    from dist_scvi.loaders.arrays.name_lookup import split_names
     from dist_scvi.loaders.genes import highly_variable_genes
+    from dist_scvi.loaders.name_lookup import split_names
     from dist_scvi.loaders.pack.pack import pack_store
 
     opened = _source(options)
@@ -263,7 +263,7 @@ def _status(options: argparse.Namespace) -> int:
 
 def _minify(options: argparse.Namespace) -> int:
     from dist_scvi.atlas.worker import ATLAS, is_atlas_of, minify_worker
-    from dist_scvi.loaders.arrays.name_lookup import split_names
+    from dist_scvi.loaders.name_lookup import split_names
     from dist_scvi.training.resolve import open_from
     from dist_scvi.training.worker import run_config
 

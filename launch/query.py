@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from dist_scvi.atlas.atlas import open_atlas
-from dist_scvi.loaders.arrays.name_lookup import split_names
+from dist_scvi.loaders.name_lookup import split_names
 
 if TYPE_CHECKING:
     from dist_scvi.atlas.atlas import Atlas

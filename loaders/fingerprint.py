@@ -5,9 +5,9 @@ from hashlib import sha256
 import numpy as np
 
 from dist_scvi.loaders.arrays.obs_columns import Ranges
-from dist_scvi.loaders.arrays.row_hash import hash_counts
 from dist_scvi.loaders.data import CellData
 from dist_scvi.loaders.order.keyed_hash import hash_rows
+from dist_scvi.loaders.row_hash import hash_counts
 from dist_scvi.loaders.stream import prefetch
 
 _SEED = 11

@@ -29,9 +29,9 @@ from dist_scvi.inference.encode_decode import (
 from dist_scvi.inference.posterior import logistic_normal_mean
 from dist_scvi.loaders.arrays.anndata_layout import LIBRARY, QZM, QZV, SOURCE_ROW
 from dist_scvi.loaders.arrays.csr_rows import row_runs
-from dist_scvi.loaders.arrays.name_lookup import check_list
 from dist_scvi.loaders.arrays.obs_columns import Categorical, PagedArray, read_range
 from dist_scvi.loaders.arrays.obs_table import ObsTable
+from dist_scvi.loaders.name_lookup import check_list
 from dist_scvi.loaders.stores.zarr_store import complete_array, open_root
 from dist_scvi.network.fit_data import recode
 from dist_scvi.network.model_files import load_model

@@ -32,9 +32,9 @@ from dist_scvi.loaders.arrays.anndata_layout import (
     new_root,
     new_strings,
 )
-from dist_scvi.loaders.arrays.name_lookup import check_list
 from dist_scvi.loaders.arrays.obs_columns import Categorical, Numeric, Ranges
 from dist_scvi.loaders.cell_store import open_column
+from dist_scvi.loaders.name_lookup import check_list
 from dist_scvi.loaders.stream import row_stream
 from dist_scvi.network.fit_data import fit_to_spec
 from dist_scvi.network.model_files import save_model

@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dist_scvi.loaders.arrays.name_lookup import check_list, describe_missing
 from dist_scvi.loaders.minibatch import Covariates, MiniBatch
+from dist_scvi.loaders.name_lookup import check_list, describe_missing
 from dist_scvi.network.model_spec import ModelSpec
 from dist_scvi.network.noise import RowNoise
 from dist_scvi.network.vae import VAE, Expression

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from dist_scvi.loaders.arrays.name_lookup import check_list
 from dist_scvi.loaders.data import CellData, open_data
+from dist_scvi.loaders.name_lookup import check_list
 
 if TYPE_CHECKING:
     from anndata import AnnData

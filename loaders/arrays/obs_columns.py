@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dist_scvi.loaders.arrays.name_lookup import nearest_names
 from dist_scvi.loaders.arrays.objects import StorageError
+from dist_scvi.loaders.name_lookup import nearest_names
 
 _PAGE_ROWS = (4096, 65_536)
 """Fewest and most values read together."""

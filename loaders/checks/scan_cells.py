@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from dist_scvi.loaders.arrays.obs_columns import Categorical
-from dist_scvi.loaders.arrays.row_hash import hash_counts
 from dist_scvi.loaders.cell_store import CellStore
 from dist_scvi.loaders.checks.scan_columns import groups
 from dist_scvi.loaders.checks.scan_counts import Counts, Libraries
 from dist_scvi.loaders.checks.scan_duplicates import Hashes, hash_names
+from dist_scvi.loaders.row_hash import hash_counts
 
 _REFUSALS = 8
 """First reads after which the counts are given up, if all of them were refused."""

@@ -13,10 +13,10 @@ import numpy as np
 
 from dist_scvi.loaders.arrays.anndata_layout import SOURCE_ROW
 from dist_scvi.loaders.arrays.csr_rows import gene_type
-from dist_scvi.loaders.arrays.name_lookup import check_list, describe_missing
 from dist_scvi.loaders.arrays.obs_columns import missing_column
 from dist_scvi.loaders.arrays.pack_manifest import PackSource
 from dist_scvi.loaders.cell_store import CellStore
+from dist_scvi.loaders.name_lookup import check_list, describe_missing
 from dist_scvi.loaders.pack.sorted_parts import settle_rows
 
 Codec = Literal["lz4hc", "lz4", "zstd"]

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from dist_scvi.loaders.arrays.name_lookup import check_list
 from dist_scvi.loaders.cell_store import CellStore
+from dist_scvi.loaders.name_lookup import check_list
 from dist_scvi.loaders.stores.annbatch_store import is_annbatch, open_annbatch
 from dist_scvi.loaders.stores.collection import open_collection
 from dist_scvi.loaders.stores.h5ad_store import open_h5ad

@@ -3,9 +3,9 @@ import pytest
 from scipy import sparse
 
 from dist_scvi.loaders.arrays.csr_rows import CsrRows
-from dist_scvi.loaders.arrays.row_hash import hash_counts
 from dist_scvi.loaders.checks import scan_duplicates
 from dist_scvi.loaders.checks.scan_duplicates import Hashes, hash_names, n_parts
+from dist_scvi.loaders.row_hash import hash_counts
 
 
 def rows_of(counts_ng: np.ndarray) -> CsrRows:

@@ -1,6 +1,6 @@
 import pytest
 
-from dist_scvi.loaders.arrays.name_lookup import check_list, describe_missing, nearest_names, split_names
+from dist_scvi.loaders.name_lookup import check_list, describe_missing, nearest_names, split_names
 
 
 def test_one_text_is_refused_where_a_list_is_needed():
