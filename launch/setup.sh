@@ -54,6 +54,11 @@ install_environment() {
     touch "$stamp"
 }
 
+# uv does not read the settings of pip: an index, a folder of wheels or a certificate of this site has to be passed on.
+if [ -n "${PIP_INDEX_URL:-}" ]; then export UV_DEFAULT_INDEX=${UV_DEFAULT_INDEX:-$PIP_INDEX_URL}; fi
+if [ -n "${PIP_FIND_LINKS:-}" ]; then export UV_FIND_LINKS=${UV_FIND_LINKS:-${PIP_FIND_LINKS// /,}}; fi
+if [ -n "${PIP_CERT:-}" ]; then export SSL_CERT_FILE=${SSL_CERT_FILE:-$PIP_CERT}; fi
+
 installer_is_uv() { command -v uv >/dev/null; }
 installer() { if installer_is_uv; then uv --version; else echo pip; fi; }
 

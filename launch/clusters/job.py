@@ -1,144 +1,139 @@
-"""What all launch files have in common: what is trained, on how much, and the script that starts it and judges the end.
-
-A launch file holds texts of its user. They enter shell only through `shlex.quote`, YAML only through its dumper, and
-comments only as printable characters.
-"""
+"""What all targets have in common: the run, the machines it is trained on, and whether the two fit together."""
 
 import re
-import shlex
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-import yaml
+from dist_scvi.launch.clusters.options import JobOptions
 
 if TYPE_CHECKING:
     from dist_scvi.config.schema import RunConfig
 
-AGAIN, MISTAKE = 75, 2
-"""Exit codes of dist-scvi: start the same command again; the input has to be changed first."""
-
-FOLDER = "$HOME/dist-scvi"
-"""Where machines of our own keep the environment, the configuration and the script; for shell, in double quotes."""
-
 _NODE_LOCAL = ("/tmp", "/var/tmp", "/dev/shm", "/run", "/local", "/localscratch")
 _NAME = re.compile(r"[a-z]([-a-z0-9]{0,45}[a-z0-9])?")
-_UV = "0.13.8"
+_GRACE_S, _GRACE_OF_GCP_SPOT_S = 120, 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """A run and the machines it is trained on. Numbers of workers and nodes are the least and the most."""
+    """A run and the machines it is trained on."""
 
     name: str
+    options: JobOptions
+    """As given; numbers of workers and nodes are the least and the most."""
     config: Path
     """The configuration file, absolute."""
-    words: tuple[str, ...]
-    """Overrides, as they were given."""
     run: str
     storage: tuple[str, ...]
     """Options of its storage, as ``key=value``."""
     paths: tuple[tuple[str, str], ...]
     """Keys of the configuration and the paths or URLs they name."""
-    workers: tuple[int, int]
-    nodes: tuple[int, int]
-    cpus_per_worker: int
-    gpus_per_worker: int
-    memory_bytes: int
-    """Of each worker."""
     grace_s: int
-    """Time that a machine has between word of its end and its end."""
-    max_restarts: int
-    """Restarts without a new checkpoint after which a human is asked."""
+    """Seconds from the notice that a machine ends to its end."""
+
+    @property
+    def nodes(self) -> tuple[int, int]:
+        """The least and the largest number of nodes."""
+        return self.options.nodes or self.options.workers
 
     @property
     def workers_per_node(self) -> int:
         """Workers of each node."""
-        return self.workers[1] // self.nodes[1]
+        return self.options.workers[1] // self.nodes[1]
 
     @property
     def cpus_per_node(self) -> int:
         """CPUs that the workers of a node need."""
-        return self.workers_per_node * self.cpus_per_worker
+        return self.workers_per_node * self.options.cpus_per_worker
 
     @property
     def gpus_per_node(self) -> int:
         """GPUs that the workers of a node need."""
-        return self.workers_per_node * self.gpus_per_worker
+        return self.workers_per_node * self.options.gpus_per_worker
 
     @property
     def memory_mib_per_node(self) -> int:
-        """Memory that the workers of a node need."""
-        return self.workers_per_node * self.memory_bytes >> 20
+        """Memory that the workers of a node need, in MiB."""
+        return self.workers_per_node * self.options.memory_bytes >> 20
 
     @property
     def elastic(self) -> bool:
-        """Whether fewer machines than the most will do."""
+        """Whether training goes on with fewer nodes than the most."""
         return self.nodes[0] < self.nodes[1]
 
     @property
     def drain_s(self) -> int:
-        """What Ray may take of the time of grace to save and to leave a node."""
+        """Seconds of the grace period for Ray to save and leave a node; the rest is for the end of its processes."""
         return self.grace_s - max(5, self.grace_s // 6)
 
+    @property
+    def train_options(self) -> list[str]:
+        """Arguments of ``dist-scvi train`` after the configuration file."""
+        return [
+            *self.options.words,
+            *("--workers", _span(self.options.workers), "--cpus-per-worker", str(self.options.cpus_per_worker)),
+            *("--gpus-per-worker", str(self.options.gpus_per_worker)),
+        ]
 
-def job_of(
-    config: Path,
-    words: Sequence[str],
-    *,
-    name: str | None,
-    workers: tuple[int, int],
-    nodes: tuple[int, int] | None,
-    cpus_per_worker: int,
-    gpus_per_worker: int,
-    memory_bytes: int,
-    grace_s: int,
-    max_restarts: int,
-) -> Job:
-    """Read a configuration and check that the machines asked for fit it.
+    @property
+    def status(self) -> list[str]:
+        """The command that reports the state of the run."""
+        return ["dist-scvi", "status", self.run, *(word for each in self.storage for word in ("--storage", each))]
+
+
+def job_of(options: JobOptions, *, spot_of_gcp: bool = False) -> Job:
+    """Read a configuration, check it as training does, and check that the machines fit it.
 
     Parameters
     ----------
-    name
-        By default that of the folder of the run.
-    nodes
-        By default one for each worker.
+    spot_of_gcp
+        Whether workers are on spot machines of gcp, which get a shorter notice.
 
     Raises
     ------
     FileNotFoundError
-        If there is no configuration file.
+        If the configuration file does not exist.
     ValueError
-        If it is not valid, or workers, nodes, lanes or name do not fit.
+        If training would refuse it, or workers, nodes, lanes or name do not fit.
     """
     from dist_scvi.config.load import load_config
     from dist_scvi.loaders.order.plan import usable_workers
 
-    run = load_config(config, words)
-    nodes = nodes or workers
+    run = load_config(options.config, options.words)
+    workers, nodes = options.workers, options.nodes or options.workers
     if any(w % n for w, n in zip(workers, nodes, strict=True)) or workers[0] * nodes[1] != workers[1] * nodes[0]:
         raise ValueError(
             f"--workers {_span(workers)} on --nodes {_span(nodes)}: every node needs the same number of workers"
         )
-    usable_workers(run.train.lanes, *workers)
+    paths = tuple(_paths(run))
+    _check_as_training(run, paths, usable_workers(run.train.lanes, *workers))
     return Job(
-        name=_checked_name(name) if name else _name_of(run.run),
-        config=config.expanduser().resolve(),
-        words=tuple(words),
+        name=_checked_name(options.name) if options.name else _name_of(run.run),
+        options=options,
+        config=options.config.expanduser().resolve(),
         run=run.run,
         storage=tuple(f"{key}={value}" for key, value in run.storage_options.items()),
-        paths=tuple(_paths(run)),
-        workers=workers,
-        nodes=nodes,
-        cpus_per_worker=cpus_per_worker,
-        gpus_per_worker=gpus_per_worker,
-        memory_bytes=memory_bytes,
-        grace_s=grace_s,
-        max_restarts=max_restarts,
+        paths=paths,
+        grace_s=options.grace_s or (_GRACE_OF_GCP_SPOT_S if spot_of_gcp else _GRACE_S),
     )
+
+
+def _check_as_training(config: "RunConfig", paths: Iterable[tuple[str, str]], workers: int) -> None:
+    """Refuse what training would refuse hours later, after it has waited for its machines.
+
+    Cells are opened only if this machine has them all: a bucket may be open to the machines of the job alone.
+    """
+    from dist_scvi.training.preview import preview
+    from dist_scvi.training.resolve import check_config, open_from
+
+    check_config(config)
+    inputs = [path for key, path in paths if key != "run"]
+    if not is_url(config.run) and all(
+        not is_url(path) and Path(path.removeprefix("file://")).exists() for path in inputs
+    ):
+        preview(config, open_from(config.data), workers=workers)
 
 
 def refuse_node_local(job: Job, shared: Iterable[str]) -> None:
@@ -177,106 +172,6 @@ def refuse_local(job: Job, seen: Iterable[str], option: str) -> None:
 def is_url(path: str) -> bool:
     """Say whether `path` is in an object store, the same from everywhere."""
     return "://" in path and not path.startswith("file://")
-
-
-def train_command(job: Job, config: str, *, address: str | None) -> str:
-    """Write the shell command that trains.
-
-    Parameters
-    ----------
-    config, address
-        The configuration file, and Ray's address (None to start Ray on this machine), both as shell text.
-    """
-    words = [
-        *("dist-scvi train", config, *map(shlex.quote, job.words)),
-        *("--workers", _span(job.workers), "--cpus-per-worker", str(job.cpus_per_worker)),
-        *("--gpus-per-worker", str(job.gpus_per_worker)),
-        *(("--address", address) if address else ()),
-    ]
-    return " ".join(words)
-
-
-def judge(job: Job) -> str:
-    """Write the shell that ends with the exit code of the run, given that of the command in ``$code``.
-
-    Only 75 comes back, as ``$status``: the run is whole but not finished. An exit code of 0 is not believed, because
-    launchers swallow those of what they start; the run's final manifest is.
-    """
-    return f"""\
-{_status(job)} --exit-code
-status=$?
-if [ "$status" -eq 0 ]; then exit 0; fi
-if [ "$code" -eq {MISTAKE} ]; then exit {MISTAKE}; fi  # the input has to be changed, another start would not help
-if [ "$status" -ne {AGAIN} ]; then exit "$status"; fi
-"""
-
-
-def saved_step(job: Job) -> str:
-    """Write the shell command that prints the step of the newest checkpoint, or nothing."""
-    return f"{_status(job)} --json | sed -n 's/.*\"saved_step\": *\\([0-9]*\\).*/\\1/p'"
-
-
-def _status(job: Job) -> str:
-    storage = [word for option in job.storage for word in ("--storage", option)]
-    return shlex.join(["dist-scvi", "status", job.run, *storage])
-
-
-def write_files(files: Mapping[str, str]) -> str:
-    """Write the shell that writes files into `FOLDER`."""
-    lines = [f'printf %s {shlex.quote(text)} > "{FOLDER}/{name}"' for name, text in files.items()]
-    return "\n".join([f'mkdir -p "{FOLDER}"', *lines]) + "\n"
-
-
-def install(spec: str, *more: str) -> str:
-    """Write the shell that installs `spec`, the Ray of this machine and `more`, into an environment of its own.
-
-    uv brings Python along: images of clouds have one that is too old.
-
-    Raises
-    ------
-    ValueError
-        If `spec` is an option, or a path that depends on the folder.
-    """
-    where = spec.rpartition(" @ ")[2].strip()
-    path = "://" not in where and ("/" in where or where.startswith((".", "~")) or where.endswith(".whl"))
-    if not where or spec.startswith("-") or (path and not where.startswith("/")):
-        raise ValueError(
-            f"--install {spec!r}: a URL such as https://host/dist_scvi.whl or git+https://host/repository, a "
-            "requirement such as dist-scvi==1.0, or a path from / on, which the machines have, is needed"
-        )
-    python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    packages = shlex.join([spec, f"ray[default,train]=={version('ray')}", *more])
-    return f"""\
-export PATH="$HOME/.local/bin:$PATH"
-command -v uv > /dev/null || curl -LsSf https://astral.sh/uv/{_UV}/install.sh | sh
-[ -x "{FOLDER}/venv/bin/python" ] || uv venv --python {python} "{FOLDER}/venv"
-uv pip install --python "{FOLDER}/venv/bin/python" {packages}
-"""
-
-
-def comment(lines: Iterable[str]) -> str:
-    """Write lines of comment, each one line whatever stands in it: what is no printable character is escaped."""
-    return "".join(f"# {''.join(map(_printable, line))}\n" for line in lines)
-
-
-def dump(*documents: object) -> str:
-    """Write YAML documents; texts of several lines as they are."""
-    return yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, width=10_000, allow_unicode=True)
-
-
-def _printable(character: str) -> str:
-    return character if character.isprintable() else ascii(character)[1:-1]
-
-
-class _Dumper(yaml.SafeDumper):
-    pass
-
-
-def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
-
-
-_Dumper.add_representer(str, _text)
 
 
 def _span(span: tuple[int, int]) -> str:

@@ -1,13 +1,15 @@
 """A RayJob for Kubernetes with KubeRay, and the ConfigMap that holds its configuration."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from importlib.metadata import version
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import Any
 
-from dist_scvi.launch.clusters.job import MISTAKE, Job, comment, dump, judge, refuse_local, train_command
+from dist_scvi.launch.clusters.documents import comment, dump
+from dist_scvi.launch.clusters.job import Job, refuse_local
+from dist_scvi.launch.clusters.options import KubeRayOptions
 from dist_scvi.launch.clusters.schema_check import check, check_shell
+from dist_scvi.launch.clusters.templates import pinned_version, render_script
+from dist_scvi.launch.exit_codes import MISTAKE
 
 _FOLDER = "/etc/dist-scvi"
 _DNS_WORD = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
@@ -17,49 +19,25 @@ _LABEL_WORD = "[A-Za-z0-9]([-_.A-Za-z0-9]{0,61}[A-Za-z0-9])?"
 _LABEL_KEY = rf"((?=[^/]{{1,253}}/){_DNS_WORD}(\.{_DNS_WORD})*/)?{_LABEL_WORD}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KubeRayOptions:
-    """Where and how it runs in the cluster."""
-
-    image: str
-    """With dist_scvi, and the Ray that is installed here with its dashboard: ray[default]."""
-    namespace: str = "default"
-    spot: bool = True
-    node_selector: Mapping[str, str]
-    """Labels of the nodes of the workers."""
-    head_node_selector: Mapping[str, str]
-    tolerations: Sequence[tuple[str, str | None, str]] = ()
-    """Of the workers: key, value (None for any), effect."""
-    service_account: str | None = None
-    secrets: Sequence[str] = ()
-    """Secrets whose keys become variables of the environment, such as credentials of an object store."""
-    volumes: Sequence[tuple[str, str]] = ()
-    """Claims and where they are mounted in all pods."""
-    shm_bytes: int | None = None
-    time_s: int | None = None
-    ttl_s: int = 300
-    submission_mode: Literal["K8sJobMode", "HTTPMode"] = "K8sJobMode"
-
-
 def render_kuberay(job: Job, options: KubeRayOptions) -> str:
-    """Write the ConfigMap and the RayJob.
+    """Return the ConfigMap and the RayJob.
 
     Raises
     ------
     ValueError
-        If the workers could not see a path, spot nodes are not named, a name is not allowed, or sizes do not fit.
+        If a path is not visible to the workers, spot nodes are not named, a name is not allowed, or sizes do not fit.
 
     Notes
     -----
-    KubeRay 1.5.1 or newer, for token authentication of a RayJob. KubeRay passes the entrypoint through several shells;
-    it is therefore one word without quotes, and the script it names does the quoting.
+    KubeRay 1.5.1 is the first with token authentication of a RayJob. KubeRay passes the entrypoint through several
+    shells: it is a command without quotes that runs a script, in which everything is quoted once.
     """
     refuse_local(job, [path for _, path in options.volumes], "--volume CLAIM=/PATH")
     _check_names(options)
     if options.spot and not options.node_selector:
         raise ValueError(
             "--spot needs the label of the spot nodes: --node-selector cloud.google.com/gke-spot=true (GKE), "
-            "eks.amazonaws.com/capacityType=SPOT (EKS) or karpenter.sh/capacity-type=spot; or say --on-demand"
+            "eks.amazonaws.com/capacityType=SPOT (EKS) or karpenter.sh/capacity-type=spot; or add --on-demand"
         )
     script = _script(job)
     check_shell(script)
@@ -85,8 +63,8 @@ def _check_names(options: KubeRayOptions) -> None:
     ):
         _check_each(option, names, _DNS_NAME, "up to 253 lower-case letters, digits, dashes and dots")
     for option, labels in (
-        ("--node-selector", options.node_selector.items()),
-        ("--head-node-selector", options.head_node_selector.items()),
+        ("--node-selector", options.node_selector),
+        ("--head-node-selector", options.head_node_selector),
         ("--toleration", [(key, value or "") for key, value, _ in options.tolerations]),
     ):
         _check_each(option, [key for key, _ in labels], _LABEL_KEY, "a label such as karpenter.sh/capacity-type")
@@ -104,18 +82,18 @@ def _check_each(option: str, found: Iterable[str], pattern: str, needed: str) ->
 def _heading(job: Job, options: KubeRayOptions) -> list[str]:
     return [
         f"Trains {job.run}; start it with: kubectl create -f THIS_FILE",
-        "ConfigMap and RayJob stay when it is over. Start it again with: kubectl replace --force -f THIS_FILE",
-        "(which ends the one before, should it still train), or clear up with: kubectl delete -f THIS_FILE",
+        "ConfigMap and RayJob stay after the end. Start again with: kubectl replace --force -f THIS_FILE",
+        "(which ends a job that still trains), or remove both with: kubectl delete -f THIS_FILE",
         "If the names are taken by another run, render this one with another --name.",
-        f"It needs KubeRay 1.5.1 or newer, and an image with dist_scvi and ray[default]=={version('ray')}.",
-        f"A failed start is repeated {job.max_restarts} times (backoffLimit), each on a new cluster, and goes on where",
-        f"the one before was. It fails unless the run has its final manifest. After exit code {MISTAKE} (a mistake, or",
-        "lost checkpoints) a restart does not help: delete it.",
+        f"It needs KubeRay 1.5.1 or newer, and an image with dist_scvi and ray[default]=={pinned_version('ray')}.",
+        f"A failed start is repeated {job.options.max_restarts} times (backoffLimit), each on a new cluster, which",
+        "continues the run. It fails unless the run has its final manifest.",
+        f"After exit code {MISTAKE} (a mistake in the input, or lost checkpoints) a restart does not help: delete it.",
         "To decide:",
         "  serviceAccountName or envFrom: who may read and write the object store",
         "  cpu and memory of the head, which runs the driver and no worker",
         *(
-            [f"  terminationGracePeriodSeconds: {job.grace_s} is asked for; your cloud may give a spot node less"]
+            [f"  terminationGracePeriodSeconds: {job.grace_s} is requested; your cloud may give a spot node less"]
             if options.spot
             else []
         ),
@@ -123,19 +101,14 @@ def _heading(job: Job, options: KubeRayOptions) -> list[str]:
 
 
 def _script(job: Job) -> str:
-    return f"""\
-#!/usr/bin/env bash
-set -uo pipefail
-{train_command(job, f"{_FOLDER}/run.yaml", address="auto")}
-code=$?
-{judge(job)}exit "$status"
-"""
+    values = {"config": f"{_FOLDER}/run.yaml", "train_options": job.train_options, "status": job.status}
+    return f"#!/usr/bin/env bash\nset -uo pipefail\n{render_script(values, 'run_state', 'kuberay')}"
 
 
 def _ray_job(job: Job, options: KubeRayOptions) -> dict[str, Any]:
     least, most = job.nodes
     cluster: dict[str, Any] = {
-        "rayVersion": version("ray"),
+        "rayVersion": pinned_version("ray"),
         "authOptions": {"mode": "token"},
         "headGroupSpec": {
             "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},
@@ -152,7 +125,7 @@ def _ray_job(job: Job, options: KubeRayOptions) -> dict[str, Any]:
             }
         ],
     }
-    if job.elastic:  # Ray asks for more workers; a cluster that waits for the most would wait for the last spot node
+    if job.elastic:  # a cluster of fixed size would wait for the last spot node before it trains at all
         cluster["enableInTreeAutoscaling"] = True
         cluster["autoscalerOptions"] = {"idleTimeoutSeconds": 300}
     spec: dict[str, Any] = {
@@ -160,7 +133,7 @@ def _ray_job(job: Job, options: KubeRayOptions) -> dict[str, Any]:
         "submissionMode": options.submission_mode,
         "shutdownAfterJobFinishes": True,
         "ttlSecondsAfterFinished": options.ttl_s,
-        "backoffLimit": job.max_restarts,
+        "backoffLimit": job.options.max_restarts,
         "rayClusterSpec": cluster,
     }
     if options.time_s:
@@ -180,7 +153,7 @@ def _head(job: Job, options: KubeRayOptions) -> dict[str, Any]:
 
 def _worker(job: Job, options: KubeRayOptions) -> dict[str, Any]:
     memory_mib = job.memory_mib_per_node
-    shm_mib = options.shm_bytes >> 20 if options.shm_bytes else memory_mib * 3 // 10  # the share that Ray's store takes
+    shm_mib = options.shm_bytes >> 20 if options.shm_bytes else memory_mib * 3 // 10  # the share of Ray's object store
     if not 0 < shm_mib < memory_mib:
         raise ValueError(f"--shm of {shm_mib} MiB: it is taken from the {memory_mib} MiB of the pod, less is needed")
     resources = {"cpu": str(job.cpus_per_node), "memory": f"{memory_mib}Mi"}
@@ -195,7 +168,7 @@ def _worker(job: Job, options: KubeRayOptions) -> dict[str, Any]:
 
 
 def _pod(job: Job, options: KubeRayOptions, name: str, resources: dict[str, str], *, shm_mib: int) -> dict[str, Any]:
-    mounts = [(f"claim-{place}", claim, path) for place, (claim, path) in enumerate(options.volumes)]
+    mounts = [(f"claim-{number}", claim, path) for number, (claim, path) in enumerate(options.volumes)]
     container: dict[str, Any] = {
         "name": name,
         "image": options.image,

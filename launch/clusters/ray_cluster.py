@@ -1,63 +1,32 @@
-"""A file for ``ray up``: machines of a cloud, workers on spot ones, and a script that trains until it is done."""
+"""A file for ``ray up``: machines of a cloud, workers on spot ones, and a script that trains to the end."""
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from dist_scvi.launch.clusters.job import (
-    FOLDER,
-    Job,
-    comment,
-    dump,
-    install,
-    judge,
-    refuse_local,
-    saved_step,
-    train_command,
-    write_files,
-)
+from dist_scvi.launch.clusters.documents import comment, dump
+from dist_scvi.launch.clusters.install import install_script
+from dist_scvi.launch.clusters.job import Job, refuse_local
+from dist_scvi.launch.clusters.options import RayClusterOptions
 from dist_scvi.launch.clusters.schema_check import RAY_CLUSTER, check, check_shell
+from dist_scvi.launch.clusters.templates import Value, render_script
 
 _GCP_SPOT_S = 30
-_CLIENT = {"aws": "boto3", "gcp": "google-api-python-client"}  # with which Ray starts machines
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RayClusterOptions:
-    """Which machines of which cloud."""
-
-    provider: Literal["aws", "gcp"]
-    region: str
-    zone: str | None = None
-    project: str | None = None
-    """Of gcp."""
-    instance: str
-    """Type of the machines of workers."""
-    head_instance: str
-    image: str | None = None
-    """Image of the machines; on aws that of Ray by default."""
-    spot: bool = True
-    install: str
-    """What pip installs: dist-scvi, from wherever it is."""
-    shared: tuple[str, ...] = ()
-    """Folders that all machines see."""
+_CLIENT = {"aws": "boto3", "gcp": "google-api-python-client"}  # the package with which Ray starts machines
 
 
 def render_ray_cluster(job: Job, options: RayClusterOptions) -> str:
-    """Write the file.
+    """Return the file.
 
     Raises
     ------
     ValueError
-        If the workers could not see a path, or the cloud needs what was not named.
+        If a path is not visible to the workers, or the cloud needs what was not named.
 
     Notes
     -----
-    Ray 2.60 saves on SIGTERM only in a ``ray start --block``, which is therefore started behind the command.
+    Ray 2.60 saves on SIGTERM only in a ``ray start --block``, which therefore runs in the background.
     """
     refuse_local(job, options.shared, "--shared")
     _check_cloud(job, options)
-    script = _script(job)
-    check_shell(script)
     head = _node(options, options.head_instance, spot=False, gpus=0)
     worker = _node(options, options.instance, spot=options.spot, gpus=job.gpus_per_node)
     resources = {"CPU": job.cpus_per_node} | ({"GPU": job.gpus_per_node} if job.gpus_per_node else {})
@@ -74,12 +43,10 @@ def render_ray_cluster(job: Job, options: RayClusterOptions) -> str:
             "worker": {"min_workers": least, "max_workers": most, "resources": resources, "node_config": worker},
         },
         "file_mounts": {"/home/ubuntu/.ray/auth_token": "~/.ray/auth_token"},
-        "setup_commands": ["set -e\n" + install(options.install, _CLIENT[options.provider])],
-        "head_setup_commands": ["set -e\n" + write_files({"run.yaml": job.config.read_text(), "train.sh": script})],
-        "head_start_ray_commands": _start(
-            "--head --port=6379 --dashboard-host=127.0.0.1 --autoscaling-config=$HOME/ray_bootstrap_config.yaml", 0
-        ),
-        "worker_start_ray_commands": _start("--address=$RAY_HEAD_IP:6379", job.drain_s),
+        "setup_commands": [install_script(options.install, _CLIENT[options.provider], files={})],
+        "head_setup_commands": [_head_files(job)],
+        "head_start_ray_commands": _start(is_head=True, drain_s=0),
+        "worker_start_ray_commands": _start(is_head=False, drain_s=job.drain_s),
     }
     check(cluster, RAY_CLUSTER)
     for key in ("setup_commands", "head_setup_commands", "head_start_ray_commands", "worker_start_ray_commands"):
@@ -109,11 +76,11 @@ def _heading(job: Job, options: RayClusterOptions) -> list[str]:
         "  ray exec THIS_FILE --tmux 'bash ~/dist-scvi/train.sh'",
         "  ray exec THIS_FILE 'tail -f ~/dist-scvi/train.log'",
         "  ray down THIS_FILE --yes",
-        "The machines cost money until the last of these.",
+        "The machines cost money until the last of these commands.",
         "To decide:",
         "  node_config: disks, network and the role that may read and write the object store",
-        f"  setup_commands: {options.install} is installed; every machine has to reach it, a path is one of theirs",
-        *(["  the cloud shuts a spot machine down in its own time, whatever --grace-s says"] if options.spot else []),
+        f"  setup_commands: {options.install} is installed; every machine has to reach it, a path is one there",
+        *(["  the cloud decides when a spot machine ends, whatever --grace-s says"] if options.spot else []),
     ]
 
 
@@ -124,7 +91,9 @@ def _provider(options: RayClusterOptions) -> dict[str, Any]:
     if options.project:
         provider["project_id"] = options.project
     if options.provider == "aws":
-        provider["cache_stopped_nodes"] = False  # the environment is made anew, a stopped machine would cost its disk
+        provider["cache_stopped_nodes"] = (
+            False  # a stopped machine would cost its disk, and its environment is made anew anyway
+        )
     return provider
 
 
@@ -147,33 +116,20 @@ def _node(options: RayClusterOptions, instance: str, *, spot: bool, gpus: int) -
     return node
 
 
-def _start(words: str, drain_s: int) -> list[str]:
-    activate = f'. "{FOLDER}/venv/bin/activate"'
-    environment = f"RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0 RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S={drain_s}"
-    behind = f'> "{FOLDER}/ray.log" 2>&1 < /dev/null &'
-    start = f"{environment} setsid nohup ray start --block {words} {behind}"
-    return [f"{activate}; ray stop || true", f"{activate}; ulimit -n 65536; {start}"]
+def _start(*, is_head: bool, drain_s: int) -> list[str]:
+    return [
+        render_script({}, "ray_cluster_stop"),
+        render_script({"is_head": "yes" if is_head else "no", "drain_s": drain_s}, "ray_cluster_start"),
+    ]
 
 
-def _script(job: Job) -> str:
-    return f"""\
-#!/usr/bin/env bash
-set -uo pipefail
-. "{FOLDER}/venv/bin/activate"
-export RAY_AUTH_MODE=token
-exec >> "{FOLDER}/train.log" 2>&1
-restarts=0 old_step=
-while :; do
-{train_command(job, f'"{FOLDER}/run.yaml"', address="auto")}
-code=$?
-{judge(job)}
-step=$({saved_step(job)})
-if [ "${{step:-none}}" != "$old_step" ]; then restarts=0; fi
-old_step=${{step:-none}}
-restarts=$((restarts + 1))
-if [ "$restarts" -gt {job.max_restarts} ]; then
-    echo "dist-scvi: {job.max_restarts} restarts without a new checkpoint: look into it, then start it again" >&2
-    exit "$status"
-fi
-done
-"""
+def _head_files(job: Job) -> str:
+    values: dict[str, Value] = {
+        "train_options": job.train_options,
+        "status": job.status,
+        "max_restarts": job.options.max_restarts,
+    }
+    script = f"#!/usr/bin/env bash\nset -uo pipefail\n{render_script(values, 'run_state', 'ray_cluster_train')}"
+    check_shell(script)
+    files = {"run.yaml": job.config.read_text(), "train.sh": script}
+    return render_script({"file_names": list(files), "file_texts": list(files.values())}, "write_files")

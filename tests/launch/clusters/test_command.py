@@ -68,6 +68,10 @@ def test_what_is_written_is_what_is_printed_and_is_not_replaced_unasked(
         ("slurm", "--workers 3", "change train.lanes"),
         ("slurm", "--nodes 3", "same number of workers"),
         ("slurm", "--name A", "lower-case letter"),
+        ("slurm", "logger=tensorboard", "where TensorBoard cannot write"),
+        ("kuberay", "train.lanes=7 --workers 7", "must be a multiple of lanes=7"),
+        ("skypilot", "run=https://host/run", "https://host/run cannot be written"),
+        ("ray-cluster", "train.load_best=true train.train_size=1", "depends on validations"),
         ("slurm", "--time 00:02:00", "--time 0-00:02:00"),
         ("kuberay", "--node-selector 'a b=c'", "--node-selector: .*'a b'"),
         ("ray-cluster", "--install dist/a.whl", "--install 'dist/a.whl'"),
@@ -107,6 +111,15 @@ def test_arguments_that_make_no_sense_are_refused(words: str, message: str, caps
 def test_a_machine_of_gcp_has_less_grace_by_default(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     gcp = "--provider gcp --region r --zone z --project p --image i --instance a --head-instance b --install x"
     launch(options("ray-cluster", str(config), *gcp.split()))
-    assert "DRAIN_TIMEOUT_S=25 " in capsys.readouterr().out
+    assert "drain_s=25\n" in capsys.readouterr().out
     launch(options("ray-cluster", str(config), *gcp.split(), "--on-demand"))
-    assert "DRAIN_TIMEOUT_S=100 " in capsys.readouterr().out
+    assert "drain_s=100\n" in capsys.readouterr().out
+
+
+def test_cells_that_this_machine_sees_are_checked_as_training_checks_them(tmp_path: Path, save, pristine) -> None:
+    store = save(pristine)
+    config = tmp_path / "run.yaml"
+    config.write_text(f"run: {tmp_path}/run\ndata: {{uri: {store}, batch_key: plaec}}\ntrain: {{batch_size: 32}}\n")
+    with pytest.raises(ValueError, match="plaec"):
+        launch(options("slurm", str(config), "--shared", "/"))
+    assert launch(options("slurm", str(config), "data.batch_key=place", "--shared", "/")) == 0

@@ -7,20 +7,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dist_scvi.launch.clusters.job import (
-    Job,
-    comment,
-    dump,
-    install,
-    job_of,
-    judge,
-    refuse_local,
-    refuse_node_local,
-    saved_step,
-    train_command,
-    write_files,
-)
+from dist_scvi.launch.clusters.documents import comment, dump
+from dist_scvi.launch.clusters.install import install_script
+from dist_scvi.launch.clusters.job import Job, job_of, refuse_local, refuse_node_local
+from dist_scvi.launch.clusters.options import JobOptions
+from dist_scvi.launch.clusters.templates import render_script
 
+ROOT = Path(__file__).parents[3]
 NASTY = [
     "it's",
     'a "b"',
@@ -50,16 +43,18 @@ def job(
     nodes: tuple[int, int] | None = None,
 ) -> Job:
     return job_of(
-        config,
-        words,
-        name=name,
-        workers=workers,
-        nodes=nodes,
-        cpus_per_worker=3,
-        gpus_per_worker=1,
-        memory_bytes=4 << 30,
-        grace_s=120,
-        max_restarts=5,
+        JobOptions(
+            config=config,
+            words=words,
+            name=name,
+            workers=workers,
+            nodes=nodes,
+            cpus_per_worker=3,
+            gpus_per_worker=1,
+            memory_bytes=4 << 30,
+            grace_s=120,
+            max_restarts=5,
+        )
     )
 
 
@@ -87,7 +82,7 @@ def test_workers_that_fit_neither_nodes_nor_lanes_are_refused(
 
 
 def test_a_range_needs_one_number_that_divides_the_lanes(config: Path) -> None:
-    assert job(config, workers=(3, 6)).workers == (3, 6)
+    assert job(config, workers=(3, 6)).nodes == (3, 6)
 
 
 def test_the_name_is_that_of_the_run_as_clusters_allow_it(config: Path) -> None:
@@ -108,12 +103,12 @@ def test_a_configuration_that_is_not_valid_is_refused(config: Path) -> None:
         job(config, "train.lans=4")
 
 
-@pytest.mark.parametrize("path", ["/tmp/run", "/dev/shm/run", "/local/run", "file:///tmp/run"])
+@pytest.mark.parametrize("path", ["/tmp/run", "/dev/shm/run", "/local/run"])
 def test_a_run_on_one_node_only_is_refused_unless_it_is_known_to_be_shared(config: Path, path: str) -> None:
     here = job(config, f"run={path}")
     with pytest.raises(ValueError, match=f"run={path}.*--shared"):
         refuse_node_local(here, [])
-    refuse_node_local(here, [path.removeprefix("file://")])
+    refuse_node_local(here, [path])
     refuse_node_local(job(config, "run=/tmpfolder/run"), [])
     refuse_node_local(job(config), [])
 
@@ -126,45 +121,58 @@ def test_a_path_of_this_machine_is_refused_where_workers_do_not_see_it(config: P
     refuse_local(local, ["/home/me"], "--volume")
 
 
-def test_the_command_says_what_was_said(config: Path) -> None:
+def test_the_command_has_every_word_as_it_was_given(config: Path) -> None:
     quoted = [yaml.safe_dump(text, default_style='"').strip() for text in NASTY]
     words = [f"data.labels_key={text}" for text in quoted]
-    command = train_command(job(config, *words, workers=(2, 4)), "CONFIG", address='"$head"')
-    script = f"dist-scvi() {{ printf '%s\\0' \"$@\"; }}; head='1.2.3.4:6379'; {command}"
-    told = subprocess.run(["bash", "-uc", script], capture_output=True, text=True, check=True, cwd=config.parent).stdout
-    assert told.split("\0")[:-1] == [
-        *("train", "CONFIG", *words, "--workers", "2:4", "--cpus-per-worker", "3"),
-        *("--gpus-per-worker", "1", "--address", "1.2.3.4:6379"),
+    values = {"train_options": job(config, *words, workers=(2, 4)).train_options}
+    script = render_script(values) + """\nprintf '%s\\0' "${train_options[@]}\""""
+    printed = subprocess.run(
+        ["bash", "-uc", script], capture_output=True, text=True, check=True, cwd=config.parent
+    ).stdout
+    assert printed.split("\0")[:-1] == [
+        *(*words, "--workers", "2:4", "--cpus-per-worker", "3"),
+        *("--gpus-per-worker", "1"),
     ]
     assert not (config.parent / "owned").exists()
 
 
+def run_state(config: Path, stub: str, command: str) -> "subprocess.CompletedProcess[str]":
+    script = render_script({"status": job(config, "storage_options={endpoint: 'http://a b'}").status}, "run_state")
+    return subprocess.run(
+        ["bash", "-uc", f"dist-scvi() {{ {stub}; }}\n{script}\n{command}"], capture_output=True, text=True, check=False
+    )
+
+
 @pytest.mark.parametrize(
-    ("code", "status", "end"),
+    ("code", "state", "end"),
     [(0, 0, 0), (1, 0, 0), (0, 75, "again"), (1, 75, "again"), (2, 75, 2), (0, 3, 3), (1, 2, 2)],
 )
-def test_what_the_run_left_decides_and_not_the_exit_code(config: Path, code: int, status: int, end: int | str) -> None:
-    script = f"dist-scvi() {{ return {status}; }}; code={code}\n{judge(job(config))}\necho again"
-    told = subprocess.run(["bash", "-uc", script], capture_output=True, text=True, check=False)
-    assert told.stdout.strip() == ("again" if end == "again" else "")
-    assert told.returncode == (0 if end == "again" else end)
+def test_the_state_of_the_run_decides_and_not_the_exit_code(
+    config: Path, code: int, state: int, end: int | str
+) -> None:
+    ended = run_state(config, f"return {state}", f"exit_unless_unfinished {code}; echo again")
+    assert ended.stdout.strip() == ("again" if end == "again" else "")
+    assert ended.returncode == (0 if end == "again" else end)
 
 
-def test_the_step_that_was_saved_is_read_from_the_status(config: Path) -> None:
-    script = 'dist-scvi() { printf \'{\\n "step": 14,\\n "saved_step": 12,\\n "x": 1}\'; }; ' + saved_step(job(config))
-    assert subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True).stdout == "12\n"
+def test_the_saved_step_is_read_from_the_status(config: Path) -> None:
+    stub = 'printf \'{\\n "step": 14,\\n "saved_step": 12,\\n "x": 1}\''
+    assert run_state(config, stub, "saved_step").stdout == "12\n"
+    assert run_state(config, "return 1", "saved_step").stdout == "none\n"
 
 
-def test_the_status_is_asked_of_the_same_storage(config: Path) -> None:
-    far = job(config, "storage_options={endpoint: 'http://a b'}")
-    assert "dist-scvi status s3://bucket/Run_1 --storage 'endpoint=http://a b' --exit-code\n" in judge(far)
-    assert "dist-scvi status s3://bucket/Run_1 --storage 'endpoint=http://a b' --json |" in saved_step(far)
+def test_the_status_is_read_with_the_options_of_the_storage(config: Path) -> None:
+    words = ["status", "s3://bucket/Run_1", "--storage", "endpoint=http://a b", "--exit-code"]
+    printed = run_state(config, "printf '%s\\n' \"$@\"; return 75", "exit_unless_unfinished 1").stdout
+    assert printed.splitlines() == words
 
 
 def test_files_arrive_as_they_are(tmp_path: Path) -> None:
     text = "\n".join(NASTY) + "\n\n"
-    subprocess.run(["bash", "-uc", write_files({"run.yaml": text})], check=True, env={"HOME": str(tmp_path)})
+    script = render_script({"file_names": ["run.yaml", "x"], "file_texts": [text, ""]}, "write_files")
+    subprocess.run(["bash", "-uc", script], check=True, env={"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"})
     assert (tmp_path / "dist-scvi" / "run.yaml").read_text() == text
+    assert (tmp_path / "dist-scvi" / "x").read_text() == ""
 
 
 @pytest.mark.parametrize(
@@ -179,11 +187,16 @@ def test_files_arrive_as_they_are(tmp_path: Path) -> None:
         "file:///shared/a.whl",
     ],
 )
-def test_what_machines_can_reach_is_installed_and_uv_in_one_version(spec: str) -> None:
+def test_what_machines_can_reach_is_installed_with_the_pinned_versions(spec: str, tmp_path: Path) -> None:
     stubs = 'command() { false; }; curl() { echo "curl $*" >&2; }; uv() { printf \'%s\\n\' "$@"; }\n'
-    told = subprocess.run(["bash", "-euc", stubs + install(spec)], capture_output=True, text=True, check=True)
-    assert spec in told.stdout.splitlines()
-    assert re.fullmatch(r"curl -LsSf https://astral\.sh/uv/\d+\.\d+\.\d+/install\.sh\n", told.stderr)
+    home = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
+    script = stubs + install_script(spec, files={})
+    done = subprocess.run(["bash", "-euc", script], capture_output=True, text=True, check=True, env=home)
+    words = done.stdout.splitlines()
+    assert spec in words
+    assert words[words.index("--constraint") + 1] == str(tmp_path / "dist-scvi" / "constraints.txt")
+    assert (tmp_path / "dist-scvi" / "constraints.txt").read_text() == (ROOT / "constraints.txt").read_text()
+    assert re.fullmatch(r"curl -LsSf https://astral\.sh/uv/\d+\.\d+\.\d+/install\.sh\n", done.stderr)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +205,7 @@ def test_what_machines_can_reach_is_installed_and_uv_in_one_version(spec: str) -
 )
 def test_what_only_this_machine_could_reach_is_not_installed(spec: str) -> None:
     with pytest.raises(ValueError, match=r"--install .* which the machines have"):
-        install(spec)
+        install_script(spec, files={})
 
 
 def test_a_comment_shows_what_cannot_be_printed() -> None:

@@ -2,7 +2,6 @@
 
 import subprocess
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -10,30 +9,35 @@ import pytest
 import yaml
 
 from dist_scvi.launch.clusters.job import Job, job_of
-from dist_scvi.launch.clusters.kuberay import KubeRayOptions, render_kuberay
+from dist_scvi.launch.clusters.kuberay import render_kuberay
+from dist_scvi.launch.clusters.options import JobOptions, KubeRayOptions
 from dist_scvi.launch.clusters.schema_check import check
+from dist_scvi.launch.clusters.templates import pinned_version
+from tests.launch.clusters.with_options import with_options
 
 OPTIONS = KubeRayOptions(
     image="registry/dist-scvi:1",
-    node_selector={"cloud.google.com/gke-spot": "true"},
-    head_node_selector={"pool": "steady"},
-    tolerations=[("cloud.google.com/gke-spot", "true", "NoSchedule"), ("nvidia.com/gpu", None, "NoSchedule")],
+    node_selector=(("cloud.google.com/gke-spot", "true"),),
+    head_node_selector=(("pool", "steady"),),
+    tolerations=(("cloud.google.com/gke-spot", "true", "NoSchedule"), ("nvidia.com/gpu", None, "NoSchedule")),
 )
 
 
 def job_on(folder: Path, text: str = "run: s3://bucket/run\ndata: {uri: s3://bucket/atlas.zarr}\n") -> Job:
     (folder / "run.yaml").write_text(text)
     return job_of(
-        folder / "run.yaml",
-        ["data.batch_key=it's $(here)"],
-        name="atlas",
-        workers=(2, 4),
-        nodes=(1, 2),
-        cpus_per_worker=8,
-        gpus_per_worker=1,
-        memory_bytes=32 << 30,
-        grace_s=120,
-        max_restarts=7,
+        JobOptions(
+            config=folder / "run.yaml",
+            words=("data.batch_key=it's $(here)",),
+            name="atlas",
+            workers=(2, 4),
+            nodes=(1, 2),
+            cpus_per_worker=8,
+            gpus_per_worker=1,
+            memory_bytes=32 << 30,
+            grace_s=120,
+            max_restarts=7,
+        )
     )
 
 
@@ -58,7 +62,7 @@ def test_it_starts_again_cleans_up_and_is_authenticated(job: Job) -> None:
     assert (spec["backoffLimit"], spec["shutdownAfterJobFinishes"], spec["ttlSecondsAfterFinished"]) == (7, True, 60)
     assert (spec["activeDeadlineSeconds"], spec["submissionMode"]) == (3600, "HTTPMode")
     assert spec["rayClusterSpec"]["authOptions"] == {"mode": "token"}
-    assert spec["rayClusterSpec"]["rayVersion"] == version("ray")
+    assert spec["rayClusterSpec"]["rayVersion"] == pinned_version("ray")
 
 
 def test_workers_lie_on_spot_nodes_and_the_head_does_not(job: Job) -> None:
@@ -93,7 +97,7 @@ def test_a_range_starts_with_the_least_and_grows(job: Job) -> None:
     group = cluster["workerGroupSpecs"][0]
     assert (group["replicas"], group["minReplicas"], group["maxReplicas"]) == (1, 1, 2)
     assert cluster["enableInTreeAutoscaling"]
-    fixed = rendered(replace(job, workers=(4, 4), nodes=(2, 2)))[1]["spec"]["rayClusterSpec"]
+    fixed = rendered(with_options(job, workers=(4, 4), nodes=(2, 2)))[1]["spec"]["rayClusterSpec"]
     assert "enableInTreeAutoscaling" not in fixed
     assert fixed["workerGroupSpecs"][0]["replicas"] == 2
 
@@ -146,22 +150,22 @@ def test_claims_secrets_and_the_account_reach_all_pods(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"node_selector": {}}, "--spot needs the label"),
+        ({"node_selector": ()}, "--spot needs the label"),
         ({"shm_bytes": 80 << 30}, "--shm of 81920 MiB"),
         ({"image": "a b"}, "--image: .*'a b'"),
         ({"image": "a\n"}, "--image: "),
         ({"namespace": "Upper"}, "--namespace: .*'Upper'"),
         ({"namespace": "a" * 64}, "--namespace: "),
         ({"namespace": "a.b"}, "--namespace: "),
-        ({"node_selector": {"a b": "c"}}, "--node-selector: .*'a b'"),
-        ({"node_selector": {"a": "b c"}}, "--node-selector: .*'b c'"),
-        ({"node_selector": {"a": "b\n"}}, "--node-selector: "),
-        ({"node_selector": {"Upper.io/a": "b"}}, "--node-selector: "),
-        ({"node_selector": {f"{'a' * 254}/a": "b"}}, "--node-selector: "),
-        ({"node_selector": {"a.io/": "b"}}, "--node-selector: "),
-        ({"node_selector": {"a.io/b/c": "d"}}, "--node-selector: "),
-        ({"node_selector": {"a": "b" * 64}}, "--node-selector: "),
-        ({"head_node_selector": {"-a": "b"}}, "--head-node-selector: .*'-a'"),
+        ({"node_selector": (("a b", "c"),)}, "--node-selector: .*'a b'"),
+        ({"node_selector": (("a", "b c"),)}, "--node-selector: .*'b c'"),
+        ({"node_selector": (("a", "b\n"),)}, "--node-selector: "),
+        ({"node_selector": (("Upper.io/a", "b"),)}, "--node-selector: "),
+        ({"node_selector": ((f"{'a' * 254}/a", "b"),)}, "--node-selector: "),
+        ({"node_selector": (("a.io/", "b"),)}, "--node-selector: "),
+        ({"node_selector": (("a.io/b/c", "d"),)}, "--node-selector: "),
+        ({"node_selector": (("a", "b" * 64),)}, "--node-selector: "),
+        ({"head_node_selector": (("-a", "b"),)}, "--head-node-selector: .*'-a'"),
         ({"tolerations": [("a", "b c", "NoSchedule"), ("a", "b", "NoExecute")]}, "--toleration: .*'b c'"),
         ({"tolerations": [("a b", None, "NoSchedule")]}, "--toleration: .*'a b'"),
         ({"secrets": ["A B"]}, "--secret: .*'A B'"),
@@ -179,11 +183,11 @@ def test_names_as_kubernetes_allows_them_are_taken(job: Job) -> None:
     options = replace(
         OPTIONS,
         namespace="1-lab",
-        node_selector={"Upper_1.a": "", f"{'a.' * 126}b/c": "d" * 63},
+        node_selector=(("Upper_1.a", ""), (f"{'a.' * 126}b/c", "d" * 63)),
         tolerations=[("a", "", "NoSchedule"), ("a", "b_1.C", "NoExecute")],
         secrets=["a.b-c", "x" * 253],
     )
-    assert pods(rendered(job, options)[1])[1]["nodeSelector"] == options.node_selector
+    assert pods(rendered(job, options)[1])[1]["nodeSelector"] == dict(options.node_selector)
 
 
 def test_it_says_how_it_is_started_again_and_what_ends_the_one_before(job: Job) -> None:

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from dist_scvi.launch.clusters.job import Job, job_of
-from dist_scvi.launch.clusters.ray_cluster import RayClusterOptions, render_ray_cluster
+from dist_scvi.launch.clusters.options import JobOptions, RayClusterOptions
+from dist_scvi.launch.clusters.ray_cluster import render_ray_cluster
 from dist_scvi.launch.clusters.schema_check import RAY_CLUSTER, check
 
 AWS = RayClusterOptions(
@@ -37,16 +38,18 @@ CONFIG = "# it's $(mine)\nrun: s3://bucket/run\ndata: {uri: s3://bucket/atlas.za
 def job(tmp_path: Path) -> Job:
     (tmp_path / "run.yaml").write_text(CONFIG)
     return job_of(
-        tmp_path / "run.yaml",
-        ["data.batch_key=it's $(here)"],
-        name=None,
-        workers=(2, 4),
-        nodes=None,
-        cpus_per_worker=4,
-        gpus_per_worker=1,
-        memory_bytes=16 << 30,
-        grace_s=120,
-        max_restarts=2,
+        JobOptions(
+            config=tmp_path / "run.yaml",
+            words=("data.batch_key=it's $(here)",),
+            name=None,
+            workers=(2, 4),
+            nodes=None,
+            cpus_per_worker=4,
+            gpus_per_worker=1,
+            memory_bytes=16 << 30,
+            grace_s=120,
+            max_restarts=2,
+        )
     )
 
 
@@ -97,14 +100,25 @@ def test_a_run_on_this_machine_is_refused_unless_all_share_it(job: Job) -> None:
     render_ray_cluster(local, replace(AWS, shared=("/efs",)))
 
 
-def test_ray_is_authenticated_and_workers_save_when_their_machine_is_shut_down(job: Job) -> None:
+def test_ray_is_authenticated_and_workers_save_when_their_machine_is_shut_down(job: Job, tmp_path: Path) -> None:
     cluster = rendered(job)
     assert cluster["file_mounts"] == {"/home/ubuntu/.ray/auth_token": "~/.ray/auth_token"}
-    for key, words in (("head_start_ray_commands", "--head --port=6379"), ("worker_start_ray_commands", "--address=")):
-        start = cluster[key][-1]
-        assert "RAY_AUTH_MODE=token" in start
-        assert f"ray start --block {words}" in start
-    assert "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=100" in cluster["worker_start_ray_commands"][-1]
+    (tmp_path / "dist-scvi" / "venv" / "bin").mkdir(parents=True)
+    (tmp_path / "dist-scvi" / "venv" / "bin" / "activate").write_text(
+        'ray() { echo "$* ${RAY_AUTH_MODE-} ${RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S-}"; }; setsid() { shift; "$@"; }\n'
+    )
+    for role, words in (
+        (
+            "head",
+            f"--head --port=6379 --dashboard-host=127.0.0.1 --autoscaling-config={tmp_path}/ray_bootstrap_config.yaml",
+        ),
+        ("worker", "--address=10.0.0.1:6379"),
+    ):
+        script = "\n".join([*cluster[f"{role}_start_ray_commands"], "wait"])
+        environment = home(tmp_path) | {"RAY_HEAD_IP": "10.0.0.1"}
+        subprocess.run(["bash", "-uc", script], env=environment, check=True, capture_output=True)
+        log = (tmp_path / "dist-scvi" / "ray.log").read_text()
+        assert log == f"start --block {words} token {100 if role == 'worker' else 0}\n"
 
 
 def test_it_installs_into_an_environment_of_its_own_what_was_named(job: Job, tmp_path: Path) -> None:
@@ -113,8 +127,8 @@ def test_it_installs_into_an_environment_of_its_own_what_was_named(job: Job, tmp
     told = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True, env=home(tmp_path)).stdout
     venv, install = told.splitlines()
     assert venv.endswith(f"|{tmp_path}/dist-scvi/venv|")
-    assert "|dist-scvi @ file:///a b|ray[default,train]==" in install
-    assert install.endswith("|boto3|")
+    assert f"|--constraint|{tmp_path}/dist-scvi/constraints.txt|" in install
+    assert install.endswith("|dist-scvi @ file:///a b|ray[default,train]|boto3|")
 
 
 def home(folder: Path) -> dict[str, str]:

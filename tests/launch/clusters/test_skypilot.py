@@ -11,8 +11,11 @@ import pytest
 import yaml
 
 from dist_scvi.launch.clusters.job import Job, job_of
+from dist_scvi.launch.clusters.options import JobOptions, SkyPilotOptions
 from dist_scvi.launch.clusters.schema_check import check
-from dist_scvi.launch.clusters.skypilot import SkyPilotOptions, render_skypilot
+from dist_scvi.launch.clusters.skypilot import render_skypilot
+from dist_scvi.launch.clusters.templates import pinned_version
+from tests.launch.clusters.with_options import with_options
 
 OPTIONS = SkyPilotOptions(accelerator="H100", install="dist-scvi")
 CONFIG = "# it's $(mine)\nrun: s3://bucket/run\ndata: {uri: s3://bucket/atlas.zarr}\n"
@@ -23,7 +26,7 @@ case "$*" in
 *--head*) trap 'echo "ray ended" >> "$HOME/log"; exit 0' TERM; while :; do sleep 0.02; done ;;
 *) exit 1 ;;
 esac""",
-    "python": 'sleep 0.3; echo "wait ${*#*/wait.py}" >> "$HOME/log"; exit "${WAITED:-0}"',
+    "python": 'sleep 0.3; echo "wait $*" >> "$HOME/log"; exit "${WAITED:-0}"',
     "dist-scvi": """
 echo "$*" >> "$HOME/log"
 case $1 in train) exit "${TRAIN:-0}" ;; *) exit "${STATUS:-0}" ;; esac""",
@@ -34,16 +37,18 @@ case $1 in train) exit "${TRAIN:-0}" ;; *) exit "${STATUS:-0}" ;; esac""",
 def job(tmp_path: Path) -> Job:
     (tmp_path / "run.yaml").write_text(CONFIG)
     return job_of(
-        tmp_path / "run.yaml",
-        ["data.batch_key=it's $(here)"],
-        name="atlas",
-        workers=(4, 4),
-        nodes=(2, 2),
-        cpus_per_worker=4,
-        gpus_per_worker=1,
-        memory_bytes=16 << 30,
-        grace_s=120,
-        max_restarts=3,
+        JobOptions(
+            config=tmp_path / "run.yaml",
+            words=("data.batch_key=it's $(here)",),
+            name="atlas",
+            workers=(4, 4),
+            nodes=(2, 2),
+            cpus_per_worker=4,
+            gpus_per_worker=1,
+            memory_bytes=16 << 30,
+            grace_s=120,
+            max_restarts=3,
+        )
     )
 
 
@@ -99,7 +104,7 @@ def test_every_node_has_the_configuration_and_an_environment_of_its_own(job: Job
     environment = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
     subprocess.run(["bash", "-c", stubs + rendered(job)["setup"]], check=True, env=environment, capture_output=True)
     assert (tmp_path / "dist-scvi" / "run.yaml").read_text() == CONFIG
-    compile((tmp_path / "dist-scvi" / "wait.py").read_text(), "wait.py", "exec")
+    assert f"ray=={pinned_version('ray')}\n" in (tmp_path / "dist-scvi" / "constraints.txt").read_text()
 
 
 def test_the_first_node_waits_for_all_trains_and_ends_its_own_ray_alone(job: Job, tmp_path: Path) -> None:
@@ -107,10 +112,10 @@ def test_the_first_node_waits_for_all_trains_and_ends_its_own_ray_alone(job: Job
     assert code == 0
     assert log == [
         (
-            "ray start --num-cpus=8 --num-gpus=2 --head --port=6399 --node-ip-address=127.0.0.1 "
-            "--include-dashboard=false --temp-dir=/tmp/ray_dist_scvi --block drain=0 address=unset"
+            "ray start --block --num-cpus=8 --num-gpus=2 --head --port=6399 --node-ip-address=127.0.0.1 "
+            "--include-dashboard=false --temp-dir=/tmp/ray_dist_scvi drain=0 address=unset"
         ),
-        "wait  127.0.0.1:6399 2 600",
+        "wait -m dist_scvi.launch.clusters.wait_for_nodes 127.0.0.1:6399 2 600",
         (
             f"train {tmp_path}/dist-scvi/run.yaml data.batch_key=it's $(here) --workers 4 --cpus-per-worker 4 "
             "--gpus-per-worker 1 --address 127.0.0.1:6399"
@@ -141,7 +146,7 @@ def test_another_node_joins_as_soon_as_the_first_is_there_and_never_decides(job:
     with socket.create_server(("127.0.0.1", 6399)):
         code, log = run(job, tmp_path, 1)
     assert code == 0
-    assert log == ["ray start --num-cpus=8 --num-gpus=2 --address=127.0.0.1:6399 --block drain=100 address=unset"]
+    assert log == ["ray start --block --num-cpus=8 --num-gpus=2 --address=127.0.0.1:6399 drain=100 address=unset"]
 
 
 def test_buckets_are_mounted_to_read_and_runs_are_not_written_there(job: Job) -> None:
@@ -180,13 +185,13 @@ def test_what_could_not_be_checked_is_said(job: Job) -> None:
     told = render_skypilot(job, replace(OPTIONS, infra="aws/nowhere", install="git+https://host/x"))
     assert "#   infra, accelerator: only SkyPilot knows" in told
     assert "#   setup: git+https://host/x is installed" in told
-    steady = replace(job, gpus_per_worker=0)
+    steady = with_options(job, gpus_per_worker=0)
     assert "only SkyPilot knows" not in render_skypilot(steady, replace(OPTIONS, accelerator=None))
 
 
 def test_a_range_of_nodes_is_refused(job: Job) -> None:
     with pytest.raises(ValueError, match="--nodes 1:2: SkyPilot starts all nodes together"):
-        render_skypilot(replace(job, workers=(2, 4), nodes=(1, 2)), OPTIONS)
+        render_skypilot(with_options(job, workers=(2, 4), nodes=(1, 2)), OPTIONS)
 
 
 @pytest.mark.parametrize(("key", "value"), [("num_nodes", 0), ("node", 2), ("envs", {"A B": ""}), ("resources", {})])

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from dist_scvi.launch.clusters.job import Job, job_of
-from dist_scvi.launch.clusters.slurm import SlurmOptions, render_slurm
+from dist_scvi.launch.clusters.options import JobOptions, SlurmOptions
+from dist_scvi.launch.clusters.slurm import render_slurm
+from tests.launch.clusters.with_options import with_options
 
 STUBS = {
-    "srun": 'while [ "${1#--}" != "$1" ]; do shift; done; exec "$@"',
+    "srun": 'echo "srun $*" >> "$STUB/log"; while [ "${1#--}" != "$1" ]; do shift; done; exec "$@"',
     "ray": 'echo "ray $*" >> "$STUB/log"; while [ "$1" != -- ]; do shift; done; shift; "$@"; exit 0',  # swallows codes
     "scontrol": """
 case $1 in
@@ -96,22 +98,24 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     monkeypatch.chdir(folder)
     (folder / "run.yaml").write_text("run: /shared/run 1\ndata: {uri: /shared/atlas.zarr}\n")
     return job_of(
-        Path("run.yaml"),
-        ["data.batch_key='it''s $(here)'"],
-        name=None,
-        workers=(4, 4),
-        nodes=(2, 2),
-        cpus_per_worker=2,
-        gpus_per_worker=1,
-        memory_bytes=8 << 30,
-        grace_s=120,
-        max_restarts=2,
+        JobOptions(
+            config=Path("run.yaml"),
+            words=("data.batch_key='it''s $(here)'",),
+            name=None,
+            workers=(4, 4),
+            nodes=(2, 2),
+            cpus_per_worker=2,
+            gpus_per_worker=1,
+            memory_bytes=8 << 30,
+            grace_s=120,
+            max_restarts=2,
+        )
     )
 
 
 @pytest.fixture
 def options(site: Site) -> SlurmOptions:
-    return SlurmOptions(setup=[f"export PATH={shlex.quote(str(site.folder / 'bin'))}:$PATH"])
+    return SlurmOptions(setup=(f"export PATH={shlex.quote(str(site.folder / 'bin'))}:$PATH",))
 
 
 def directives(script: str) -> list[str]:
@@ -126,11 +130,12 @@ def test_it_asks_for_what_the_workers_need_and_to_be_told_and_queued_again(job: 
     assert "no-kill" not in asked
 
 
-def test_a_range_of_nodes_outlives_the_loss_of_one(job: Job, options: SlurmOptions) -> None:
-    script = render_slurm(replace(job, workers=(2, 4), nodes=(1, 2)), options)
+def test_a_range_of_nodes_outlives_the_loss_of_one(job: Job, options: SlurmOptions, site: Site) -> None:
+    script = render_slurm(with_options(job, workers=(2, 4), nodes=(1, 2)), options)
     assert {"nodes=1-2", "no-kill"} <= set(directives(script))
-    assert "--no-kill" in script.split("srun ")[1].splitlines()[0]
-    assert "--workers 2:4" in script
+    _, log, _ = site.run(script)
+    assert "srun --cpus-per-task=4 --no-kill " in log
+    assert "--workers 2:4" in log
 
 
 def test_directives_stand_before_the_first_command(job: Job, options: SlurmOptions) -> None:
@@ -149,7 +154,7 @@ def test_directives_stand_before_the_first_command(job: Job, options: SlurmOptio
         ({"directives": ["qos=a b"]}, "without spaces"),
         ({"time_s": 779}, "--time 0-00:12:59: .*180 s before its end .*--grace-s 120.* 0-00:13:00 or more"),
         ({"directives": ["time=0:12:59"]}, "--time 0:12:59"),
-        ({"time_s": 3600, "directives": ["signal=B:USR1@3001"]}, "told to save 3001 s"),
+        ({"time_s": 3600, "directives": ["signal=B:USR1@3001"]}, "signal to save 3001 s"),
         ({"partition": "gpu\n#SBATCH --uid=0"}, "--partition=.*without spaces"),
         ({"setup": ["source 'env"]}, "the script is not valid"),
     ],
@@ -186,7 +191,7 @@ def test_it_trains_on_a_ray_of_all_nodes_and_ends_well(job: Job, options: SlurmO
 
 
 def test_one_node_needs_no_ray_cluster(job: Job, options: SlurmOptions, site: Site) -> None:
-    script = render_slurm(replace(job, nodes=(1, 1)), options)
+    script = render_slurm(with_options(job, nodes=(1, 1)), options)
     code, log, _ = site.run(script)
     assert code == 0
     assert "symmetric-run" not in log
@@ -216,7 +221,7 @@ def test_a_mistake_or_a_broken_run_is_not_queued_again(
     job: Job, options: SlurmOptions, site: Site, train: int, status: int, end: int
 ) -> None:
     site.says(train_code=train, status_code=status)
-    code, log, _ = site.run(render_slurm(replace(job, nodes=(1, 1)), options))
+    code, log, _ = site.run(render_slurm(with_options(job, nodes=(1, 1)), options))
     assert (code, "requeue" in log) == (end, False)
 
 
@@ -249,11 +254,11 @@ def test_when_its_time_is_over_it_saves_and_queues_again_but_not_when_it_is_canc
 ) -> None:
     site.says(status_code=75)
     (site.folder / "waits").touch()
-    process = site.start(render_slurm(replace(job, nodes=nodes), options))
+    process = site.start(render_slurm(with_options(job, nodes=nodes), options))
     site.await_training()
     process.send_signal(told)
     printed, _ = process.communicate(timeout=20)
     log = (site.folder / "log").read_text()
     assert "saved" in log
-    assert "told to stop, saving" in printed
+    assert "stopping: saving a checkpoint" in printed
     assert ("requeue 123" in log, process.returncode) == ((True, 0) if queued else (False, 75))

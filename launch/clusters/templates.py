@@ -1,0 +1,45 @@
+"""Scripts that run on other machines: assignments of what differs, then the templates in ``templates/`` that read them.
+
+A template is bash that shellcheck can check by itself. What a user wrote enters through the assignments alone, quoted
+word by word, so that no text of a configuration is ever read as shell.
+"""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from typing import TypeAlias
+
+from dist_scvi.launch.exit_codes import AGAIN, MISTAKE
+
+Value: TypeAlias = str | int | Sequence[str]
+_PACKAGE = files("dist_scvi.launch.clusters")
+
+
+def render_script(values: Mapping[str, Value], *names: str) -> str:
+    """Return assignments of `values`, sequences as arrays, followed by the templates `names`."""
+    values = {"again": AGAIN, "mistake": MISTAKE, **values} if "run_state" in names else values
+    return "\n".join([*(_assign(name, value) for name, value in values.items()), *map(_read, names)])
+
+
+def constraints() -> str:
+    """Return the tested versions, as pip and uv read them."""
+    return _PACKAGE.joinpath("constraints.txt").read_text()
+
+
+def pinned_version(package: str) -> str:
+    """Return the version of `package` in `constraints`."""
+    found = dict(line.split("==") for line in constraints().splitlines())
+    return found[package]
+
+
+def _assign(name: str, value: Value) -> str:
+    if isinstance(value, str | int):
+        return f"{name}={shlex.quote(str(value))}"
+    return f"{name}=({shlex.join(value)})"
+
+
+def _read(name: str) -> str:
+    """Read a template without its first line, which speaks to shellcheck."""
+    first, _, text = _PACKAGE.joinpath("templates", f"{name}.sh").read_text().partition("\n")
+    assert first.startswith("# shellcheck shell=bash"), name
+    return text
