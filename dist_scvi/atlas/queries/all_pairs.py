@@ -202,15 +202,17 @@ def _count_columns(a: NDArray[np.float64], b: NDArray[np.float64], delta: float,
 
 @njit(nogil=True, cache=True)
 def _median(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """Bisect for the median difference of evenly spaced values of both."""
+    """Bisect for the median difference of 64 evenly spaced quantiles of both."""
     p, m = min(len(a), 64), min(len(b), 64)
+    first, second = np.empty(p), np.empty(m)
+    _evenly(a, first)
+    _evenly(b, second)
     low, high = a[0] - b[-1], a[-1] - b[0]
     for _ in range(20):
         middle = (low + high) / 2
         below, j = 0, 0
         for i in range(p):
-            value = a[(2 * i + 1) * len(a) // (2 * p)]
-            while j < m and b[(2 * j + 1) * len(b) // (2 * m)] < value - middle:
+            while j < m and second[j] < first[i] - middle:
                 j += 1
             below += m - j  # differences of at most the middle
         if 2 * below < p * m:
@@ -219,3 +221,14 @@ def _median(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
             high = middle
     median: float = (low + high) / 2
     return median
+
+
+@njit(nogil=True, cache=True)
+def _evenly(value_p: NDArray[np.float64], out_m: NDArray[np.float64]) -> None:
+    """Interpolate evenly spaced quantiles of sorted values."""
+    n, wanted = len(value_p), len(out_m)
+    for i in range(wanted):
+        place = (i + 0.5) * n / wanted - 0.5
+        left = min(max(int(place), 0), max(n - 2, 0))
+        right = min(left + 1, n - 1)
+        out_m[i] = value_p[left] + (place - left) * (value_p[right] - value_p[left])

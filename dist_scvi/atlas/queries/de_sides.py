@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 from dist_scvi.atlas.queries.all_pairs import SortedSample, sort_values
 from dist_scvi.atlas.queries.group_expression import leaf_parts
 from dist_scvi.atlas.queries.reader import AtlasReader
+from dist_scvi.atlas.queries.sample import Seeds, even_normal, spread_cells
 from dist_scvi.atlas.queries.sketch import FREE_BINS, SHARE_BINS, merge_sketches
 from dist_scvi.atlas.queries.where import Cells, CellSet, choose_cells, complement
 from dist_scvi.expression.de_groups import CountMeans
-from dist_scvi.inference.encode_decode import LatentCells, covariates_of, decoded_with, draw_posterior
+from dist_scvi.inference.encode_decode import LatentCells, covariates_of, decoded_with
 from dist_scvi.loaders.order.keyed_hash import hash_rows
+from dist_scvi.network.noise import row_normal
 
 _DECODE_CELLS = 512
 _MOST_DRAWS = 32
@@ -122,28 +124,39 @@ def correction_batches(atlas: AtlasReader, *, batch_correction: bool, seed: int)
 
 
 def decoded_side(
-    atlas: AtlasReader, row_m: NDArray[np.int64], batches: tuple[int | None, ...], n_values: int, *, seed: int
+    atlas: AtlasReader, row_m: NDArray[np.int64], batches: tuple[int | None, ...], n_values: int | None, *, seeds: Seeds
 ) -> SideValues:
     """Decode a sample of cells, shared out to the batches.
 
     Parameters
     ----------
     row_m
-        Rows of the sample, by rising hash. Of fewer cells than `n_values` several draws are taken.
+        Rows to choose among, by rising hash.
+    n_values
+        Cells to decode, spread evenly over the latent space; of fewer several draws are taken. None decodes each of
+        `row_m` with each batch, at its own draw.
+    seeds
+        Seed of the query and number of the side.
     """
-    n, n_batches = len(row_m), len(batches)
-    n_values = max(min(n_values, n * _MOST_DRAWS), _LEAST_PER_BATCH * n_batches if n_batches > 1 else n)
-    place_p = np.arange(n_values)
-    cells = atlas.read_cells(row_m)
-    parts, total_g, top_g = [], np.zeros(len(atlas.var_names)), np.zeros(len(atlas.var_names))
-    for number, batch in enumerate(batches):
-        mine_p = place_p[number::n_batches]
-        log2_gp, sum_g, largest_g = _decode(atlas, cells, mine_p % n, mine_p // n, batch, seed)
+    cells, n_batches = atlas.read_cells(row_m), len(batches)
+    if n_values is None:
+        cell_p, noise_pk = np.arange(len(row_m)), row_normal(seeds[0], cells.row_n, 0, cells.qzm_nk.shape[1])
+        shares = [slice(None)] * n_batches
+    else:
+        chosen_m = spread_cells(cells.qzm_nk, min(n_values, len(row_m)))
+        wanted = max(n_values, _LEAST_PER_BATCH * n_batches if n_batches > 1 else 0)
+        cell_p = np.repeat(chosen_m, min(-(-wanted // len(chosen_m)), _MOST_DRAWS))
+        noise_pk = even_normal(len(cell_p), cells.qzm_nk.shape[1], seeds)
+        shares = [slice(number, None, n_batches) for number in range(n_batches)]
+    n_cells = len(np.unique(cell_p))
+    parts, mean_g, top_g = [], np.zeros(len(atlas.var_names)), np.zeros(len(atlas.var_names))
+    for batch, mine in zip(batches, shares, strict=True):
+        log2_gp, sum_g, largest_g = _decode(atlas, cells, cell_p[mine], noise_pk[mine], batch)
         # Cells that several batches share count once, over all of them.
-        parts.append(SortedSample(sort_values(log2_gp), min(len(mine_p), n / n_batches)))
-        total_g += sum_g / len(mine_p) / n_batches
+        parts.append(SortedSample(sort_values(log2_gp), n_cells / n_batches))
+        mean_g += sum_g / log2_gp.shape[1] / n_batches
         top_g = np.maximum(top_g, largest_g)
-    return SideValues(tuple(parts), total_g, top_g)
+    return SideValues(tuple(parts), mean_g, top_g)
 
 
 @torch.no_grad()
@@ -151,9 +164,8 @@ def _decode(
     atlas: AtlasReader,
     cells: LatentCells,
     cell_p: NDArray[np.int64],
-    draw_p: NDArray[np.int64],
+    noise_pk: NDArray[np.float32],
     batch: int | None,
-    seed: int,
 ) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.float64]]:
     """Decode cells at draws: log2 scale, genes first, and the sum and the largest of the scale."""
     module, n_values, n_genes = atlas.module, len(cell_p), len(atlas.var_names)
@@ -164,7 +176,7 @@ def _decode(
         # A block is filled up with its first cell: products of one shape round each cell alike.
         place = np.where(np.arange(at, at + _DECODE_CELLS) < stop, np.arange(at, at + _DECODE_CELLS), at)
         part = cells.take(cell_p[place])
-        z_pk, _ = draw_posterior(module, part, seed, draw_p[place])
+        z_pk = torch.from_numpy(part.qzm_nk + np.sqrt(part.qzv_nk) * noise_pk[place]).to(module.device)
         covariates = decoded_with(covariates_of(part, module.device), batch)
         scale_pg = module.shares(module.latent(z_pk), covariates)[: stop - at]
         sum_g += scale_pg.sum(dim=0, dtype=torch.float64).cpu().numpy()

@@ -28,7 +28,7 @@ from dist_scvi.atlas.queries.de_sides import (
 )
 from dist_scvi.atlas.queries.reader import AtlasReader
 from dist_scvi.atlas.queries.replicates import replicate_columns
-from dist_scvi.atlas.queries.sample import sample_sets
+from dist_scvi.atlas.queries.sample import CANDIDATES_PER_CELL, sample_sets
 from dist_scvi.atlas.queries.where import Cells, CellSet
 from dist_scvi.expression.de_groups import CountMeans, count_columns
 from dist_scvi.expression.de_scores import bayes_factor, estimate_delta, flag_by_fdr, offset_of_silent
@@ -184,7 +184,8 @@ def _engine(atlas: AtlasReader, sides: tuple[CellSet, CellSet], options: Differe
     if options.engine == "sketch" and obstacle:
         raise ValueError(f"engine='sketch': {obstacle}; use engine='pairs'")
     if options.engine == "exact":
-        n_bytes = 4 * len(atlas.var_names) * sum(side.n_cells for side in sides)
+        n_batches = atlas.spec.n_batch if options.batch_correction else 1
+        n_bytes = 4 * len(atlas.var_names) * n_batches * sum(side.n_cells for side in sides)
         if n_bytes > EXACT_BYTES:
             raise ValueError(
                 f"engine='exact': all values of {sides[0].n_cells:,} and {sides[1].n_cells:,} cells are "
@@ -225,12 +226,12 @@ def _values(
         values = [sketched_side(atlas, side) for side in sides]
     else:
         batches = correction_batches(atlas, batch_correction=options.batch_correction, seed=options.seed)
-        size = options.n_samples if engine == "pairs" else max(side.n_cells for side in sides)
+        exact = engine == "exact"
+        size = max(side.n_cells for side in sides) if exact else CANDIDATES_PER_CELL * options.n_samples
         samples = sample_sets(atlas, list(sides), size, seed=options.seed)
-        n_values = [options.n_samples if engine == "pairs" else side.n_cells for side in sides]
         values = [
-            decoded_side(atlas, row_m, batches, n, seed=options.seed)
-            for row_m, n in zip(samples.rows, n_values, strict=True)
+            decoded_side(atlas, row_m, batches, None if exact else options.n_samples, seeds=(options.seed, number))
+            for number, row_m in enumerate(samples.rows)
         ]
         found = samples.cells_ql
         if found is None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtri
 
 from dist_scvi.atlas.queries.groups import CellGroups
 from dist_scvi.atlas.queries.reader import AtlasReader
@@ -18,6 +19,13 @@ from dist_scvi.atlas.queries.where import CellSet
 from dist_scvi.loaders.order.keyed_hash import hash_rows
 
 _SAMPLE_KEY = 106
+_OPEN = 2.0**-31
+"""Keeps uniform numbers of 30 bits inside (0, 1)."""
+CANDIDATES_PER_CELL = 16
+"""Cells that each cell of an even sample is chosen among."""
+
+Seeds = tuple[int, int]
+"""Seed of a query, and what it is for."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,6 +104,42 @@ def groups_of_rows(atlas: AtlasReader, groups: CellGroups, row_m: NDArray[np.int
         if first < last:
             group_m[order_m[first:last]] = groups.codes(rows)[sorted_m[first:last] - rows.start]
     return group_m
+
+
+def spread_cells(qzm_mk: NDArray[np.float32], n_chosen: int) -> NDArray[np.int64]:
+    """Choose cells that lie as evenly in the latent space as all of them.
+
+    The cells are halved along the widest dimension until there are `n_chosen` parts; of each part the first cell is
+    taken, which is uniform if they come by rising hash. So neighbours in the answer are neighbours in the latent space.
+    Against a plain sample that, with `even_normal`, halves the error of a probability: benchmarks/results/atlas.json.
+    """
+    chosen: list[int] = []
+    waiting = [(np.arange(len(qzm_mk)), n_chosen)]
+    while waiting:
+        index_m, n_parts = waiting.pop()
+        if n_parts == 1:
+            chosen.append(int(index_m.min()))
+            continue
+        widest = int(np.argmax(qzm_mk[index_m].var(axis=0)))
+        sorted_m = index_m[np.argsort(qzm_mk[index_m, widest], kind="stable")]
+        n_left = n_parts // 2
+        cut = len(index_m) * n_left // n_parts
+        waiting += [(np.sort(sorted_m[cut:]), n_parts - n_left), (np.sort(sorted_m[:cut]), n_left)]
+    return np.array(chosen, dtype=np.int64)
+
+
+def even_normal(n: int, n_columns: int, seeds: Seeds) -> NDArray[np.float32]:
+    """Return standard normals of which every run of neighbours is spread evenly, shape (n, columns).
+
+    Notes
+    -----
+    A scrambled Sobol sequence (Owen 1998, doi:10.1006/jcom.1998.0487).
+    """
+    from scipy.stats.qmc import Sobol
+
+    points = Sobol(n_columns, seed=np.random.default_rng(seeds))
+    uniform = points.random_base2(max(1, (n - 1).bit_length()))[:n]
+    return np.asarray(ndtri(uniform.clip(_OPEN, 1 - _OPEN)), dtype=np.float32)
 
 
 class _Smallest:

@@ -132,7 +132,7 @@ def memory_atlas(model, adata, leaf_columns, *, order=None, chunk=100, leaves=Tr
     cells = cells.take(order)
     cells.qzm_nk[:] = cells.qzm_nk.astype(np.float16)
     obs = adata.obs.iloc[order].reset_index(drop=True)
-    counts = np.asarray(adata.X[order].todense())
+    counts = np.asarray(adata.X[order].todense(), dtype=np.float64)
     codes = np.stack([categorical_from_values(key, obs[key]).codes(0, len(obs)) for key in leaf_columns], axis=1)
     leaf_codes, leaf_n = np.unique(codes, axis=0, return_inverse=True)
     module = model.module
@@ -142,7 +142,8 @@ def memory_atlas(model, adata, leaf_columns, *, order=None, chunk=100, leaves=Tr
         )
     log_normalizer = logsumexp(heads.scale_logits_ng.numpy(), axis=1).astype(np.float32)
     mean_ng, draw_ng = scales(module, cells, None).astype(np.float64), scales(module, cells)
-    members = [np.flatnonzero(leaf_n == leaf) for leaf in range(len(leaf_codes))]
+    by_row = np.argsort(cells.row_n)  # sums are made in the order of the source, as by the writer
+    members = [by_row[leaf_n[by_row] == leaf] for leaf in range(len(leaf_codes))]
     sketched = [part[np.argsort(hash_rows(cells.row_n[part], 0, 105))[:4096]] for part in members]
     normalized_ng = counts / counts.sum(axis=1, keepdims=True) * 1e4
     sums = {
