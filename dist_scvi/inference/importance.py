@@ -212,24 +212,43 @@ def _log_posterior(z_sk: Tensor, anchors: Anchors) -> Tensor:
 
 
 def _log_likelihood(candidates: Candidates, anchors: Anchors, likelihood: GeneLikelihood) -> Tensor:
-    """Give log p(x | z), shape (s, a): each anchor at its own library size, under each candidate."""
+    """Return log p(x | z), shape (s, a): each anchor at its own library size, under each candidate.
+
+    Blocks of candidates and anchors are computed together: a call for each candidate would cost more than its numbers.
+    """
     n_candidates, n_genes = candidates.scale_sg.shape
     n_anchors, width = len(anchors.library_a), max(1, _BLOCK_VALUES // n_genes)
     log_sa = torch.empty(n_candidates, n_anchors, dtype=torch.float64, device=anchors.library_a.device)
     for start in range(0, n_anchors, width):
-        indptr = anchors.indptr[start : start + width + 1]
-        entries = slice(int(indptr[0]), int(indptr[-1]))
-        anchor_e = torch.repeat_interleave(torch.arange(len(indptr) - 1, device=indptr.device), indptr.diff())
-        place_e, library_a = anchor_e * n_genes + anchors.gene_e[entries], anchors.library_a[start : start + width]
-        for s in range(n_candidates):
-            theta_g = candidates.theta_sg if candidates.theta_sg.dim() == 1 else candidates.theta_sg[s]
-            zi_logits_sg = candidates.zi_logits_sg
-            log_sa[s, start : start + width] = sparse_log_likelihood(
-                likelihood,
-                place_e,
-                anchors.count_e[entries],
-                library_a[:, None] * candidates.scale_sg[s],
-                theta_g,
-                None if zi_logits_sg is None else zi_logits_sg[s].expand(len(library_a), n_genes),
-            )
+        stop = min(start + width, n_anchors)
+        height = max(1, _BLOCK_VALUES // (n_genes * (stop - start)))
+        for first in range(0, n_candidates, height):
+            block = slice(first, min(first + height, n_candidates))
+            log_sa[block, start:stop] = _log_likelihood_block(candidates, anchors, likelihood, block, start, stop)
     return log_sa
+
+
+def _log_likelihood_block(
+    candidates: Candidates, anchors: Anchors, likelihood: GeneLikelihood, block: slice, start: int, stop: int
+) -> Tensor:
+    """Return it of some candidates and the anchors from `start` to `stop`, as one minibatch of their pairs."""
+    scale_sg, n = candidates.scale_sg[block], stop - start
+    n_block, n_genes = scale_sg.shape
+    indptr = anchors.indptr[start : stop + 1]
+    entries = slice(int(indptr[0]), int(indptr[-1]))
+    anchor_e = torch.repeat_interleave(torch.arange(n, device=indptr.device), indptr.diff())
+    first_s1 = torch.arange(n_block, device=indptr.device)[:, None] * (n * n_genes)
+
+    def of_pairs(value_sg: Tensor) -> Tensor:
+        return value_sg[block, None].expand(n_block, n, n_genes).reshape(-1, n_genes)
+
+    theta, zi_logits_sg = candidates.theta_sg, candidates.zi_logits_sg
+    log_p = sparse_log_likelihood(
+        likelihood,
+        (first_s1 + anchor_e * n_genes + anchors.gene_e[entries]).flatten(),
+        anchors.count_e[entries].repeat(n_block),
+        (anchors.library_a[start:stop, None] * scale_sg[:, None]).reshape(-1, n_genes),
+        theta if theta.dim() == 1 else of_pairs(theta),
+        None if zi_logits_sg is None else of_pairs(zi_logits_sg),
+    )
+    return log_p.view(n_block, n).double()

@@ -1,4 +1,4 @@
-"""Differential expression of an atlas: all pairs, by brute force and by the engines; its columns, errors and refusals."""
+"""Differential expression of an atlas: all pairs, by brute force and by the engines; columns, errors, refusals."""
 
 import numpy as np
 import pandas as pd
@@ -108,7 +108,7 @@ def test_another_seed_chooses_other_cells(atlas):
 
 
 def test_standard_errors_cover(atlas):
-    """Over seeds the estimates from 30 of 130 cells stay within two standard errors at least as often as they should."""
+    """Estimates from 30 of 130 cells stay within two standard errors at least as often as they should, over seeds."""
     truth = differential_expression(atlas, **T_OR_B, engine="pairs", pseudocounts=1e-6).table.sort_index()
     within, spread = [], []
     for seed in range(20):
