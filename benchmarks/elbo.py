@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--peer-python", type=Path, default=Path(".peers/scvi-tools/bin/python"))
     options = parser.parse_args()
 
-    data = dist_scvi.open(options.data, batch_key=options.batch_key)
+    data = dist_scvi.open_data(options.data, batch_key=options.batch_key)
     runs = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

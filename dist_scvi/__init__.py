@@ -1,6 +1,6 @@
 """SCVI, SCANVI and LinearSCVI trained out of core and distributed, and the minified atlas that answers afterwards.
 
-``open`` names the cells, ``model.SCVI`` trains on them, ``open_atlas`` asks the result.
+``open_data`` opens the cells, ``model.SCVI`` trains on them, ``open_atlas`` opens the result for queries.
 """
 
 from importlib import import_module
@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     from dist_scvi import model, pp
     from dist_scvi.atlas.atlas import Atlas, open_atlas
     from dist_scvi.atlas.import_minified import import_minified
-    from dist_scvi.loaders.data import open_data as open
+    from dist_scvi.loaders.data import open_data
+
+    open = open_data
     from dist_scvi.model import SCANVI, SCVI, LinearSCVI
     from dist_scvi.session_settings import settings
 
@@ -23,8 +25,8 @@ __all__ = [
     "__version__",
     "import_minified",
     "model",
-    "open",
     "open_atlas",
+    "open_data",
     "pp",
     "settings",
 ]
@@ -37,6 +39,8 @@ _PLACES = {
     "Atlas": ("dist_scvi.atlas.atlas", "Atlas"),
     "open_atlas": ("dist_scvi.atlas.atlas", "open_atlas"),
     "import_minified": ("dist_scvi.atlas.import_minified", "import_minified"),
+    "open_data": ("dist_scvi.loaders.data", "open_data"),
+    # An alias outside of __all__: a star import must not replace the builtin.
     "open": ("dist_scvi.loaders.data", "open_data"),
     "settings": ("dist_scvi.session_settings", "settings"),
 }

@@ -32,7 +32,7 @@ def main(job: dict[str, Any], out: Path) -> dict[str, Any]:
     torch.set_num_threads(job["threads"])
     cells = anndata.read_h5ad(job["cells"])
     held_out = np.flatnonzero(cells.obs[job["split_key"]] == "validation")
-    data = dist_scvi.open(cells, batch_key=job["batch_key"], labels_key=job["labels_key"])
+    data = dist_scvi.open_data(cells, batch_key=job["batch_key"], labels_key=job["labels_key"])
     model = SCVI(data, **job["model"], seed=job["seed"])
     scvi_seconds = fit(model, job, max_epochs=job["scvi_epochs"])
     elbo = [abs(model.get_elbo(indices=held_out, seed=draw)) for draw in range(job["draws"])]

@@ -19,13 +19,13 @@ def afterwards_as_before() -> Iterator[None]:
 
 def test_the_seed_of_the_session_is_that_of_models_that_are_given_none(adata: ad.AnnData) -> None:
     dist_scvi.settings.seed = 5
-    cells = dist_scvi.open(adata)
+    cells = dist_scvi.open_data(adata)
     assert dist_scvi.SCVI(cells, n_hidden=4).spec.seed == 5
     assert dist_scvi.SCVI(cells, n_hidden=4, seed=2).spec.seed == 2
 
 
 def test_the_minibatch_of_the_session_is_that_of_training(adata: ad.AnnData) -> None:
-    cells, steps = dist_scvi.open(adata), []
+    cells, steps = dist_scvi.open_data(adata), []
     for size in (64, 200):
         dist_scvi.settings.batch_size = size
         model = dist_scvi.SCVI(cells, n_hidden=4, n_latent=2)
@@ -54,4 +54,4 @@ def test_threads_and_log_are_those_of_torch_and_logging() -> None:
 
 def test_no_seed_is_seed_0(adata: ad.AnnData) -> None:
     settings.seed = None
-    assert dist_scvi.SCVI(dist_scvi.open(adata), n_hidden=4).spec.seed == 0
+    assert dist_scvi.SCVI(dist_scvi.open_data(adata), n_hidden=4).spec.seed == 0

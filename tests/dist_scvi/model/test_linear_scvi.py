@@ -45,4 +45,4 @@ def test_expression_is_the_softmax_of_loadings(adata: ad.AnnData, options: dict,
 
 def test_other_covariates_than_the_batch_are_refused(adata: ad.AnnData) -> None:
     with pytest.raises(ValueError, match=r"^LinearSCVI has no covariate but the batch"):
-        LinearSCVI(dist_scvi.open(adata, continuous_covariate_keys=["age"]))
+        LinearSCVI(dist_scvi.open_data(adata, continuous_covariate_keys=["age"]))

@@ -89,7 +89,7 @@ def test_no_cells_have_no_answer(model: SCVI) -> None:
 
 
 def test_the_split_of_training_is_told(adata: ad.AnnData) -> None:
-    model = SCVI(dist_scvi.open(adata), n_hidden=8, n_latent=2)
+    model = SCVI(dist_scvi.open_data(adata), n_hidden=8, n_latent=2)
     with pytest.raises(ValueError, match=r"^this model was not trained in this session"):
         _ = model.train_indices
     model.train(1, train_size=0.7, validation_size=0.2, enable_progress_bar=False)

@@ -26,7 +26,7 @@ def partly(adata: ad.AnnData) -> ad.AnnData:
 
 @pytest.fixture(scope="module")
 def cells(partly: ad.AnnData) -> CellData:
-    return dist_scvi.open(partly, batch_key="batch", **KEYS)
+    return dist_scvi.open_data(partly, batch_key="batch", **KEYS)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_the_history_tells_how_well_labels_are_learnt(scanvi: SCANVI) -> None:
 
 
 def test_a_model_goes_on_from_scvi(cells: CellData, partly: ad.AnnData) -> None:
-    scvi = SCVI(dist_scvi.open(partly, batch_key="batch"), **SMALL)
+    scvi = SCVI(dist_scvi.open_data(partly, batch_key="batch"), **SMALL)
     with pytest.raises(ValueError, match=r"^the SCVI model is not trained: call its train first$"):
         SCANVI.from_scvi_model(scvi, "Unknown", labels_key="told")
     scvi.train(15, enable_progress_bar=False)
@@ -111,14 +111,14 @@ def test_a_model_goes_on_from_scvi(cells: CellData, partly: ad.AnnData) -> None:
 
 def test_the_labels_of_another_column_are_those_asked_for(partly: ad.AnnData) -> None:
     """scvi-tools takes no notice of labels_key where the SCVI model has one."""
-    scvi = SCVI(dist_scvi.open(partly, labels_key="site"), **SMALL)
+    scvi = SCVI(dist_scvi.open_data(partly, labels_key="site"), **SMALL)
     scvi.is_trained = True
     assert SCANVI.from_scvi_model(scvi, "Unknown", labels_key="told").spec.label.key == "told"
     assert SCANVI.from_scvi_model(scvi, "Unknown").spec.label.categories == ("x", "y", "z")
 
 
 def test_a_pretrained_model_trains_for_a_third_of_the_epochs(partly: ad.AnnData) -> None:
-    scvi = SCVI(dist_scvi.open(partly, labels_key="told"), **SMALL)
+    scvi = SCVI(dist_scvi.open_data(partly, labels_key="told"), **SMALL)
     scvi.is_trained = True
     scanvi = SCANVI.from_scvi_model(scvi, "Unknown")
     scanvi.train(enable_progress_bar=False)  # of 400 epochs a third is more than 10
@@ -156,4 +156,4 @@ def test_training_without_any_labelled_cell_is_refused(partly: ad.AnnData) -> No
     adata = partly.copy()
     adata.obs["told"] = "Unknown"
     with pytest.raises(ValueError, match=r"^obs column 'told' has 0 labels besides 'Unknown'"):
-        SCANVI(dist_scvi.open(adata, **KEYS))
+        SCANVI(dist_scvi.open_data(adata, **KEYS))

@@ -21,7 +21,7 @@ SMALL = {"n_hidden": 16, "n_latent": 4}
 @pytest.fixture(scope="module")
 def pair(store: Path, adata: ad.AnnData) -> tuple[SCVI, SCVI]:
     """The same model trained on an AnnData in memory and on a file."""
-    models = SCVI(dist_scvi.open(adata), **SMALL, seed=3), SCVI(dist_scvi.open(store), **SMALL, seed=3)
+    models = SCVI(dist_scvi.open_data(adata), **SMALL, seed=3), SCVI(dist_scvi.open_data(store), **SMALL, seed=3)
     for model in models:
         model.train(3, lanes=2, check_val_every_n_epoch=2, enable_progress_bar=False)
     return models
@@ -58,12 +58,12 @@ def test_history_has_the_losses_by_epoch_under_the_names_of_scvi_tools(pair: tup
 
 
 def test_training_lowers_the_loss(pair: tuple[SCVI, SCVI], adata: ad.AnnData) -> None:
-    untrained = SCVI(dist_scvi.open(adata), **SMALL, seed=3)
+    untrained = SCVI(dist_scvi.open_data(adata), **SMALL, seed=3)
     assert abs(pair[0].get_elbo()) < abs(untrained.get_elbo())
 
 
 def test_training_goes_on_from_where_the_weights_are(adata: ad.AnnData) -> None:
-    model = SCVI(dist_scvi.open(adata), **SMALL)
+    model = SCVI(dist_scvi.open_data(adata), **SMALL)
     model.train(2, enable_progress_bar=False)
     before = model.get_elbo()
     model.train(2, enable_progress_bar=False)
@@ -94,7 +94,7 @@ def test_an_anndata_is_set_up_first(adata: ad.AnnData) -> None:
 
 
 def test_weights_follow_from_the_seed(adata: ad.AnnData) -> None:
-    data = dist_scvi.open(adata)
+    data = dist_scvi.open_data(adata)
     first, again, other = (SCVI(data, **SMALL, seed=seed).get_latent_representation() for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert not np.isclose(first, other).any()
@@ -138,18 +138,18 @@ def test_the_prior_of_a_latent_library_is_that_of_the_total_counts(data, adata: 
 def test_size_factors_take_the_place_of_the_total_count(adata: ad.AnnData) -> None:
     cells = adata.copy()
     cells.obs["size"] = np.linspace(0.5, 3, cells.n_obs)
-    model = SCVI(dist_scvi.open(cells, size_factor_key="size"), **SMALL)
+    model = SCVI(dist_scvi.open_data(cells, size_factor_key="size"), **SMALL)
     share = model.get_normalized_expression(indices=[7, 300], n_samples=None)
     rate = model.get_normalized_expression(indices=[7, 300], n_samples=None, library_size="latent")
     np.testing.assert_allclose(rate, share.mul(cells.obs["size"].iloc[[7, 300]].to_numpy(), axis=0), rtol=1e-5)
     cells.obs["size"] = -1.0
     with pytest.raises(ValueError, match=r"'size' holds -1.0 .*: size factors above 0 are needed"):
-        dist_scvi.open(cells, size_factor_key="size")
+        dist_scvi.open_data(cells, size_factor_key="size")
 
 
 def test_a_run_is_continued_where_it_was(store: Path, tmp_path: Path) -> None:
     options = {"plan_kwargs": {"n_steps_kl_warmup": 5}, "enable_progress_bar": False}
-    alone, first, second = (SCVI(dist_scvi.open(store, batch_key="batch"), **SMALL) for _ in range(3))
+    alone, first, second = (SCVI(dist_scvi.open_data(store, batch_key="batch"), **SMALL) for _ in range(3))
     alone.train(2, **options)
     first.train(1, run=tmp_path / "run", **options)
     second.train(2, run=tmp_path / "run", **options)
@@ -167,7 +167,7 @@ def test_the_record_of_a_run_names_its_columns(store: Path, tmp_path: Path) -> N
 
 
 def test_progress_is_shown_on_stderr(adata: ad.AnnData, capsys: pytest.CaptureFixture[str]) -> None:
-    SCVI(dist_scvi.open(adata), **SMALL).train(1)
+    SCVI(dist_scvi.open_data(adata), **SMALL).train(1)
     shown = capsys.readouterr()
     assert "epoch 1/1" in shown.err
     assert "validation" in shown.err

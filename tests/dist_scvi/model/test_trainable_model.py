@@ -33,7 +33,7 @@ def test_a_setting_that_does_not_fit_is_refused(data: CellData, options: dict, m
 
 
 def test_a_column_says_which_cells_are_held_out(adata: ad.AnnData) -> None:
-    model = SCVI(dist_scvi.open(adata), **SMALL)
+    model = SCVI(dist_scvi.open_data(adata), **SMALL)
     with pytest.raises(ValueError, match=r"^data_kwargs has layer: it can have split_key, holdout_key"):
         model.train(1, data_kwargs={"layer": "x"}, enable_progress_bar=False)
     model.train(1, data_kwargs={"holdout_key": "batch"}, enable_progress_bar=False)
@@ -105,7 +105,7 @@ def test_no_cells_are_refused() -> None:
 
 @pytest.fixture(scope="module")
 def reference(adata: ad.AnnData) -> SCVI:
-    model = SCVI(dist_scvi.open(adata, batch_key="batch", categorical_covariate_keys=["site"]), **DEEP)
+    model = SCVI(dist_scvi.open_data(adata, batch_key="batch", categorical_covariate_keys=["site"]), **DEEP)
     model.train(3, enable_progress_bar=False)
     return model
 
@@ -138,7 +138,7 @@ def test_a_query_of_one_new_batch_moves_onto_a_reference_with_batch_normalisatio
     adata: ad.AnnData, query: ad.AnnData
 ) -> None:
     """By the statistics of its own minibatches, what all cells of a minibatch share would fall out again."""
-    reference = SCVI(dist_scvi.open(adata, batch_key="batch"), **SMALL, n_layers=2, encode_covariates=True)
+    reference = SCVI(dist_scvi.open_data(adata, batch_key="batch"), **SMALL, n_layers=2, encode_covariates=True)
     reference.train(2, enable_progress_bar=False)
     mapped = SCVI.load_query_data(query, reference)
     before = mapped.get_latent_representation()
@@ -162,7 +162,7 @@ def test_cells_of_the_reference_stay_where_they_were(reference: SCVI, adata: ad.
 
 def test_a_reference_of_one_batch_gets_a_second(adata: ad.AnnData, query: ad.AnnData) -> None:
     one = adata[adata.obs["batch"] == "b0"].copy()
-    reference = SCVI(dist_scvi.open(one, batch_key="batch"), **DEEP)
+    reference = SCVI(dist_scvi.open_data(one, batch_key="batch"), **DEEP)
     mapped = SCVI.load_query_data(query, reference)
     assert mapped.spec.batch.categories == ("b0", "new")
     known = SCVI.load_query_data(ad.concat([one, query], merge="same", index_unique="-"), reference)
@@ -199,7 +199,7 @@ def test_a_query_of_another_class_is_refused(reference: SCVI, query: ad.AnnData)
 
 
 def test_a_surgery_that_cannot_change_the_latent_space_says_so(adata: ad.AnnData, query: ad.AnnData) -> None:
-    plain = SCVI(dist_scvi.open(adata, batch_key="batch"), **SMALL)
+    plain = SCVI(dist_scvi.open_data(adata, batch_key="batch"), **SMALL)
     with pytest.warns(UserWarning, match="encode_covariates"):
         SCVI.load_query_data(query, plain)
 
@@ -208,7 +208,7 @@ def test_labels_of_a_query_are_told_by_the_reference(adata: ad.AnnData, query: a
     cells = adata.copy()
     cells.obs["told"] = cells.obs["label"].astype(str)
     reference = SCANVI(
-        dist_scvi.open(cells, batch_key="batch", labels_key="told", unlabeled_category="Unknown"),
+        dist_scvi.open_data(cells, batch_key="batch", labels_key="told", unlabeled_category="Unknown"),
         **{**DEEP, "n_hidden": 32},
     )
     reference.train(12, enable_progress_bar=False)
