@@ -299,7 +299,7 @@ def _start(
     """Run `task` here for one worker, on Ray Train for more; show the metrics of the run in `shown`."""
     from dist_scvi.launch.follow_metrics import show_progress
     from dist_scvi.launch.signals import call_on_signal
-    from dist_scvi.training.metrics import MetricsReporter
+    from dist_scvi.metrics.reporter import MetricsReporter
     from dist_scvi.training.save_requests import SaveRequests
     from dist_scvi.world import World, worker_device
 

@@ -3,10 +3,10 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
+from dist_scvi.metrics.metrics_file import MetricsReader, Row, read_metrics
+from dist_scvi.metrics.reporter import MetricsReporter
 from dist_scvi.storage.run_storage import LocalStorage, RunStorage
-from dist_scvi.training.metrics import METRICS, MetricsReporter, Row, metrics_in, read_metrics
 
 _POLL_S, _REMOTE_POLL_S = 0.5, 10.0
 
@@ -29,36 +29,18 @@ def show_progress(place: RunStorage | None, progress: MetricsReporter) -> Iterat
 
 
 def _watch(place: RunStorage, progress: MetricsReporter, stop: threading.Event, last: tuple[int, int]) -> None:
-    tail = _Tail(place) if isinstance(place, LocalStorage) else None
+    reader = MetricsReader(place)
     while True:
-        ended = stop.wait(_POLL_S if tail else _REMOTE_POLL_S)
+        ended = stop.wait(_POLL_S if isinstance(place, LocalStorage) else _REMOTE_POLL_S)
         rows: list[Row] = []
-        with suppress(OSError):  # whoever writes the run tells of storage that fails
-            rows = tail.read() if tail else read_metrics(place)
+        with suppress(OSError):  # the process that writes the run reports storage that fails
+            rows = reader.read()
         for row in rows:
             if _place(row) > last:
                 last = _place(row)
                 progress(row)
         if ended:
             return
-
-
-class _Tail:
-    """Reads what was added to the metrics of a run on a disk."""
-
-    def __init__(self, place: LocalStorage) -> None:
-        self._path, self._offset, self._file_number = Path(place.uri) / METRICS, 0, 0
-
-    def read(self) -> list[Row]:
-        if not self._path.exists():
-            return []
-        if self._path.stat().st_ino != self._file_number:  # a resumed run writes the file anew
-            self._offset, self._file_number = 0, self._path.stat().st_ino
-        with self._path.open("rb") as file:
-            file.seek(self._offset)
-            whole, found, _ = file.read().rpartition(b"\n")
-        self._offset += len(whole) + len(found)
-        return metrics_in(whole)
 
 
 def _place(row: Row) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from dist_scvi.config.load import load_config
 from dist_scvi.launch.arguments import add_permissions
 from dist_scvi.launch.exit_codes import exit_code
 from dist_scvi.launch.signals import call_on_signal
-from dist_scvi.training.metrics import MetricsReporter
+from dist_scvi.metrics.reporter import MetricsReporter
 from dist_scvi.training.save_requests import SaveRequests
 from dist_scvi.training.worker import train_worker
 from dist_scvi.world import process_group, worker_device

@@ -212,6 +212,8 @@ class TrainConfig(_Section):
 
     max_epochs: int | None = Field(None, ge=1)
     """Passes over the training cells; by default min(400, 400 * 20000 / cells), at least 1."""
+    max_steps: int | None = Field(None, ge=1)
+    """Optimizer steps after which the run ends, if max_epochs does not end it before."""
     batch_size: int = Field(1024, ge=2)
     """Cells of a global minibatch, over all workers. In scvi-tools it is 128 per worker."""
     lanes: int = Field(8, ge=1)

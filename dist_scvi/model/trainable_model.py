@@ -9,6 +9,9 @@ import pandas as pd
 from dist_scvi.config.load import absolute, parse_section
 from dist_scvi.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig
 from dist_scvi.loaders.data import CellData, open_data
+from dist_scvi.metrics.history import history_of
+from dist_scvi.metrics.metrics_file import Row
+from dist_scvi.metrics.reporter import MetricsReporter
 from dist_scvi.model.expression_model import ExpressionModel
 from dist_scvi.model.opened_model import held_anndata, read_model
 from dist_scvi.model.setup_anndata import data_of_setup
@@ -18,7 +21,6 @@ from dist_scvi.network.model_spec import ModelSpec, spec_of
 from dist_scvi.session_settings import settings
 from dist_scvi.storage.run_storage import open_run_storage
 from dist_scvi.training.initial_model import set_library_prior
-from dist_scvi.training.metrics import MetricsReporter, Row, history_of
 from dist_scvi.training.train import train
 from dist_scvi.transfer.query_data import prepare_query_anndata, prepare_query_data
 from dist_scvi.transfer.scarches import load_query

@@ -35,6 +35,8 @@ _FREE_KEYS = {
     "data.memory_mib",
     "data.storage_options",
     "train.max_epochs",
+    "train.max_steps",
+    "train.strict_versions",
     "train.check_val_every_n_epoch",
     "train.early_stopping",
     "train.early_stopping_min_delta",

@@ -6,11 +6,11 @@ from dist_scvi.config.schema import RunConfig
 from dist_scvi.loaders import CellData, Plan
 from dist_scvi.loaders.order.plan import Split
 from dist_scvi.loaders.stream import split_stream
+from dist_scvi.metrics.metrics_file import Row
 from dist_scvi.network.noise import RowNoise
 from dist_scvi.network.scanvae import SCANVAE
 from dist_scvi.network.vae import VAE, Labelled
 from dist_scvi.training.losses import cell_losses, loss_means, loss_sums, no_loss_sums
-from dist_scvi.training.metrics import Row
 from dist_scvi.world import World
 
 _VALIDATION_DRAW = 0

@@ -10,9 +10,9 @@ from dist_scvi.loaders.order.plan import check_sizes
 from dist_scvi.loaders.order.seeded_split import shares_of
 from dist_scvi.loaders.stores.open import read_names
 from dist_scvi.loaders.stores.soma_store import SomaOptions
+from dist_scvi.metrics.forwarder import check_logger_options
 from dist_scvi.network.model_spec import ModelSpec
 from dist_scvi.storage.run_storage import open_run_storage
-from dist_scvi.training.loggers import check_logger_options
 from dist_scvi.transfer.scanvi_from_scvi import FROM_SCVI
 
 _WORTH_COMPILING = 10_000_000

@@ -14,6 +14,9 @@ from torch import Tensor
 
 from dist_scvi.config.schema import RunConfig
 from dist_scvi.errors import LostLeaseError
+from dist_scvi.metrics.forwarder import MetricsForwarder, start_forwarder
+from dist_scvi.metrics.history import history_of
+from dist_scvi.metrics.metrics_file import METRICS, MetricsLog, Row
 from dist_scvi.network.model_files import load_model, model_files, save_model
 from dist_scvi.network.model_spec import ModelSpec
 from dist_scvi.network.vae import VAE
@@ -22,8 +25,6 @@ from dist_scvi.storage.folder_manifest import MANIFEST, DamagedFolderError
 from dist_scvi.storage.lease import Driver, Lease, claim
 from dist_scvi.storage.run_storage import RunStorage
 from dist_scvi.training.checkpoint import Checkpoint, newest_checkpoint, write_checkpoint
-from dist_scvi.training.loggers import Logger, open_logger
-from dist_scvi.training.metrics import METRICS, MetricsLog, Row, history_of
 from dist_scvi.world import World
 
 CONFIG, MODEL, RESULT, CHECKPOINTS = "config.yaml", "model", "RESULT.json", "checkpoints"
@@ -39,7 +40,7 @@ class RunFolder:
         self.place, self._lease, self._saver = place, lease, BackgroundWriter()
         self._checkpoints = place.subfolder(CHECKPOINTS)
         self._log: MetricsLog | None = None
-        self._logger: Logger | None = None
+        self._forwarder: MetricsForwarder | None = None
         self._ended = False
         self._saved = threading.Event()
         self._saved.set()
@@ -78,16 +79,14 @@ class RunFolder:
         text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
         self.place.write(CONFIG, text.encode())
         self._log = MetricsLog(self.place, step=step)
-        self._logger = open_logger(config, self.place, self._log.rows)
+        self._forwarder = start_forwarder(config, self.place)
         return self._log
 
-    def tell(self, row: Row) -> None:
+    def log_row(self, row: Row) -> None:
         """Add a line of metrics."""
         assert self._log is not None
         self._saver.check()
         self._log.write(row)
-        if self._logger is not None:
-            self._logger.log(row)
         self._lease.tell(row=row)
 
     def save(self, done: int, files: Mapping[str, bytes], *, keep: int) -> None:
@@ -173,8 +172,8 @@ class RunFolder:
         self._saver.close()
         with suppress(OSError, LostLeaseError):
             self._lease.release()
-        if self._logger is not None:
-            self._logger.close(ended=self._ended)
+        if self._forwarder is not None:
+            self._forwarder.close(ended=self._ended)
 
 
 @contextmanager

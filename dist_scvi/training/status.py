@@ -4,10 +4,10 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from dist_scvi.metrics.metrics_file import Row, read_metrics
 from dist_scvi.storage.lease import Holder, holder_of
 from dist_scvi.storage.run_storage import RunStorage
 from dist_scvi.training.checkpoint import listed_checkpoints
-from dist_scvi.training.metrics import Row, read_metrics
 from dist_scvi.training.run_folder import CHECKPOINTS, CONFIG, result_of
 from dist_scvi.training.worker import run_config
 

@@ -1,35 +1,36 @@
-"""Training, in order of execution: open, plan, resume, step, validate, save.
+"""Train a model: open, plan, resume, step, validate, save, in order of execution.
 
 Shape letters in this file
     n   cells of this worker's part of a minibatch
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import repeat
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from dist_scvi.config.schema import RunConfig
+from dist_scvi.config.schema import RunConfig, TrainConfig
 from dist_scvi.errors import StoppedError
 from dist_scvi.loaders import CellData, Plan
 from dist_scvi.loaders.labelled_stream import labelled_stream
 from dist_scvi.loaders.minibatch import MiniBatch
 from dist_scvi.loaders.order.plan import check_world_size
 from dist_scvi.loaders.stream import train_stream
+from dist_scvi.metrics.metrics_file import MetricsLog, Row
 from dist_scvi.network.fit_data import fit_to_spec
 from dist_scvi.network.model_spec import ModelSpec
 from dist_scvi.network.vae import VAE
 from dist_scvi.storage.lease import Driver
 from dist_scvi.storage.run_storage import RunStorage, open_run_storage
-from dist_scvi.training.checkpoint import check_same_run, checkpoint_files, fingerprint, restore
+from dist_scvi.training.checkpoint import Checkpoint, check_same_run, checkpoint_files, fingerprint, restore
 from dist_scvi.training.evaluate import evaluate
 from dist_scvi.training.initial_model import begin, set_library_prior
-from dist_scvi.training.metrics import Meter, MetricsLog, Row, named
+from dist_scvi.training.meter import Meter
 from dist_scvi.training.resolve import labelled_plan_of, open_from, resolve
-from dist_scvi.training.run_folder import open_run_for_writing
+from dist_scvi.training.run_folder import RunFolder, open_run_for_writing
+from dist_scvi.training.run_state import RunState
 from dist_scvi.training.save_requests import SaveRequests
 from dist_scvi.training.schedule import Schedule, kl_weight
 from dist_scvi.training.step import average_gradients, check_weights, make_optimizer, take_step
@@ -50,7 +51,7 @@ class Trained:
     """Metrics of rank 0; empty elsewhere."""
 
 
-def train(  # noqa: C901, PLR0912, PLR0915 - the whole story, in order
+def train(  # noqa: C901, PLR0912, PLR0915 - the whole run, in order
     config: RunConfig,
     *,
     data: CellData | None = None,
@@ -105,62 +106,47 @@ def train(  # noqa: C901, PLR0912, PLR0915 - the whole story, in order
     """
     # --- open and plan
     world, requests, data = world or World(), requests or SaveRequests(), data or open_from(config.data)
-    place = None if folder is None else open_run_storage(folder)
-    with open_run_for_writing(place, world, driver=driver, fresh=fresh) as (writer, checkpoint):
+    storage = None if folder is None else open_run_storage(folder)
+    with open_run_for_writing(storage, world, driver=driver, fresh=fresh) as (writer, checkpoint):
         module, spec = start or begin(config, data, checkpoint)
         data = fit_to_spec(data, spec)
         config, plan = resolve(config, data, spec)
         check_world_size(plan.lanes, world.size)
-        beside = labelled_plan_of(config, spec, data, plan)
-        settings, steps = config.train, plan.steps_per_epoch
-        known = world.from_first(fingerprint(data, plan, beside) if world.rank == 0 else {})
+        labelled_plan, settings = labelled_plan_of(config, spec, data, plan), config.train
+        data_fingerprint = world.from_first(fingerprint(data, plan, labelled_plan) if world.rank == 0 else {})
 
-        # --- the model, and where it was
-        module = module.to(world.device).train()
-        module.kernels = "compiled" if settings.kernels == "compiled" else "torch"
-        module.frozen = {name: mask.to(world.device) for name, mask in module.frozen.items()}
+        # --- the model, and the state that the run resumes from
+        module = _prepare(module, settings, world)
         optimizer = make_optimizer(module, settings)
         model = average_gradients(module, world, settings)
-        max_epochs, epoch, step = settings.max_epochs or 1, 0, 0
-        schedule, meter = Schedule(settings.lr), Meter(world, module, settings.classification_ratio)
-        best: dict[str, Tensor] | None = None
-        best_step: int | None = None
+        meter = Meter(world, module, settings.classification_ratio)
+        state = RunState(Schedule(settings.lr))
         if checkpoint is not None:
-            check_same_run(checkpoint, config, known, allowed=allow)
+            check_same_run(checkpoint, config, data_fingerprint, allowed=allow)
             restore(checkpoint, module, optimizer)
-            kept = checkpoint.state
-            epoch, step, best_step, meter.state = kept["epoch"], kept["step"], kept["best_step"], kept["meter"]
-            if epoch + (step > 0) > max_epochs:
-                raise ValueError(
-                    f"{checkpoint.name} is already in epoch {epoch + (step > 0)}, beyond max_epochs={max_epochs}: "
-                    "raise train.max_epochs, or train into a new folder with run=PATH"
-                )
-            schedule = Schedule.from_plain(kept["schedule"])
-            if kept["config"]["train"]["lr"] != settings.lr:  # allowed to change
-                schedule = replace(schedule, lr=settings.lr)
-            if settings.load_best and best_step is not None:
-                best = world.from_first(writer.best(best_step) if writer else None)
+            state = _resume(checkpoint, config, plan, meter, writer, world)
         elif start is None and config.start_from is None and module.latent_library:
             set_library_prior(module, data, world, timeout_s=config.data.timeout_s)
-        ended = epoch >= max_epochs or schedule.ends(settings)
-        log = writer.begin(config, epoch * steps + step, ended=ended) if writer else MetricsLog(None, step=0)
+        n_steps = _total_steps(config, plan)
+        ended = state.done >= n_steps or state.schedule.ends(settings)
+        log = writer.begin(config, state.done, ended=ended) if writer else MetricsLog(None, step=0)
         if writer:
             requests.every(settings.save_every_n_minutes)
 
-        def tell(row: Row) -> None:
+        def log_row(row: Row) -> None:
             if world.rank == 0:
-                writer.tell(row) if writer else log.write(row)
+                writer.log_row(row) if writer else log.write(row)
                 if on_metrics is not None:
                     on_metrics(row)
 
         # --- step
-        done, asked = epoch * steps + step, torch.zeros(2)
-        parts = _minibatches(config, data, plan, beside, world, epoch, step)
-        for minibatch, labelled in meter.timed(iter(()) if ended else parts):
-            done, last = minibatch.epoch * steps + minibatch.step + 1, minibatch.step == steps - 1
-            weight = kl_weight(settings, minibatch.epoch, done - 1)
+        requested, minibatches = torch.zeros(2), _minibatches(config, data, plan, labelled_plan, world, state.done)
+        for minibatch, labelled in meter.timed(iter(()) if ended else minibatches):
+            epoch, end_of_epoch = minibatch.epoch, minibatch.step == plan.steps_per_epoch - 1
+            state.done = epoch * plan.steps_per_epoch + minibatch.step + 1
+            weight = kl_weight(settings, epoch, state.done - 1)
             for group in optimizer.param_groups:
-                group["lr"] = schedule.lr
+                group["lr"] = state.schedule.lr
             taken = take_step(
                 model,
                 module,
@@ -174,77 +160,123 @@ def train(  # noqa: C901, PLR0912, PLR0915 - the whole story, in order
                 asked=requests.read(),
             )
             meter.add(taken)
-            # What was asked in the step before is read now, when it has come in and nothing waits for it.
-            to_save, to_stop = (number > 0 for number in asked.tolist())
-            asked = taken.asked
+            # Requests travel with the losses of a step. Those of the step before are read now: to read those of this
+            # step would wait for the device, and all workers must decide alike.
+            to_save, to_stop = (number > 0 for number in requested.tolist())
+            requested = taken.asked
 
-            # --- tell, validate, save
-            where = {"epoch": minibatch.epoch, "step": done, "steps_per_epoch": steps, "max_epochs": max_epochs}
-            rates = {"kl_weight": weight, "lr": schedule.lr}
-            validating = last and _validates(config, minibatch.epoch, max_epochs)
-            saving = validating or to_save or to_stop or done % settings.save_every_n_steps == 0
-            if done % settings.log_every_n_steps == 0 or last:
-                tell({"kind": "train", **where, **rates, **meter.read(done)})
-            if last:
-                tell({"kind": "epoch", **where, **rates, **meter.read_epoch()})
+            # --- log, validate, save
+            where = _where(state, epoch, plan, settings) | {"kl_weight": weight, "lr": state.schedule.lr}
+            last = state.done == n_steps
+            validating = end_of_epoch and _validates(settings, epoch, last=last)
+            saving = validating or to_save or to_stop or last or state.done % settings.save_every_n_steps == 0
+            if end_of_epoch or last or state.done % settings.log_every_n_steps == 0:
+                log_row({"kind": "train", **where, **meter.read(state.done)})
+            if end_of_epoch:
+                log_row({"kind": "epoch", **where, **meter.read_epoch()})
             if saving:
-                meter.gather(done)
-                check_weights(module, done)
+                meter.gather(state.done)
+                check_weights(module, state.done)
             if validating and plan.split_cells("validation"):
                 found = evaluate(module, data, plan, "validation", world, config, weight)
-                row = {"kind": "validation", **where, **found}
-                before, schedule = schedule, schedule.after(settings, minibatch.epoch, named(row))
-                tell(row | {"ends": schedule.ends(settings)})
-                if schedule.monitor.best != before.monitor.best:
-                    best_step = done
-                    if settings.load_best:
-                        best = {name: value.cpu().clone() for name, value in module.state_dict().items()}
-                    if writer:
-                        writer.save_best(done, module, spec, keep=settings.keep_checkpoints)
+                row = {"kind": "validation", **_where(state, epoch, plan, settings), **found}
+                improved = state.after_validation(row, settings, module)
+                log_row(row | {"ends": state.schedule.ends(settings)})
+                if improved and writer:
+                    writer.save_best(state.done, module, spec, keep=settings.keep_checkpoints)
             if saving and writer:
-                state = {
-                    "epoch": done // steps,
-                    "step": done % steps,
-                    "config": config.model_dump(mode="json"),
-                    "data": known,
-                    "spec": spec.model_dump(mode="json"),
-                    "schedule": asdict(schedule),
-                    "meter": meter.state,
-                    "best_step": best_step,
-                }
-                writer.save(done, checkpoint_files(module, optimizer, state), keep=settings.keep_checkpoints)
+                values = state.to_dict(config, plan, spec) | {"data": data_fingerprint, "meter": meter.state}
+                writer.save(state.done, checkpoint_files(module, optimizer, values), keep=settings.keep_checkpoints)
                 requests.saved()
-            if schedule.ends(settings):
+            if last or state.schedule.ends(settings):
                 break
-            if to_stop and done < max_epochs * steps:
+            if to_stop:
                 if writer:
                     writer.wait()
                 world.wait()  # a launcher may end all workers when the first one leaves
-                raise StoppedError(f"stopped as asked after step {done} of {max_epochs * steps}; all of it is saved")
+                raise StoppedError(f"stopped on request after step {state.done} of {n_steps}; all of it is saved")
 
-        if best is not None:
-            module.load_state_dict(best)
+        # --- end
+        if state.best is not None:
+            module.load_state_dict(state.best)
         module.eval()
         if writer:
-            ends = "early_stopping" if schedule.ends(settings) else "max_epochs"
-            writer.finish(module, spec, epoch=done // steps, step=done, ends=ends)
+            epochs_done = state.done // plan.steps_per_epoch
+            ends = _reason_to_end(state, settings, plan)
+            writer.finish(module, spec, epoch=epochs_done, step=state.done, ends=ends)
         return Trained(module, spec, config, data, plan, log.rows)
 
 
+def _prepare(module: VAE, settings: TrainConfig, world: World) -> VAE:
+    """Move the network to the device of this worker, to be trained."""
+    module = module.to(world.device).train()
+    module.kernels = "compiled" if settings.kernels == "compiled" else "torch"
+    module.frozen = {name: mask.to(world.device) for name, mask in module.frozen.items()}
+    return module
+
+
+def _resume(
+    checkpoint: Checkpoint, config: RunConfig, plan: Plan, meter: Meter, writer: RunFolder | None, world: World
+) -> RunState:
+    """Return the state in which the run was saved, and set the sums of `meter` to those of then."""
+    saved, settings = checkpoint.state, config.train
+    epochs_begun = saved["epoch"] + (saved["step"] > 0)
+    if epochs_begun > (settings.max_epochs or 1):
+        raise ValueError(
+            f"{checkpoint.name} is already in epoch {epochs_begun}, beyond max_epochs={settings.max_epochs}: raise "
+            "train.max_epochs, or train into a new folder with run=PATH"
+        )
+    state = RunState.from_saved(saved, plan)
+    if settings.max_steps is not None and state.done > settings.max_steps:
+        raise ValueError(
+            f"{checkpoint.name} is already at step {state.done}, beyond max_steps={settings.max_steps}: raise "
+            "train.max_steps, or train into a new folder with run=PATH"
+        )
+    meter.state = saved["meter"]
+    if saved["config"]["train"]["lr"] != settings.lr:  # --allow train.lr
+        state.schedule = replace(state.schedule, lr=settings.lr)
+    if settings.load_best and state.best_step is not None:
+        state.best = world.from_first(writer.best(state.best_step) if writer else None)
+    return state
+
+
+def _total_steps(config: RunConfig, plan: Plan) -> int:
+    n_steps = (config.train.max_epochs or 1) * plan.steps_per_epoch
+    return min(n_steps, config.train.max_steps or n_steps)
+
+
+def _where(state: RunState, epoch: int, plan: Plan, settings: TrainConfig) -> Row:
+    """Return the position in the run that each line of metrics begins with."""
+    return {
+        "epoch": epoch,
+        "step": state.done,
+        "steps_per_epoch": plan.steps_per_epoch,
+        "max_epochs": settings.max_epochs or 1,
+    }
+
+
 def _minibatches(
-    config: RunConfig, data: CellData, plan: Plan, beside: Plan | None, world: World, epoch: int, step: int
+    config: RunConfig, data: CellData, plan: Plan, labelled_plan: Plan | None, world: World, done: int
 ) -> Iterator[tuple[MiniBatch, MiniBatch | None]]:
-    """Yield this worker's part of every step that is left, and of the labelled cells beside it."""
-    done, n_epochs, timeout_s = epoch * plan.steps_per_epoch + step, config.train.max_epochs or 1, config.data.timeout_s
-    where = {"rank": world.rank, "world_size": world.size}
+    """Yield this worker's part of every step after `done`, and of the labelled cells that go with it."""
+    n_epochs, timeout_s = config.train.max_epochs or 1, config.data.timeout_s
+    share = {"rank": world.rank, "world_size": world.size}
     labelled: Iterator[MiniBatch | None] = repeat(None)
-    if beside is not None:
-        n_steps = n_epochs * plan.steps_per_epoch - done
-        labelled = labelled_stream(data, beside, **where, first_step=done, n_steps=n_steps, timeout_s=timeout_s)
-    stream = train_stream(data, plan, **where, epoch=epoch, step=step, n_epochs=n_epochs, timeout_s=timeout_s)
+    if labelled_plan is not None:
+        n_left = n_epochs * plan.steps_per_epoch - done
+        labelled = labelled_stream(data, labelled_plan, **share, first_step=done, n_steps=n_left, timeout_s=timeout_s)
+    epoch, step = divmod(done, plan.steps_per_epoch)
+    stream = train_stream(data, plan, **share, epoch=epoch, step=step, n_epochs=n_epochs, timeout_s=timeout_s)
     yield from zip(stream, labelled, strict=False)
 
 
-def _validates(config: RunConfig, epoch: int, max_epochs: int) -> bool:
-    every = config.train.check_val_every_n_epoch
-    return epoch == max_epochs - 1 or (every > 0 and (epoch + 1) % every == 0)
+def _validates(settings: TrainConfig, epoch: int, *, last: bool) -> bool:
+    """Return whether an epoch ends with a validation: each n-th, and the last of the run."""
+    every = settings.check_val_every_n_epoch
+    return last or (every > 0 and (epoch + 1) % every == 0)
+
+
+def _reason_to_end(state: RunState, settings: TrainConfig, plan: Plan) -> str:
+    if state.schedule.ends(settings):
+        return "early_stopping"
+    return "max_epochs" if state.done >= (settings.max_epochs or 1) * plan.steps_per_epoch else "max_steps"

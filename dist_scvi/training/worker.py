@@ -14,9 +14,9 @@ from pathlib import Path
 from dist_scvi.config.load import read_config
 from dist_scvi.config.schema import RunConfig, SomaConfig
 from dist_scvi.loaders.stores.soma_store import is_soma
+from dist_scvi.metrics.metrics_file import Row
 from dist_scvi.storage.lease import Driver
 from dist_scvi.storage.run_storage import RunStorage, open_run_storage
-from dist_scvi.training.metrics import Row
 from dist_scvi.training.resolve import open_from
 from dist_scvi.training.run_folder import CONFIG
 from dist_scvi.training.save_requests import SaveRequests

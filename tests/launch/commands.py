@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 import psutil
 
+from dist_scvi.metrics.metrics_file import Row, read_metrics
 from dist_scvi.storage.atomic_files import read_folder
-from dist_scvi.training.metrics import Row, read_metrics
 
 T = TypeVar("T")
 DIST_SCVI = (sys.executable, "-m", "dist_scvi.launch.cli")

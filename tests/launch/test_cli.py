@@ -16,9 +16,9 @@ import torch
 import yaml
 
 from dist_scvi.launch.cli import main
+from dist_scvi.metrics.metrics_file import read_metrics
 from dist_scvi.storage.lease import Driver, claim
 from dist_scvi.storage.run_storage import LocalStorage
-from dist_scvi.training.metrics import read_metrics
 
 
 def run(*arguments: object) -> int:

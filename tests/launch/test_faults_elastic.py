@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dist_scvi.training.metrics import Row, read_metrics
+from dist_scvi.metrics.metrics_file import Row, read_metrics
 from tests.launch.fault_runs import (
     STEP,
     Crew,

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from dist_scvi.loaders.arrays import remote
+from dist_scvi.metrics.metrics_file import MetricsLog
 from dist_scvi.storage.run_storage import LocalStorage
 from dist_scvi.training import run_folder
-from dist_scvi.training.metrics import MetricsLog
 from tests.launch.fault_runs import (
     STEP,
     Crew,

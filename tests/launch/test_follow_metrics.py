@@ -6,8 +6,9 @@ import time
 from pathlib import Path
 
 from dist_scvi.launch.follow_metrics import show_progress
+from dist_scvi.metrics.metrics_file import METRICS, MetricsLog, Row
+from dist_scvi.metrics.reporter import Progress
 from dist_scvi.storage.run_storage import LocalStorage
-from dist_scvi.training.metrics import METRICS, MetricsLog, Progress, Row
 
 
 def row(step: int, kind: str = "train") -> Row:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from dist_scvi.config.load import load_config
+from dist_scvi.metrics.metrics_file import Row, read_metrics
 from dist_scvi.network.model_files import load_model
-from dist_scvi.training.metrics import Row, read_metrics
 from dist_scvi.training.train import train
 
 

@@ -11,9 +11,10 @@ import torch
 from dist_scvi.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig
 from dist_scvi.loaders import CellData, open_data
 from dist_scvi.loaders.library_prior import library_prior
+from dist_scvi.metrics.history import history_of
+from dist_scvi.metrics.metrics_file import Row
 from dist_scvi.network.model_files import load_model
 from dist_scvi.network.model_spec import spec_of
-from dist_scvi.training.metrics import Row, history_of
 from dist_scvi.training.resolve import resolve
 from dist_scvi.training.train import Trained, train
 from dist_scvi.transfer.scanvi_from_scvi import scanvi_from

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from dist_scvi.config.load import load_config
+from dist_scvi.metrics.metrics_file import Row, read_metrics
 from dist_scvi.network.model_files import load_model
-from dist_scvi.training.metrics import Row, read_metrics
 from dist_scvi.training.train import train
 
 FREE = {"cells_per_s", "steps_per_s", "wait_share", "memory_mib", "kind"}

@@ -1,13 +1,12 @@
-"""TensorBoard, MLflow and Weights & Biases: how each begins a run, says what it has of it, and takes more.
+"""TensorBoard, MLflow and Weights & Biases: start a run, ask for the last step, send more.
 
-None of their packages is imported before it is used. Credentials and addresses that are not given come from the
-environment, as each package has it.
+None of their packages is imported before it is used. Credentials and addresses that are not given are read from the
+environment by each package.
 """
 
 import contextlib
 import json
 import os
-import socket
 import struct
 import time
 import uuid
@@ -15,14 +14,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from dist_scvi.training.metrics import Row, named
+from dist_scvi.metrics.history import values_by_name
+from dist_scvi.metrics.metrics_file import Row
+from dist_scvi.storage.atomic_files import sync_folder, write_file
 
 Identity = dict[str, str]
-"""Under which name a service knows a run."""
+"""Name of a run in a service."""
 KINDS = {"train": "kl_weight", "epoch": "elbo_train", "validation": "elbo_validation"}
-"""Lines of metrics that are sent, and a metric of each by which a service is asked for the last."""
+"""Kinds of lines that are sent, each with a metric by whose history a service is asked for the last step."""
 _OF_TRAINING = ("kl_weight", "lr", "epoch", "cells_per_s", "wait_share", "memory_mib")
 _LONGEST_VALUE, _PARAMETERS_AT_ONCE = 500, 100  # of MLflow
+_SENT = ".sent_step"
+"""In the folder of event files: the last step whose lines have begun to be sent; all before are on the disk."""
 _FINISH_S, _FILED_S, _LAST_PARTS = 50.0, 5.0, (1, 4)  # of Weights & Biases; a part is whole, or the last
 
 
@@ -30,102 +33,86 @@ class Service(Protocol):
     """A run in a service. All that takes long or fails happens in its methods, not on construction."""
 
     def begin(self, parameters: Mapping[str, Any]) -> Identity:
-        """Make the run and tell its parameters."""
+        """Create the run and send its parameters."""
         ...
 
     def last_steps(self) -> dict[str, int]:
-        """Give the last step it has of each kind of line; also after a failure."""
+        """Return the last step it has of each kind of line; also after a failure."""
         ...
 
     def send(self, rows: Sequence[Row]) -> None:
-        """Send lines, each as a whole."""
+        """Send lines, in order of their steps."""
         ...
 
     def close(self, *, ended: bool) -> None:
-        """Say that no more comes: the run has ended, or stopped for now."""
+        """Mark the run as ended, or as stopped for now."""
         ...
 
 
 def values_of(row: Row) -> dict[str, float]:
-    """Give what is sent of a line: the names of scvi-tools, which for the mean of some steps end in ``_step``."""
+    """Return what is sent of a line, by the names of scvi-tools; those of a mean over some steps end in ``_step``."""
     if row["kind"] != "train":
-        return named(row)
-    losses = {f"{name}_step": value for name, value in named(row).items()}
+        return values_by_name(row)
+    losses = {f"{name}_step": value for name, value in values_by_name(row).items()}
     return losses | {key: row[key] for key in _OF_TRAINING if key in row}
 
 
 class TensorBoard:
-    """Event files in a folder, one for each start; a line is one event, so that it is there whole or not at all."""
+    """Event files in a folder, one for each start.
+
+    What an earlier start may have written in part, or too much, is purged: TensorBoard ignores its events from the
+    ``purge_step`` of a later file on.
+    """
 
     def __init__(self, folder: Path) -> None:
-        from google.protobuf.message import DecodeError
-        from tensorboardX.proto.event_pb2 import Event
-        from tensorboardX.proto.summary_pb2 import Summary
-        from tensorboardX.record_writer import RecordWriter
+        from tensorboardX import SummaryWriter
 
-        self._folder = folder
-        self._event, self._summary, self._open, self._torn = Event, Summary, RecordWriter, DecodeError
-        self._file: Any = None
+        self._make, self._folder = SummaryWriter, folder
+        self._writer: Any = None
+        self._file_suffix = ""
 
     def begin(self, parameters: Mapping[str, Any]) -> Identity:
         """Write the parameters as a table."""
-        from tensorboardX.summary import text
-
         lines = [f"| {key} | {str(value).replace('|', chr(92) + '|')} |" for key, value in parameters.items()]
-        self._write([self._event(summary=text("configuration", "\n".join(["| key | value |", "|---|---|", *lines])))])
+        self._open(None)
+        self._writer.add_text("configuration", "\n".join(["| key | value |", "|---|---|", *lines]), 0)
+        self._writer.flush()
         return {"dir": str(self._folder)}
 
     def last_steps(self) -> dict[str, int]:
-        """Read the event files."""
-        kinds, last = {metric: kind for kind, metric in KINDS.items()}, dict.fromkeys(KINDS, 0)
-        for path in sorted(self._folder.glob("events.out.tfevents.*")):
-            for event in self._events(path):
-                for value in event.summary.value:
-                    if value.tag in kinds:
-                        last[kinds[value.tag]] = max(last[kinds[value.tag]], event.step)
-        return last
+        """Read how far the files are complete, and purge what is there from that step on."""
+        try:
+            sent = int((self._folder / _SENT).read_text())
+        except (FileNotFoundError, ValueError):  # of a new run, or of an earlier version, whose events are sent again
+            sent = 1
+        if self._writer is None:
+            self._open(sent)
+        return dict.fromkeys(KINDS, sent - 1)
 
     def send(self, rows: Sequence[Row]) -> None:
         """Write lines to the disk."""
-        self._write([self._event(step=row["step"], summary=self._scalars(row)) for row in rows])
+        try:
+            for row in rows:
+                for key, value in values_of(row).items():
+                    self._writer.add_scalar(key, value, row["step"])
+            self._writer.flush()
+            for path in self._folder.glob(f"*{self._file_suffix}"):
+                sync_folder(path)
+            write_file(self._folder / _SENT, str(rows[-1]["step"]).encode())
+        except Exception:
+            self._writer = None  # its file may end in a part of a record: what follows goes into a new one
+            raise
 
     def close(self, *, ended: bool) -> None:
         """Close the file."""
-        file, self._file = self._file, None
-        if file is not None:
-            file.close()
+        if self._writer is not None:
+            self._writer.close()
 
-    def _write(self, events: Sequence[Any]) -> None:
-        if self._file is None:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
-            self._file = self._open(str(self._folder / name))
-            events = [self._event(file_version="brain.Event:2"), *events]
-        try:
-            for event in events:
-                event.wall_time = time.time()
-                self._file.write(event.SerializeToString())
-            self._file.flush()
-        except OSError:
-            self._file = None  # it may end in a part of a record: what follows goes into a new one
-            raise
-
-    def _scalars(self, row: Row) -> Any:
-        value = self._summary.Value
-        return self._summary(value=[value(tag=key, simple_value=number) for key, number in values_of(row).items()])
-
-    def _events(self, path: Path) -> Iterator[Any]:
-        """Read events up to one that a kill cut off: length, 4 bytes of checksum, event, 4 bytes of checksum."""
-        with path.open("rb") as file:
-            while len(head := file.read(12)) == 12:
-                size = struct.unpack("<Q", head[:8])[0]
-                content = file.read(size + 4) if size < 1 << 30 else b""
-                if len(content) != size + 4:
-                    return
-                try:
-                    yield self._event.FromString(content[:-4])
-                except self._torn:
-                    return
+    def _open(self, purge_step: int | None) -> None:
+        # SummaryWriter names a file by second and host: two starts in a second would share it. TensorBoard reads
+        # files in the order of their names.
+        self._file_suffix = f".{time.time_ns()}.{os.getpid()}"
+        self._writer = self._make(str(self._folder), purge_step=purge_step, filename_suffix=self._file_suffix)
 
 
 class MLflow:
@@ -144,11 +131,11 @@ class MLflow:
         self._run_id, self._client = (identity or {}).get("run_id", ""), None
 
     def begin(self, parameters: Mapping[str, Any]) -> Identity:
-        """Make a run in the experiment, and the experiment if need be."""
+        """Create a run in the experiment, and the experiment if there is none."""
         client = self._connected()
         name = self._experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME", "Default")
         if client.get_experiment_by_name(name) is None:
-            with contextlib.suppress(self._error):  # another run may just have made it
+            with contextlib.suppress(self._error):  # another run may have created it meanwhile
                 client.create_experiment(name)
         found = client.get_experiment_by_name(name)
         if found is None:
@@ -211,19 +198,19 @@ class WeightsAndBiases:
         self._last: dict[str, int] = {}
 
     def begin(self, parameters: Mapping[str, Any]) -> Identity:
-        """Make a run."""
+        """Create a run."""
         self._id = uuid.uuid4().hex[:12]
         self._connect({"name": self._name, "config": dict(parameters)})
         return {"id": self._id}
 
     def last_steps(self) -> dict[str, int]:
-        """Connect to the run, which says from which step it goes on."""
+        """Connect to the run, which returns the step from which it goes on."""
         if self._run is None:
             self._connect({})
         return dict(self._last)
 
     def send(self, rows: Sequence[Row]) -> None:
-        """Hand lines to the process that uploads; it makes one entry of those of a step."""
+        """Pass lines to the process that uploads; it merges those of a step into one entry."""
         for row in rows:
             try:
                 self._run.log(values_of(row), step=row["step"])
@@ -233,7 +220,7 @@ class WeightsAndBiases:
             self._last[row["kind"]] = row["step"]
 
     def close(self, *, ended: bool) -> None:
-        """Wait for the uploads, but not for long; what is left over ``wandb sync`` sends."""
+        """Wait for the uploads, but not for long; ``wandb sync`` sends the rest."""
         if self._run is None:
             return
         self._run.finish(exit_code=0 if ended else 1)
@@ -242,12 +229,14 @@ class WeightsAndBiases:
             while self._kept() != self._last and time.monotonic() < until:
                 time.sleep(0.02)
 
-    def _connect(self, told: Mapping[str, Any]) -> None:
+    def _connect(self, details: Mapping[str, Any]) -> None:
         settings = self._wandb.Settings(console="off", reinit="create_new", finish_timeout=_FINISH_S)
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
         folder = None if self._folder is None else str(self._folder)
-        self._run = self._wandb.init(id=self._id, resume="allow", dir=folder, settings=settings, **self._where, **told)
+        self._run = self._wandb.init(
+            id=self._id, resume="allow", dir=folder, settings=settings, **self._where, **details
+        )
         if not self._run.offline:
             self._last = dict.fromkeys(KINDS, self._run.starting_step - 1)
         else:

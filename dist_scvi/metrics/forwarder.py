@@ -1,23 +1,24 @@
-"""The metrics of a run, sent to TensorBoard, MLflow or Weights & Biases beside the training.
+"""Forward the metrics of a run to TensorBoard, MLflow or Weights & Biases.
 
-A thread sends them, so that no step waits. It asks the service what it has and sends what comes after: after a restart
-nothing is missing and nothing is sent twice. A service that fails is tried again, and never ends a training.
+A thread reads them from the file of the run, as another process could: training knows nothing of it. It asks the
+service for the last step that it has and sends what comes after: after a restart nothing is missing and nothing is
+there twice. A service that fails is tried again, and never ends a training.
 """
 
 import difflib
 import json
 import logging
-import queue
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import urlsplit
 
 from dist_scvi.config.schema import RunConfig
-from dist_scvi.storage.run_storage import RunStorage
-from dist_scvi.training.logger_services import KINDS, Identity, MLflow, Service, TensorBoard, WeightsAndBiases
-from dist_scvi.training.metrics import Row
+from dist_scvi.loaders.arrays.bounded_json import parse_json_object
+from dist_scvi.metrics.metrics_file import MetricsReader, Row
+from dist_scvi.metrics.services import KINDS, Identity, MLflow, Service, TensorBoard, WeightsAndBiases
+from dist_scvi.storage.run_storage import LocalStorage, RunStorage
 
 LOGGER = "logger.json"
 _OPTIONS = {
@@ -26,42 +27,23 @@ _OPTIONS = {
     "wandb": ("project", "entity", "group", "name", "mode", "dir"),
 }
 _MODES = ("online", "offline")
+_POLL_S, _REMOTE_POLL_S = 1.0, 10.0
 _RETRY_S, _CLOSE_S, _ROWS_AT_ONCE = 60.0, 60.0, 50
 
 log = logging.getLogger(__name__)
 
 
-class Logger(Protocol):
-    """Where the metrics of a run are sent."""
+def start_forwarder(config: RunConfig, storage: RunStorage) -> "MetricsForwarder | None":
+    """Start to forward the metrics of a run to the service of the configuration, at its first start and at later ones.
 
-    def log(self, row: Row) -> None:
-        """Send a line of metrics, soon; returns at once."""
-        ...
-
-    def close(self, *, ended: bool = True) -> None:
-        """Send what is left, for a minute at most.
-
-        Parameters
-        ----------
-        ended
-            The run is complete; else it is shown as stopped, to be continued.
-        """
-        ...
-
-
-def open_logger(config: RunConfig, place: RunStorage, known: Sequence[Row]) -> Logger | None:
-    """Open the logger that the configuration asks for, at the first start of a run and at every later one.
-
-    At the first, the service is told the parameters of the run, and its name for the run is kept in ``logger.json``.
+    At the first, the service receives the parameters of the run, and its name for the run is kept in ``logger.json``.
 
     Parameters
     ----------
     config
         The run, resolved.
-    place
-        Its folder.
-    known
-        Lines of metrics up to the checkpoint from which it goes on; those that the service does not have are sent.
+    storage
+        Its folder, in which the metrics are already cut to the step from which the run goes on.
 
     Raises
     ------
@@ -72,21 +54,19 @@ def open_logger(config: RunConfig, place: RunStorage, known: Sequence[Row]) -> L
     if kind is None:
         return None
     check_logger_options(config)
-    identity = read_identity(place, kind)
+    identity = read_identity(storage, kind)
     service = _service(config, identity)
     if identity is None:
         try:
             identity = service.begin(_flat(config.model_dump(mode="json")))
-        except Exception as error:  # services raise what they like
+        except Exception as error:  # services raise errors of any type
             raise ValueError(
                 f"logger={kind} cannot be opened: {error}; check logger_options and the credentials in the "
                 "environment, or train without a logger"
             ) from error
-        write_identity(place, kind, identity)
-    logger = BackgroundLogger(service, kind)
-    for row in known:
-        logger.log(row)
-    return logger
+        write_identity(storage, kind, identity)
+    poll_s = _POLL_S if isinstance(storage, LocalStorage) else _REMOTE_POLL_S
+    return MetricsForwarder(service, kind, MetricsReader(storage), poll_s=poll_s)
 
 
 def check_logger_options(config: RunConfig) -> None:
@@ -120,30 +100,30 @@ def check_logger_options(config: RunConfig) -> None:
         raise ValueError(f"logger_options.mode={mode} is not known: {' or '.join(_MODES)} is needed")
 
 
-def read_identity(place: RunStorage, kind: str) -> Identity | None:
-    """Read under which name the service `kind` knows the run; None if it does not.
+def read_identity(storage: RunStorage, kind: str) -> Identity | None:
+    """Return the name of the run in the service `kind`; None if it has none.
 
     Raises
     ------
     ValueError
         If ``logger.json`` is not one of ours.
     """
-    return _identities(place).get(kind)
+    return _identities(storage).get(kind)
 
 
-def write_identity(place: RunStorage, kind: str, identity: Identity) -> None:
-    """Keep under which name the service `kind` knows the run, beside those of other services.
+def write_identity(storage: RunStorage, kind: str, identity: Identity) -> None:
+    """Keep the name of the run in the service `kind`, alongside those in other services.
 
     Raises
     ------
     ValueError
         As `read_identity`.
     """
-    place.write(LOGGER, json.dumps({**_identities(place), kind: identity}, indent=1).encode())
+    storage.write(LOGGER, json.dumps({**_identities(storage), kind: identity}, indent=1).encode())
 
 
-class BackgroundLogger:
-    """Sends metrics to one service, from a thread of its own.
+class MetricsForwarder:
+    """Send the metrics of a run to one service, from a thread of its own, until it is closed.
 
     Parameters
     ----------
@@ -151,61 +131,76 @@ class BackgroundLogger:
         The service, which from now on only this thread calls.
     kind
         Its name in messages.
+    reader
+        Returns the lines that were added to the metrics.
+    poll_s
+        Seconds between two looks at the metrics.
     retry_s
         Seconds from a failure to the next try.
     close_s
         Longest wait at the end.
     """
 
-    def __init__(self, service: Service, kind: str, *, retry_s: float = _RETRY_S, close_s: float = _CLOSE_S) -> None:
-        self._service, self._kind = service, kind
-        self._retry_s, self._close_s = retry_s, close_s
+    def __init__(
+        self,
+        service: Service,
+        kind: str,
+        reader: MetricsReader,
+        *,
+        poll_s: float = _POLL_S,
+        retry_s: float = _RETRY_S,
+        close_s: float = _CLOSE_S,
+    ) -> None:
+        self._service, self._kind, self._reader = service, kind, reader
+        self._poll_s, self._retry_s, self._close_s = poll_s, retry_s, close_s
         self._last: dict[str, int] | None = None
         self._warned, self._ended, self._complete = False, False, False
-        self._rows: queue.SimpleQueue[Row | None] = queue.SimpleQueue()
         self._closing = threading.Event()
         # A daemon: a service that never answers must not keep the process from ending.
-        self._thread = threading.Thread(target=self._work, name="logger", daemon=True)
+        self._thread = threading.Thread(target=self._forward, name="logger", daemon=True)
         self._thread.start()
 
-    def log(self, row: Row) -> None:
-        """Send a line of metrics, soon; see `Logger`."""
-        if row["kind"] in KINDS:
-            self._rows.put(row)
-
     def close(self, *, ended: bool = True) -> None:
-        """Send what is left and wait for it, but not for long; see `Logger`."""
+        """Send what is left, for a minute at most.
+
+        Parameters
+        ----------
+        ended
+            The run is complete; else it is shown as stopped, to be continued.
+        """
         self._ended = ended
         self._closing.set()
-        self._rows.put(None)
         self._thread.join(self._close_s)
         if not self._complete:
             log.warning("logger=%s did not take the last metrics: all are in metrics.jsonl", self._kind)
 
-    def _work(self) -> None:
-        for rows in self._bundles():
-            while not self._sent(rows):
-                if self._closing.is_set():
+    def _forward(self) -> None:
+        waiting: list[Row] = []
+        pause_s = 0.0
+        while True:
+            closing = self._closing.wait(pause_s)
+            pause_s = self._poll_s
+            try:
+                waiting += [row for row in self._reader.read() if row["kind"] in KINDS]
+            except OSError as error:
+                self._warn(error)
+            while waiting:
+                if self._send(waiting[:_ROWS_AT_ONCE]):
+                    del waiting[:_ROWS_AT_ONCE]
+                elif closing:
                     return
-                self._closing.wait(self._retry_s)
+                else:
+                    pause_s = self._retry_s
+                    break
+            if closing:
+                break
         try:
             self._service.close(ended=self._ended)
-        except Exception as error:  # noqa: BLE001 - services raise what they like
+        except Exception as error:  # noqa: BLE001 - services raise errors of any type
             self._warn(error)
         self._complete = True
 
-    def _bundles(self) -> Iterator[list[Row]]:
-        """Yield what waits to be sent, whenever there is something, until the end."""
-        while (row := self._rows.get()) is not None:
-            rows = [row]
-            while len(rows) < _ROWS_AT_ONCE and not self._rows.empty():
-                if (row := self._rows.get()) is None:
-                    yield rows
-                    return
-                rows.append(row)
-            yield rows
-
-    def _sent(self, rows: Sequence[Row]) -> bool:
+    def _send(self, rows: Sequence[Row]) -> bool:
         """Send the rows that the service does not have; False if that failed."""
         try:
             last = self._service.last_steps() if self._last is None else self._last
@@ -216,7 +211,7 @@ class BackgroundLogger:
                     last = {**last, row["kind"]: row["step"]}
             if new:
                 self._service.send(new)
-        except Exception as error:  # noqa: BLE001 - services raise what they like
+        except Exception as error:  # noqa: BLE001 - services raise errors of any type
             self._warn(error)
             self._last = None  # it may have taken some: it is asked before the next try
             return False
@@ -226,7 +221,7 @@ class BackgroundLogger:
     def _warn(self, error: Exception) -> None:
         if not self._warned:
             log.warning(
-                "logger=%s failed (%s: %s): training goes on, and sending is tried again every %g s; this is said once",
+                "logger=%s failed (%s: %s): training goes on, and sending is tried again every %g s (logged once)",
                 self._kind,
                 type(error).__name__,
                 error,
@@ -236,7 +231,7 @@ class BackgroundLogger:
 
 
 def _service(config: RunConfig, identity: Identity | None) -> Service:
-    """Prepare the service; it is contacted later."""
+    """Make the service; it is contacted later."""
     kind, options = config.logger, config.logger_options
     local = None if "://" in config.run else Path(config.run)
     name = options.get("name") or config.run.rstrip("/").rpartition("/")[2]
@@ -255,20 +250,20 @@ def _service(config: RunConfig, identity: Identity | None) -> Service:
         raise ValueError(f"logger={kind} needs another package: pip install 'dist-scvi[{kind}]' ({error})") from error
 
 
-def _identities(place: RunStorage) -> dict[str, Identity]:
+def _identities(storage: RunStorage) -> dict[str, Identity]:
     try:
-        found = json.loads(place.read(LOGGER))
+        found = parse_json_object(storage.read(LOGGER), f"{storage.uri}/{LOGGER}")
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise ValueError(f"{LOGGER} in the folder of the run is damaged ({error}): remove it to log anew") from error
-    if not isinstance(found, dict) or not all(isinstance(identity, dict) for identity in found.values()):
-        raise ValueError(f"{LOGGER} in the folder of the run holds no names by service: remove it to log anew")
+        raise ValueError(f"{error}; or remove it, and the run is logged as a new one") from error
+    if not all(isinstance(identity, dict) for identity in found.values()):
+        raise ValueError(f"{storage.uri}/{LOGGER} holds no names by service: remove it to log as a new run")
     return found
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Name the values of a tree by their path, as they are set on the command line."""
+    """Return the values of a tree by their path, as they are set on the command line."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}

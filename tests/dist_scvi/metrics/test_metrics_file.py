@@ -1,28 +1,15 @@
-"""Metrics: each step told once, also across restarts, and one line for the person who watches."""
+"""Metrics: each step logged once, also across restarts; damage costs the damaged lines alone."""
 
 import io
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 
-from dist_scvi.config.schema import ModelConfig
-from dist_scvi.network.vae import VAE
+from dist_scvi.metrics.history import history_of
+from dist_scvi.metrics.metrics_file import METRICS, MetricsLog, MetricsReader, Row, read_metrics
+from dist_scvi.metrics.reporter import MetricsReporter, describe
 from dist_scvi.storage.run_storage import LocalStorage
-from dist_scvi.training.metrics import (
-    METRICS,
-    Meter,
-    MetricsLog,
-    MetricsReporter,
-    Row,
-    describe,
-    history_of,
-    read_metrics,
-)
-from dist_scvi.training.step import Step
-from dist_scvi.world import World
 
 
 class Terminal(io.StringIO):
@@ -72,6 +59,57 @@ def test_a_line_cut_off_by_a_kill_is_left_out(path: Path, cut: int) -> None:
     assert read_metrics(path.parent) == [row(2), row(4), row(6)]
 
 
+def damaged_lines(path: Path, caplog: pytest.LogCaptureFixture) -> str:
+    """Return what is reported of the metrics in `path`."""
+    caplog.clear()
+    read_metrics(path.parent)
+    return caplog.text
+
+
+@pytest.mark.parametrize("line", [b"[]", b"3", b'{"step": 2}', b"[" * 100_000, b"x" * 70_000, b"\xff\xfe", b""])
+def test_a_line_that_is_damaged_is_reported_and_skipped(
+    path: Path, line: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = path.read_bytes().splitlines()
+    path.write_bytes(b"\n".join([lines[0], line, *lines[1:], b""]))
+    assert read_metrics(path.parent) == [row(2), row(4), row(6)]
+    assert f"{path}: damaged lines are skipped (line 2)" in damaged_lines(path, caplog)
+    log = MetricsLog(LocalStorage(path.parent), step=4)
+    assert log.rows == [row(2), row(4)]
+    assert damaged_lines(path, caplog) == ""
+
+
+def test_every_flipped_byte_costs_its_line_or_changes_nothing(path: Path) -> None:
+    good, first = path.read_bytes(), path.read_bytes().index(b"\n")
+    for at in range(first):
+        content = bytearray(good)
+        content[at] ^= 2
+        path.write_bytes(content)
+        found = read_metrics(path.parent, report=False)
+        without_checksum = [{key: value for key, value in line.items() if key[:3] != "crc"} for line in found]
+        assert without_checksum in ([row(2), row(4), row(6)], [row(4), row(6)]), bytes(content[:first])
+
+
+def test_lines_of_earlier_versions_have_no_checksum_and_must_be_complete(path: Path) -> None:
+    old = row(2) | {"kl_weight": 1.0, "lr": 0.1, "loss": 12.5}
+    for line, whole in ((old, True), (old | {"step": "2"}, False), (old | {"elbo": "x"}, False), (row(2), False)):
+        path.write_text(json.dumps(line) + "\n")
+        assert read_metrics(path.parent) == ([line] if whole else [])
+
+
+def test_a_reader_returns_each_line_once_and_those_of_a_file_written_again_once_more(path: Path) -> None:
+    reader, log = MetricsReader(LocalStorage(path.parent)), MetricsLog(LocalStorage(path.parent), step=4)
+    assert reader.read() == [row(2), row(4)]
+    log.write(row(6))
+    with path.open("a") as file:
+        file.write('{"kind": "train", "st')  # being written just now
+    assert reader.read() == [row(6)]
+    assert reader.read() == []
+    MetricsLog(LocalStorage(path.parent), step=2)
+    assert reader.read() == [row(2)]
+    assert MetricsReader(LocalStorage(path.parent / "none")).read() == []
+
+
 def test_on_a_terminal_one_line_is_replaced_and_validations_stay() -> None:
     stream = Terminal()
     show = MetricsReporter(stream)
@@ -104,76 +142,6 @@ def test_a_line_says_where_the_run_is_and_how_it_goes() -> None:
         "data wait 25%  300 MiB"
     )
     assert describe(row(8, "validation")).startswith("epoch 2/3  step 8/12  validation elbo 12.50")
-
-
-@pytest.mark.parametrize("line", ["[]", "3", '{"step": 2}', '{"kind": "train", "step": "2"}', "[" * 100_000])
-def test_lines_from_the_first_that_is_none_of_ours_are_left_out(path: Path, line: str) -> None:
-    good = json.dumps({"kind": "train", "step": 1})
-    path.write_text(f"{good}\n{line}\n{good}\n")
-    assert [row["step"] for row in read_metrics(path.parent)] == [1]
-
-
-def step_of(number: int, loss_n: list[float]) -> Step:
-    """Step `number` of epochs of 4, whose losses are half reconstruction and half kl."""
-    loss = torch.tensor(loss_n, dtype=torch.float64)
-    sums = torch.stack([loss.sum(), loss.sum() / 2, loss.sum() / 2, torch.tensor(float(len(loss))), torch.tensor(7.0)])
-    return Step(number // 4, number % 4, sums, np.arange(100, 100 + len(loss_n)), loss, torch.zeros(2))
-
-
-def meter_of() -> Meter:
-    return Meter(World(), VAE(3, config=ModelConfig()), 50.0)
-
-
-def test_a_line_is_the_mean_over_the_cells_of_its_steps_and_an_epoch_that_of_all_its_lines() -> None:
-    meter = meter_of()
-    for number, losses in enumerate([[1, 2, 3], [4], [5, 5]]):
-        meter.add(step_of(number, losses))
-        if number:
-            meter.read(0)
-    assert meter.read_epoch() | {"cells_hash": 0} == {
-        "loss": 20 / 6,
-        "elbo": 20 / 6,
-        "reconstruction": 10 / 6,
-        "kl": 10 / 6,
-        "cells": 6,
-        "cells_hash": 0,
-    }
-    meter.add(step_of(4, [8, 9]))
-    line = meter.read(0)
-    assert (line["loss"], line["cells"], line["cells_hash"]) == (8.5, 2, 7)
-    assert line.keys() >= {"cells_per_s", "steps_per_s", "wait_share", "memory_mib"}
-    assert meter.read_epoch()["loss"] == 8.5
-
-
-def test_an_epoch_begun_before_a_restart_is_counted_whole() -> None:
-    whole, first, second = (meter_of() for _ in range(3))
-    for number, losses in enumerate([[1, 2, 3], [4.5], [5, 1 / 3]]):
-        for meter in (whole, first if number < 2 else second):
-            meter.add(step_of(number, losses))
-            meter.read(0)
-            if meter is first:
-                second.state = json.loads(json.dumps(first.state))
-    assert second.read_epoch() == whole.read_epoch()
-
-
-def test_a_loss_that_is_not_finite_names_epoch_step_and_cells() -> None:
-    meter = meter_of()
-    for number, losses in enumerate([[1, 2], [3, float("nan"), 4, float("inf")], [float("nan")]]):
-        meter.add(step_of(4 + number, losses))
-    with pytest.raises(
-        FloatingPointError, match=r"became nan in step 2 of epoch 2, at 2 of 4 cells \(rows 101, 103\): lo"
-    ):
-        meter.read(0)
-
-
-def test_no_more_than_ten_cells_are_named_and_weights_blamed_if_it_is_all_of_them() -> None:
-    meter = meter_of()
-    meter.add(step_of(0, [float("inf")] * 12))
-    rows = ", ".join(map(str, range(100, 110)))
-    with pytest.raises(
-        FloatingPointError, match=rf"became inf .* at 12 of 12 cells \(rows {rows}, \.\.\.\), since the"
-    ):
-        meter.read(0)
 
 
 def test_the_history_has_the_names_and_indices_of_scvi_tools() -> None:
