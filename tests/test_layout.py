@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(path for layer in ("loaders", "dist_scvi", "launch") for path in (ROOT / layer).rglob("*.py"))
-LONGEST = {"train": 150}
+LONGEST = {"train": 100}
 """Lines of a body, where more than 50 are one story."""
 
 
@@ -37,7 +37,7 @@ def test_no_file_is_over_400_lines_and_no_body_over_50() -> None:
 
 def test_no_folder_holds_more_than_16_modules() -> None:
     modules = Counter(path.parent for path in SOURCES if path.name != "__init__.py")
-    assert max(modules.values()) <= 17, modules.most_common(3)
+    assert max(modules.values()) <= 16, modules.most_common(3)
 
 
 def test_the_init_file_of_a_package_without_a_public_face_holds_a_docstring_only() -> None:

@@ -1,4 +1,4 @@
-"""Writing beside the training: one thing after the other in a thread, so that training waits only for a copy."""
+"""Write in the background: one task after the other in a thread, so that training waits only for a copy in memory."""
 
 import queue
 import threading
@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 
 class BackgroundWriter:
-    """Does what it is given, in order, in a thread of its own; errors reach whoever asks for the next.
+    """Run tasks in order, in a thread of its own; an error is raised at the next call.
 
-    At most one thing is done and one waits: a training that saves faster than storage takes waits for it.
+    At most one task runs and one waits: training that saves faster than storage accepts waits. A longer queue would use
+    memory without bound, and lose more with a crash.
     """
 
     def __init__(self) -> None:
@@ -18,7 +19,7 @@ class BackgroundWriter:
         self._thread.start()
 
     def do(self, work: Callable[[], None]) -> threading.Event:
-        """Have `work` done soon.
+        """Add a task.
 
         Returns
         -------
@@ -28,7 +29,7 @@ class BackgroundWriter:
         Raises
         ------
         Exception
-            What went wrong with something before; nothing is done any more then.
+            The error of an earlier task; no more are run then.
         """
         self.check()
         over = threading.Event()
@@ -36,37 +37,37 @@ class BackgroundWriter:
         return over
 
     def check(self) -> None:
-        """Raise what went wrong, if anything did."""
+        """Raise the error of a task, if there was one."""
         if self._error is not None:
             raise self._error
 
     def wait(self) -> None:
-        """Wait until all is done.
+        """Wait until all tasks are done.
 
         Raises
         ------
         Exception
-            What went wrong.
+            The error of a task.
         """
         self._waiting.join()
         self.check()
 
     def close(self) -> None:
-        """Wait until all is done, and end; what went wrong is left to `check`."""
+        """Wait until all tasks are done and end the thread; errors are left to `check`."""
         self._waiting.put(None)
         self._thread.join()
 
     def _work(self) -> None:
         while True:
-            given = self._waiting.get()
+            task = self._waiting.get()
             try:
-                if given is None:
+                if task is None:
                     return
                 if self._error is None:
-                    given[0]()
+                    task[0]()
             except BaseException as error:  # noqa: BLE001 - raised where it can be acted on
                 self._error = error
             finally:
-                if given is not None:
-                    given[1].set()
+                if task is not None:
+                    task[1].set()
                 self._waiting.task_done()

@@ -1,7 +1,8 @@
-"""A run has one writer: it holds a lease, renews it, and loses it to whoever comes after it fell silent.
+"""The lease of a run: only the process that has it writes, renews it, and loses it to another once it is silent.
 
-Leases are numbered objects; the one with the highest number counts. Who takes over creates the next number, which only
-one can, so neither clocks nor locks of the storage are trusted.
+Leases are numbered objects; the one with the highest number is valid. A process takes over by creating the next number,
+in which only one of many succeeds. So neither clocks nor locks are trusted: hosts differ in time, object storage has no
+locks, and those of network disks are lost with their server.
 """
 
 import json
@@ -12,6 +13,7 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +22,7 @@ from typing import Any, Self
 import psutil
 
 from dist_scvi.errors import LostLeaseError
+from dist_scvi.loaders.arrays.bounded_json import parse_json_object
 from dist_scvi.storage.run_storage import RunStorage
 
 log = logging.getLogger(__name__)
@@ -29,24 +32,24 @@ _GIVEN_UP: set[tuple[str, int]] = set()
 """Leases that this process has released, by driver and number."""
 RENEW_S = 3.0
 SILENT_S = 15.0
-"""A holder that cannot be looked at, being on another host, counts as dead after this time without renewal."""
+"""A holder on another host, whose process cannot be looked up, counts as dead after this time without renewal."""
 
 
 def printable(text: str) -> str:
-    """Leave out what a terminal would obey rather than show."""
+    """Replace control characters, which a terminal would obey rather than show."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 @dataclass(frozen=True, slots=True)
 class Driver:
-    """The process that started a run, by which others tell whether it is still there."""
+    """The process that started a run, by which others find out whether it is still running."""
 
     host: str
     realm: str
-    """Boot and process namespace: only within one do process numbers mean the same."""
+    """Boot and process namespace: process numbers are only comparable within one."""
     pid: int
     begun: float
-    """When the process began; a number may be given again."""
+    """When the process started: its number may be used again."""
     key: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @classmethod
@@ -55,7 +58,7 @@ class Driver:
         return cls(socket.gethostname(), _realm(), os.getpid(), psutil.Process().create_time())
 
     def is_dead(self) -> bool | None:
-        """Say whether the process is gone; None if that cannot be seen from here."""
+        """Return whether the process is gone; None if that cannot be seen from here."""
         if (self.host, self.realm) != (socket.gethostname(), _realm()):
             return None
         try:
@@ -67,7 +70,7 @@ class Driver:
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """What a lease says of the one that holds it, and of the run."""
+    """The content of a lease: which process has it, and the state of the run."""
 
     driver: Driver
     number: int
@@ -97,11 +100,11 @@ class Lease:
 
     @property
     def holder(self) -> Holder:
-        """What is said of this process."""
+        """The content of this lease."""
         return self._holder
 
-    def tell(self, *, row: dict[str, Any] | None = None, saved_step: int | None = None) -> None:
-        """Let others know where the run is, with the next renewal; of a saved step at once."""
+    def update(self, *, row: dict[str, Any] | None = None, saved_step: int | None = None) -> None:
+        """Update the state of the run, with the next renewal; a saved step at once."""
         with self._lock:
             self._holder = replace(
                 self._holder,
@@ -112,7 +115,7 @@ class Lease:
             self._renew()
 
     def check(self) -> None:
-        """Make sure that the lease is still this one's, before something is written.
+        """Check that this lease is still valid, before something is written.
 
         Raises
         ------
@@ -128,7 +131,7 @@ class Lease:
             )
 
     def release(self) -> None:
-        """Stop renewing and say that the run may be taken over at once."""
+        """Stop the renewal and mark the run as free to be taken over at once."""
         self._stop.set()
         self._thread.join()
         if not self._lost:
@@ -153,12 +156,12 @@ class Lease:
 
 
 def claim(place: RunStorage, driver: Driver, *, workers: int = 1) -> Lease:
-    """Become the one writer of the run in `place`.
+    """Take the lease of the run in `place`.
 
     Parameters
     ----------
     driver
-        Who starts the run. Workers that the same driver starts anew take over from those before.
+        The process that starts the run. Workers that the same driver starts again take over from those before.
 
     Raises
     ------
@@ -167,8 +170,8 @@ def claim(place: RunStorage, driver: Driver, *, workers: int = 1) -> Lease:
 
     Notes
     -----
-    A holder on this host is looked up among the processes. One on another host is watched: renewed within 15 s, it
-    lives.
+    A holder on this host is looked up among the processes. One on another host is alive if it renews its lease within
+    15 s.
     """
     while True:
         before = holder_of(place)
@@ -185,39 +188,50 @@ def claim(place: RunStorage, driver: Driver, *, workers: int = 1) -> Lease:
 
 
 def holder_of(place: RunStorage) -> Holder | None:
-    """Read the lease that counts; None if there has been none.
+    """Read the valid lease; None if there has been none.
 
     Raises
     ------
     ValueError
-        If it is none of ours.
+        If it is not one of ours.
     """
     for number in reversed(_numbers(place)):
         try:
             return _holder(number, place.read(_name(number)))
         except FileNotFoundError:
             continue  # whoever took over removes those before
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        except ValueError as error:
             raise ValueError(
-                f"{place.uri}/{_name(number)} is no lease ({type(error).__name__}): remove it if nobody writes the run"
+                f"{place.uri}/{_name(number)} is not a lease ({error}): remove it if no process writes the run"
             ) from error
     return None
 
 
 def _holder(number: int, content: bytes) -> Holder:
-    tree = json.loads(content)
-    holder = Holder(**{**tree, "driver": Driver(**tree["driver"]), "number": number})
-    row, saved = holder.row, holder.saved_step
-    datetime.fromisoformat(holder.renewed)
-    if row is not None and not (isinstance(row["step"], int) and isinstance(row["kind"], str)):
-        raise ValueError("the line of metrics makes no sense")
-    if saved is not None and not (isinstance(saved, int) and 0 <= saved < 10**10):
-        raise ValueError("the saved step makes no sense")
-    return holder
+    tree = parse_json_object(content, _name(number))
+    driver, row, saved = tree.get("driver"), tree.get("row"), tree.get("saved_step")
+    _check_types(driver, {"host": str, "realm": str, "pid": int, "begun": float | int, "key": str})
+    needed = {"workers": int, "since": str, "renewed": str, "beat": int, "released": bool}
+    _check_types(tree, {**needed, "saved_step": int | None, "row": dict | None, "driver": dict, "number": int})
+    datetime.fromisoformat(tree["renewed"])
+    if row is not None:
+        _check_types({key: row.get(key) for key in ("step", "kind")}, {"step": int, "kind": str})
+    if saved is not None and not 0 <= saved < 10**10:
+        raise ValueError(f"saved_step is {saved}")
+    return Holder(**{**tree, "driver": Driver(**driver), "number": number})
+
+
+def _check_types(tree: Any, types: Mapping[str, Any]) -> None:
+    """Check that a mapping has these keys and no others, with values of these types."""
+    if not isinstance(tree, dict) or tree.keys() != types.keys():
+        raise ValueError(f"the keys {', '.join(types)} are needed")
+    wrong = [key for key, kind in types.items() if not isinstance(tree[key], kind)]
+    if wrong:
+        raise ValueError(f"{wrong[0]} is {tree[wrong[0]]!r:.80}")
 
 
 def check_not_locked(place: RunStorage) -> None:
-    """Refuse at the door what `claim` would refuse later, as far as that can be told without waiting.
+    """Refuse early what `claim` would refuse, as far as that is known without waiting.
 
     Raises
     ------
@@ -237,12 +251,12 @@ def _refusal(place: RunStorage, before: Holder) -> ValueError:
 
 
 def _is_free(before: Holder) -> bool:
-    """Say whether a holder has let go; this process knows of its own leases even where storage could not be told."""
+    """Return whether a lease is released; this process knows its own even if storage failed when it released them."""
     return before.released or (before.driver.key, before.number) in _GIVEN_UP
 
 
 def _may_follow(place: RunStorage, before: Holder, driver: Driver) -> bool:
-    """Say whether `driver` may take over from `before`."""
+    """Return whether `driver` may take over from `before`."""
     if _is_free(before) or before.driver.key == driver.key:
         return True
     dead = before.driver.is_dead()
@@ -250,8 +264,8 @@ def _may_follow(place: RunStorage, before: Holder, driver: Driver) -> bool:
 
 
 def _falls_silent(place: RunStorage, before: Holder) -> bool:
-    """Watch a holder on another host."""
-    log.warning("the run was last written by %s; waiting up to %.0f s for a sign of life", before, SILENT_S)
+    """Wait for a holder on another host to renew its lease; return whether it does not."""
+    log.warning("the run was last written by %s; waiting up to %.0f s for it to renew its lease", before, SILENT_S)
     deadline = time.monotonic() + SILENT_S
     while time.monotonic() < deadline:
         time.sleep(min(1.0, SILENT_S / 10))
@@ -281,7 +295,7 @@ def _now() -> str:
 
 
 def _realm() -> str:
-    """Name the boot and the process namespace, where the system tells them."""
+    """Return the boot and the process namespace, where the system has them."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"

@@ -1,4 +1,4 @@
-"""Where a run lies: a folder on a disk or in object storage, in which everything is whole or absent."""
+"""The storage of a run: a folder on a disk or in object storage, in which everything is whole or absent."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,19 +20,19 @@ from dist_scvi.storage.folder_manifest import (
 
 _SCHEMES = ("s3", "gs")
 _PART_BYTES = 1 << 26
-"""Read at a time, so that a large file has no longer than a small one for each part of it."""
+"""Read at a time: the time limit of a request then does not depend on the size of the file."""
 
 
 class RunStorage(Protocol):
     """A folder, on a disk or in object storage; names are relative, with slashes, and no part begins with a dot.
 
-    Where a folder is asked for, the empty name stands for the place itself. All methods may be called from many
-    threads. All raise `OSError` where the disk or the storage fails, and name the file or object.
+    The empty name is the folder itself. All methods may be called from many threads, and raise `OSError` that names the
+    file or object where the disk or the storage fails.
     """
 
     @property
     def uri(self) -> str:
-        """Where it is: a path or a URL."""
+        """Path or URL."""
         ...
 
     def read(self, name: str) -> bytes:
@@ -52,17 +52,17 @@ class RunStorage(Protocol):
     def create(self, name: str, content: bytes) -> bool:
         """Write a file if there is none, whole or not at all; False if there is one.
 
-        Of many that try at once, on any number of hosts, one does. Content that names its writer tells them apart where
-        an answer of the storage is lost.
+        Of many that try at once, on any number of hosts, one succeeds. The content must differ between them: it decides
+        where an answer of the storage is lost.
         """
         ...
 
     def names(self, name: str = "") -> list[str]:
-        """Name the files and folders right below a folder, in order; none if there is no such folder."""
+        """Return the names of the files and folders directly in a folder, sorted; none if there is no such folder."""
         ...
 
     def remove(self, name: str) -> None:
-        """Remove a file, or a folder with all in it, if it is there. The folder counts as incomplete from the start."""
+        """Remove a file, or a folder with all in it, if it exists. The folder counts as incomplete from the start."""
         ...
 
     def rename(self, old: str, new: str) -> None:
@@ -97,7 +97,7 @@ class RunStorage(Protocol):
         ...
 
     def subfolder(self, name: str) -> "RunStorage":
-        """Give a folder below this one, which need not exist."""
+        """Return a folder below this one, which need not exist."""
         ...
 
 
@@ -107,14 +107,14 @@ def open_run_storage(uri: str | Path | RunStorage, *, storage_options: Mapping[s
     Parameters
     ----------
     uri
-        The folder; a place that is open already is given back.
+        The folder; an open one is returned as it is.
     storage_options
-        Of a URL; see `dist_scvi.loaders.arrays.remote.RemoteObjects`.
+        Options of a URL; see `dist_scvi.loaders.arrays.remote.RemoteObjects`.
 
     Raises
     ------
     ValueError
-        If the URL is of another kind, or an option is not known.
+        If the URL is of another kind, or an option is unknown.
     """
     if not isinstance(uri, (str, Path)):
         return uri
@@ -150,7 +150,7 @@ class LocalStorage:
         return atomic_files.create_file(self._of(name), content)
 
     def names(self, name: str = "") -> list[str]:
-        """Name what is right below a folder; see `RunStorage`."""
+        """Return the names in a folder; see `RunStorage`."""
         return atomic_files.names_in(self._of(name))
 
     def remove(self, name: str) -> None:
@@ -173,7 +173,7 @@ class LocalStorage:
         return atomic_files.read_folder(path)
 
     def subfolder(self, name: str) -> "LocalStorage":
-        """Give a folder below this one; see `RunStorage`."""
+        """Return a folder below this one; see `RunStorage`."""
         return LocalStorage(self._of(name))
 
     def _of(self, name: str) -> Path:
@@ -185,8 +185,9 @@ class LocalStorage:
 class ObjectStorage:
     """The objects in object storage whose keys begin with `prefix`; see `RunStorage`.
 
-    A folder of files is whole once its manifest is there, which is written last and deleted first. So one that is being
-    replaced, or was when its writer was killed, is incomplete; one that is being renamed is whole under either name.
+    There is no rename in object storage: a folder of files is complete once its manifest exists, which is written last
+    and deleted first. One that is being replaced, or whose writer was killed, is incomplete; one that is being renamed
+    is complete under one of both names.
     """
 
     objects: RemoteObjects
@@ -210,7 +211,7 @@ class ObjectStorage:
         return self.objects.create(self._key(name), content)
 
     def names(self, name: str = "") -> list[str]:
-        """Name what is right below a folder; see `RunStorage`."""
+        """Return the names in a folder; see `RunStorage`."""
         return self.objects.names(self._key(name))
 
     def remove(self, name: str) -> None:
@@ -255,7 +256,7 @@ class ObjectStorage:
         return {file: _read_checked(self.objects, _below(key, file), *entry) for file, entry in listed.items()}
 
     def subfolder(self, name: str) -> "ObjectStorage":
-        """Give a folder below this one; see `RunStorage`."""
+        """Return a folder below this one; see `RunStorage`."""
         return ObjectStorage(self.objects, self._key(name))
 
     def _listed(self, folder_key: str) -> set[str]:
@@ -268,7 +269,7 @@ class ObjectStorage:
             return set()
 
     def _emptied(self, folder_key: str) -> bool:
-        """Delete all below a folder, its manifest first, and say whether there was anything."""
+        """Delete all below a folder, its manifest first, and return whether there was anything."""
         found = sorted(self.objects.keys(folder_key), key=_is_manifest, reverse=True)
         for key in found:
             self.objects.delete(key)
@@ -302,6 +303,6 @@ def _is_manifest(key: str) -> bool:
 def _check_name(name: str) -> None:
     if name and any(part == "" or part.startswith(".") for part in name.split("/")):
         raise ValueError(
-            f"{name!r} names nothing in a place: relative names with slashes are needed, no part of which is empty or "
-            "begins with a dot"
+            f"{name!r} is not a name in a run folder: a relative name with slashes is needed, no part of it empty or "
+            "beginning with a dot"
         )

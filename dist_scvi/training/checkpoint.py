@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written whole or not at all, verified before use, the newest good one wins."""
+"""Checkpoints of a run: written whole or not at all, verified before use; the newest that verifies is used."""
 
 import hashlib
 import json
@@ -13,8 +13,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from dist_scvi.config.load import shorten
 from dist_scvi.config.schema import RunConfig
 from dist_scvi.loaders import CellData, Plan
+from dist_scvi.loaders.arrays.bounded_json import parse_json_object
 from dist_scvi.loaders.fingerprint import content_digest
 from dist_scvi.network.model_files import differing_names, pack_tensors
 from dist_scvi.storage.folder_manifest import MANIFEST, DamagedFolderError, IncompleteFolderError, listed_files
@@ -22,9 +24,9 @@ from dist_scvi.storage.run_storage import RunStorage
 
 log = logging.getLogger(__name__)
 
+_FILES = {"model.safetensors", "optimizer.safetensors", "state.json"}
 _PREFIX, _DAMAGED, _INCOMPLETE = "step-", "damaged-", "incomplete-"
-_SHOWN = 120
-_PACKAGES = ("dist_scvi", "numpy", "torch")
+_PACKAGES, _TOLERATED = ("dist_scvi", "numpy", "torch"), ("numpy", "torch")
 _FREE_KEYS = {
     "run",
     "storage_options",
@@ -48,7 +50,7 @@ _FREE_KEYS = {
     "train.log_every_n_steps",
     "train.collective_timeout_s",
 }
-"""Keys that may change when a run is resumed: they change neither the order of cells nor the maths."""
+"""Keys that may change on resume: they affect neither the order of cells nor the maths."""
 
 _MAY_BE_ALLOWED = (
     *("config.train.lr", "config.train.eps", "config.train.weight_decay", "config.train.optimizer"),
@@ -63,7 +65,7 @@ _MAY_BE_ALLOWED = (
     *("config.data.layer", "data.n_entries", "data.layer", "data.content"),
     *("versions.dist_scvi", "versions.numpy", "versions.torch"),
 )
-"""What a resumed run may be allowed: it changes the result, but neither the order of cells nor the network."""
+"""What ``--allow`` accepts on resume: it changes the result, but neither the order of cells nor the network."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,7 @@ class Checkpoint:
 
 
 def checkpoint_files(module: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> dict[str, bytes]:
-    """Copy the state of training, so that it may go on while this is written.
+    """Copy the state of training, so that training goes on while it is written.
 
     Parameters
     ----------
@@ -102,7 +104,7 @@ def checkpoint_files(module: nn.Module, optimizer: torch.optim.Optimizer, state:
 
 
 def write_checkpoint(place: RunStorage, done: int, files: Mapping[str, bytes], *, keep: int) -> None:
-    """Write what `checkpoint_files` made after `done` steps, then drop all but the newest `keep`."""
+    """Write what `checkpoint_files` returned after `done` steps, then remove all but the newest `keep`."""
     place.write_folder(f"{_PREFIX}{done:010d}", files)
     for old in _newest_first(place)[keep:]:
         place.remove(old)
@@ -114,7 +116,7 @@ def newest_checkpoint(place: RunStorage, *, mend: bool = True) -> Checkpoint | N
     Parameters
     ----------
     mend
-        Set others aside, under a name that begins with ``damaged-`` or ``incomplete-``; only the writer of a run may.
+        Rename others to a name that begins with ``damaged-`` or ``incomplete-``; only the writer of a run may do this.
 
     Raises
     ------
@@ -125,15 +127,18 @@ def newest_checkpoint(place: RunStorage, *, mend: bool = True) -> Checkpoint | N
     for name in _newest_first(place):
         try:
             files = place.read_folder(name)
+            lacking = sorted(_FILES - files.keys())
+            if lacking:
+                raise DamagedFolderError(f"{place.uri}/{name} does not hold {', '.join(lacking)}")
             return Checkpoint(
                 name,
                 safetensors.torch.load(files["model.safetensors"]),
                 safetensors.torch.load(files["optimizer.safetensors"]),
-                _state(files["state.json"]),
+                _parse_state(files["state.json"]),
             )
         except IncompleteFolderError as error:  # a save to object storage that was killed; nothing is lost
             _set_aside(place, name, _INCOMPLETE, error, mend=mend)
-        except (ValueError, KeyError, RecursionError, safetensors.SafetensorError) as error:
+        except (ValueError, safetensors.SafetensorError) as error:
             damaged.append(name)
             _set_aside(place, name, _DAMAGED, error, mend=mend)
     if damaged:
@@ -145,12 +150,12 @@ def newest_checkpoint(place: RunStorage, *, mend: bool = True) -> Checkpoint | N
 
 
 def listed_checkpoints(place: RunStorage) -> tuple[int | None, int]:
-    """Look at the manifests alone.
+    """List the checkpoints by their manifests, without reading the rest.
 
     Returns
     -------
     int, int
-        Steps done in the newest checkpoint, None if there is none; and how many are damaged, as far as that is seen.
+        Steps done in the newest checkpoint, None if there is none; and the number whose manifests are damaged.
     """
     steps, n_damaged = [], sum(name.startswith(_DAMAGED) for name in place.names())
     for name in _newest_first(place):
@@ -170,16 +175,16 @@ def _set_aside(place: RunStorage, name: str, mark: str, error: Exception, *, men
         log.warning("set aside %s/%s%s: %s", place.uri, mark, name, error)
 
 
-def _state(content: bytes) -> dict[str, Any]:
-    state = json.loads(content)
+def _parse_state(content: bytes) -> dict[str, Any]:
+    state = parse_json_object(content, "state.json")
     kinds = {"epoch": int, "step": int, "config": dict, "data": dict}
-    if not isinstance(state, dict) or any(not isinstance(state.get(key), kind) for key, kind in kinds.items()):
+    if any(not isinstance(state.get(key), kind) for key, kind in kinds.items()):
         raise DamagedFolderError(f"state.json does not hold {', '.join(kinds)}")
     return state
 
 
 def restore(checkpoint: Checkpoint, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put weights and optimizer state back, or change nothing.
+    """Load weights and optimizer state, or change nothing.
 
     Raises
     ------
@@ -204,12 +209,12 @@ def restore(checkpoint: Checkpoint, module: nn.Module, optimizer: torch.optim.Op
     module.load_state_dict(checkpoint.weights)
     for name, value in checkpoint.optimizer.items():
         owner, _, key = name.rpartition("/")
-        # The fused Adam keeps its step beside the parameter.
+        # The fused Adam keeps its step on the device of the parameter.
         optimizer.state[parameters[owner]][key] = value.to(parameters[owner].device)
 
 
 def fingerprint(data: CellData, plan: Plan | None = None, labelled: Plan | None = None) -> dict[str, Any]:
-    """Describe the data of a run in a few values that a checkpoint can be compared by.
+    """Return a few values by which a checkpoint is compared with the data.
 
     With the plans, these change with the obs columns that say which cells are drawn, and how often.
     """
@@ -233,18 +238,24 @@ def check_same_run(
     Parameters
     ----------
     allowed
-        Differences that are meant, by the names under which they are told.
+        Differences that are intended, by the names that the message has.
 
     Raises
     ------
     ValueError
-        With every difference, key by key, and which of them may be allowed.
+        With every difference, key by key, and which of them may be allowed. Other versions of torch and numpy with the
+        same major number are only warned about, unless ``train.strict_versions`` is set.
     """
     versions = {name: version(name) for name in checkpoint.state.get("versions", {})}
     before = _flat({key: checkpoint.state.get(key, {}) for key in ("config", "data", "versions")})
     if "content" not in checkpoint.state.get("data", {}):  # of a version that did not look at the content
         data = {key: value for key, value in data.items() if key != "content"}
     now = _flat({"config": config.model_dump(mode="json"), "data": data, "versions": versions})
+    for key in now.keys() - before.keys():
+        if key.startswith("config."):  # a key that the version which saved it did not know
+            before[key] = now[key]
+    if not config.train.strict_versions:
+        _accept_versions(checkpoint.name, before, now)
     free = {f"config.{key}" for key in _FREE_KEYS}
     if config.train.reduce_lr_on_plateau:
         free.remove("config.train.check_val_every_n_epoch")
@@ -257,21 +268,29 @@ def check_same_run(
     )
     if not differing:
         return
-    told = "; ".join(
-        f"{key.removeprefix('config.')} was {_short(before.get(key))}, is {_short(now.get(key))}"
+    differences = "; ".join(
+        f"{key.removeprefix('config.')} was {shorten(before.get(key))}, is {shorten(now.get(key))}"
         for key in differing[:8]
     )
     named = [key.removeprefix("config.") for key in differing if key in _MAY_BE_ALLOWED]
     allow = f", allow it with --allow {','.join(named)}" if len(named) == len(differing) else ""
     raise ValueError(
-        f"{checkpoint.name} belongs to another run: {told}; undo the change, go on with 'dist-scvi resume', which "
+        f"{checkpoint.name} belongs to another run: {differences}; undo the change, use 'dist-scvi resume', which "
         f"keeps what is recorded{allow}, or train into a new folder with run=PATH"
     )
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}... ({len(text)} letters)"
+def _accept_versions(name: str, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Take versions of the same major number as equal, with a warning: they differ in rounding, if at all."""
+    for key in (f"versions.{package}" for package in _TOLERATED):
+        saved, found = str(before.get(key)), str(now.get(key))
+        if saved != found and saved.partition(".")[0] == found.partition(".")[0]:
+            log.warning(
+                "%s was written with %s %s, this is %s: the run goes on, but may differ in rounding from one that was "
+                "never interrupted; train.strict_versions=true refuses this",
+                *(name, key.removeprefix("versions."), saved, found),
+            )
+            before[key] = now[key]
 
 
 def _check_allowed(allowed: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""The losses of a split of the cells, and how well their labels are predicted."""
+"""Compute the losses, and the metrics of predicted labels, over a split of the cells."""
 
 import torch
 
@@ -30,7 +30,7 @@ def evaluate(
     Returns
     -------
     dict
-        What `loss_means` gives, exact over all workers; all labelled cells of the split are classified.
+        The result of `loss_means`, exact over all workers; all labelled cells of the split are classified.
     """
     training, sums = module.training, no_loss_sums(module)
     module.eval()

@@ -1,4 +1,4 @@
-"""What a run begins with: new weights, or those of another model."""
+"""Make the model that a run starts from: with new weights, or those of another model."""
 
 from pathlib import Path
 
@@ -34,20 +34,20 @@ def begin(config: RunConfig, data: CellData, checkpoint: Checkpoint | None = Non
 
 
 def _load_start(config: RunConfig, data: CellData) -> tuple[VAE, ModelSpec]:
-    """Read the model in the folder ``config.start_from``, made SCANVI if it is SCVI and SCANVI is asked for."""
+    """Read the model in the folder ``config.start_from``, converted if it is SCVI and SCANVI is requested."""
     assert config.start_from is not None
     module, spec = load_model(Path(config.start_from))
-    asked = config.model
-    if (spec.model.model_name, asked.model_name) == ("SCVI", "SCANVI"):
-        check_options(spec, asked, asked.model_fields_set - OF_SCANVI)
-        tree = spec.model.model_dump() | asked.model_dump(include=set(OF_SCANVI))
+    requested = config.model
+    if (spec.model.model_name, requested.model_name) == ("SCVI", "SCANVI"):
+        check_options(spec, requested, requested.model_fields_set - OF_SCANVI)
+        tree = spec.model.model_dump() | requested.model_dump(include=set(OF_SCANVI))
         return scanvi_from(module, spec, data, ModelConfig.model_validate(tree), seed=config.seed)
-    if spec.model.model_name != asked.model_name:
+    if spec.model.model_name != requested.model_name:
         raise ValueError(
-            f"start_from={config.start_from} holds {spec.model.model_name}, and model.model_name={asked.model_name} "
-            "cannot begin with it: begin with its own class, or SCANVI with SCVI"
+            f"start_from={config.start_from} holds {spec.model.model_name}, and {requested.model_name} cannot start "
+            "from it (model.model_name): start with its own class, or SCANVI with SCVI"
         )
-    check_options(spec, asked, asked.model_fields_set)
+    check_options(spec, requested, requested.model_fields_set)
     freeze(module, spec)
     return module, spec
 

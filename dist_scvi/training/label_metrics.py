@@ -1,4 +1,4 @@
-"""How well labels are predicted: sums that workers add up, and the exact metrics that follow from them.
+"""Metrics of the predicted labels: sums that workers add up, and the exact metrics computed from them.
 
 Shape letters in this file
     m   cells
@@ -13,18 +13,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 _N_BINS = 15
-_N_PLACES = _N_BINS + 1
-"""Confidence of exactly 1 has a place of its own, as in torchmetrics."""
+_N_BIN_SUMS = _N_BINS + 1
+"""Confidence of exactly 1 has a bin of its own, as in torchmetrics."""
 
 
 def n_classification_sums(n_labels: int) -> int:
-    """Give the length of what `classification_sums` gives."""
-    return 1 + 3 * n_labels + 3 * _N_PLACES
+    """Return the length of the result of `classification_sums`."""
+    return 1 + 3 * n_labels + 3 * _N_BIN_SUMS
 
 
 @torch.no_grad()
 def classification_sums(logits_ml: Tensor, label_m: Tensor) -> Tensor:
-    """Sum up what `classification_metrics` needs of some cells, float64.
+    """Sum up what `classification_metrics` needs, over some cells, float64.
 
     Parameters
     ----------
@@ -35,16 +35,16 @@ def classification_sums(logits_ml: Tensor, label_m: Tensor) -> Tensor:
     counts_m = (label_m >= 0).double()
     true_m = label_m.clamp(min=0)
     cross_m = torch.where(label_m >= 0, F.cross_entropy(logits_ml, true_m, reduction="none"), 0).double()
-    confidence_m, said_m = torch.softmax(logits_ml, dim=-1).max(dim=-1)
-    right_m = counts_m * (said_m == true_m)
-    edges = torch.linspace(0, 1, _N_PLACES, device=logits_ml.device)
-    bin_mb = _indicator(torch.bucketize(confidence_m, edges, right=True) - 1, _N_PLACES)
-    true_ml, said_ml = _indicator(true_m, n_labels), _indicator(said_m, n_labels)
+    confidence_m, predicted_m = torch.softmax(logits_ml, dim=-1).max(dim=-1)
+    right_m = counts_m * (predicted_m == true_m)
+    edges = torch.linspace(0, 1, _N_BIN_SUMS, device=logits_ml.device)
+    bin_mb = _indicator(torch.bucketize(confidence_m, edges, right=True) - 1, _N_BIN_SUMS)
+    true_ml, predicted_ml = _indicator(true_m, n_labels), _indicator(predicted_m, n_labels)
     return torch.cat(
         [
             cross_m.sum()[None],
             counts_m @ true_ml,
-            counts_m @ said_ml,
+            counts_m @ predicted_ml,
             right_m @ true_ml,
             counts_m @ bin_mb,
             (counts_m * confidence_m) @ bin_mb,
@@ -54,7 +54,7 @@ def classification_sums(logits_ml: Tensor, label_m: Tensor) -> Tensor:
 
 
 def classification_metrics(sums: NDArray[np.float64]) -> dict[str, float]:
-    """Make metrics of sums over all workers; none if no cell has a label.
+    """Return metrics from sums over all workers; none if no cell has a label.
 
     Returns
     -------
@@ -68,18 +68,18 @@ def classification_metrics(sums: NDArray[np.float64]) -> dict[str, float]:
     Definitions of torchmetrics, which scvi-tools 1.4.2 uses (train/_trainingplans.py). There they are means over
     minibatches, and over workers not added up.
     """
-    n_labels = (len(sums) - 1 - 3 * _N_PLACES) // 3
-    true_l, said_l, right_l = sums[1 : 1 + 3 * n_labels].reshape(3, n_labels)
-    cells_b, confidence_b, right_b = sums[1 + 3 * n_labels :].reshape(3, _N_PLACES)
+    n_labels = (len(sums) - 1 - 3 * _N_BIN_SUMS) // 3
+    true_l, predicted_l, right_l = sums[1 : 1 + 3 * n_labels].reshape(3, n_labels)
+    cells_b, confidence_b, right_b = sums[1 + 3 * n_labels :].reshape(3, _N_BIN_SUMS)
     n_cells = true_l.sum()
     if not n_cells:
         return {}
-    there = true_l + said_l > 0
+    present = true_l + predicted_l > 0
     return {
         "classification_loss": float(sums[0] / n_cells),
         "accuracy": float(right_l.sum() / n_cells),
-        "f1_score": float(2 * right_l.sum() / (true_l + said_l).sum()),
-        "f1_score_macro": float(np.mean(2 * right_l[there] / (true_l + said_l)[there])),
+        "f1_score": float(2 * right_l.sum() / (true_l + predicted_l).sum()),
+        "f1_score_macro": float(np.mean(2 * right_l[present] / (true_l + predicted_l)[present])),
         "calibration_error": float(np.abs(right_b - confidence_b).sum() / cells_b.sum()),
         "labelled_cells": int(n_cells),
     }

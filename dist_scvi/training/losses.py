@@ -1,4 +1,4 @@
-"""Sums of the losses over cells, which workers add up, and the means of them that are told.
+"""Sums of the losses over cells, which workers add up, and the means that are logged.
 
 Shape letters in this file
     n   cells
@@ -20,7 +20,7 @@ _N_PLAIN = 5
 
 
 def cell_losses(terms: LossTerms, weight: float) -> Tensor:
-    """Give the loss of each cell, shape (n,), but for its classification; `weight` is that of the KL term."""
+    """Return the loss of each cell without classification, shape (n,); `weight` is that of the KL term."""
     return terms.reconstruction_n + terms.latent_n + terms.kl_library_n + weight * terms.kl_n
 
 
@@ -28,14 +28,14 @@ def cell_losses(terms: LossTerms, weight: float) -> Tensor:
 def loss_sums(
     terms: LossTerms, loss_n: Tensor, hash_n: NDArray[np.uint64] | None, label_m: Tensor | None = None
 ) -> Tensor:
-    """Sum up what `loss_means` needs of some cells, float64.
+    """Sum up what `loss_means` needs, over some cells, float64.
 
     Parameters
     ----------
     loss_n
-        As `cell_losses` gives it.
+        From `cell_losses`.
     hash_n
-        Hashes of what the cells hold, the sum of which shows in the record of a run which ones were trained on.
+        Hashes of the content of the cells; their sum shows in the metrics which ones were trained on.
     label_m
         True labels of the cells that ``terms.logits_ml`` is of.
     """
@@ -52,19 +52,19 @@ def loss_sums(
 
 
 def no_loss_sums(module: VAE) -> Tensor:
-    """Give the sums of no cells."""
+    """Return the sums over no cells."""
     more = n_classification_sums(module.n_labels) if isinstance(module, SCANVAE) else 0
     return torch.zeros(_N_PLAIN + more, dtype=torch.float64, device=module.device)
 
 
 def loss_means(sums: NDArray[np.float64], classification_ratio: float) -> dict[str, Any]:
-    """Make means of sums over all workers.
+    """Return the means from sums over all workers.
 
     Returns
     -------
     dict
         ``loss`` (what is minimised), ``elbo`` (as scvi-tools logs it: reconstruction + kl, lower is better),
-        ``reconstruction``, ``kl``, ``cells``, ``cells_hash``, and for SCANVI what `classification_metrics` gives.
+        ``reconstruction``, ``kl``, ``cells``, ``cells_hash``, and for SCANVI those of `classification_metrics`.
     """
     loss, reconstruction, kl = (sums[:3] / max(sums[3], 1)).tolist()
     classified = classification_metrics(sums[_N_PLAIN:]) if len(sums) > _N_PLAIN else {}

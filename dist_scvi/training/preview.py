@@ -1,4 +1,4 @@
-"""What a run would read, hold and cost: what ``--dry-run`` prints."""
+"""Describe what a run would read, keep in memory and cost: what ``--dry-run`` prints."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -23,7 +23,7 @@ from dist_scvi.training.worker import fix_soma_timestamp, storage_of_run
 def preview(
     config: RunConfig, data: CellData, *, workers: int, allow: Sequence[str] = (), fresh: bool = False
 ) -> dict[str, Any]:
-    """Say what a run would read, hold and do, without doing it.
+    """Describe what a run would read, keep in memory and do, without doing it.
 
     Raises
     ------
@@ -50,15 +50,17 @@ def preview(
     data = fit_to_spec(data, spec)
     resolved, plan = resolve(config, data, spec)
     check_world_size(plan.lanes, workers)
-    beside = labelled_plan_of(resolved, spec, data, plan)
+    labelled_plan = labelled_plan_of(resolved, spec, data, plan)
     if checkpoint is not None:
-        check_same_run(checkpoint, resolved, fingerprint(data, plan, beside), allowed=allow)
-    told = _described(resolved, data, plan, beside, workers)
-    return told | ({"goes on": f"after {checkpoint.name}"} if checkpoint else {})
+        check_same_run(checkpoint, resolved, fingerprint(data, plan, labelled_plan), allowed=allow)
+    found = _describe(resolved, data, plan, labelled_plan, workers)
+    return found | ({"goes on": f"after {checkpoint.name}"} if checkpoint else {})
 
 
-def _described(config: RunConfig, data: CellData, plan: Plan, beside: Plan | None, workers: int) -> dict[str, Any]:
-    """Say what a resolved run reads, holds and does."""
+def _describe(
+    config: RunConfig, data: CellData, plan: Plan, labelled_plan: Plan | None, workers: int
+) -> dict[str, Any]:
+    """Describe what a resolved run reads, keeps in memory and does."""
     density = data.store.n_entries / data.n_cells
     entry_bytes = 2 + (2 if data.n_genes <= 1 << 16 else 4)
     window = plan.window_steps * plan.batch_size
@@ -77,7 +79,11 @@ def _described(config: RunConfig, data: CellData, plan: Plan, beside: Plan | Non
         **_held_out(plan),
         "epochs": epochs,
         "steps": f"{epochs * plan.steps_per_epoch} of {plan.batch_size} cells, {plan.steps_per_epoch} an epoch",
-        **({"labelled": f"{beside.n_train} cells, all in {beside.steps_per_epoch} steps"} if beside else {}),
+        **(
+            {"labelled": f"{labelled_plan.n_train} cells, all in {labelled_plan.steps_per_epoch} steps"}
+            if labelled_plan
+            else {}
+        ),
         "lanes": f"{plan.lanes}, {plan.lanes // workers} for each of {workers} workers",
         "window": f"{window} cells, "
         + (
@@ -94,7 +100,7 @@ def _described(config: RunConfig, data: CellData, plan: Plan, beside: Plan | Non
 
 
 def _held_out(plan: Plan) -> dict[str, str]:
-    """Name the categories that a column holds out."""
+    """Return the categories that a column holds out."""
     splits = plan.line.sampling.splits if plan.line else None
     if not isinstance(splits, ColumnSplit):
         return {}
@@ -103,7 +109,7 @@ def _held_out(plan: Plan) -> dict[str, str]:
 
 
 def _diversity(plan: Plan, labels: int) -> str:
-    """Say how well a minibatch mixes the atlas, even if every block is of one label."""
+    """Describe how well a minibatch mixes the atlas, even if every block is of one label."""
     text = f"a minibatch loses at most {plan.entropy_loss_bits(labels):.3f} bit of the entropy of {labels} labels"
     if plan.diverse:
         return text

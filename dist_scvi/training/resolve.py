@@ -59,7 +59,7 @@ def check_validations(config: RunConfig, *, exist: bool) -> None:
 
 
 def resolve(config: RunConfig, data: CellData, spec: ModelSpec | None = None) -> tuple[RunConfig, Plan]:
-    """Fill in what the configuration leaves to the data, and to the model, so that it stands in the run's record.
+    """Fill in what the configuration leaves to the data and to the model, for the record of the run.
 
     Returns
     -------
@@ -113,7 +113,7 @@ def _kernels(settings: TrainConfig, data: CellData) -> str:
 
 
 def plan_of(config: RunConfig, data: CellData) -> Plan:
-    """Lay out the run; obs columns that say which cells are drawn, and how often, are read once."""
+    """Plan the run; obs columns that decide which cells are drawn, and how often, are read once."""
     settings = config.train
     sampling = open_sampling(
         data.store,
@@ -175,7 +175,7 @@ def open_from(config: DataConfig) -> CellData:
 
 
 def labelled_plan_of(config: RunConfig, spec: ModelSpec | None, data: CellData, plan: Plan) -> Plan | None:
-    """Lay out the passes over labelled cells, for SCANVI; a choice of them is kept for an epoch, as in scvi-tools.
+    """Plan the passes over labelled cells, for SCANVI; a choice of them is kept for an epoch, as in scvi-tools.
 
     A query may have no labels: then there are none.
     """

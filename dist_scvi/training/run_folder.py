@@ -1,4 +1,4 @@
-"""The folder of a run in the hands of its one writer: lease, checkpoints, metrics, and what the run ends with."""
+"""Write the folder of a run: lease, checkpoints, metrics, and the model at the end."""
 
 import hashlib
 import json
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dist_scvi.config.schema import RunConfig
 from dist_scvi.errors import LostLeaseError
+from dist_scvi.loaders.arrays.bounded_json import parse_json_object
 from dist_scvi.metrics.forwarder import MetricsForwarder, start_forwarder
 from dist_scvi.metrics.history import history_of
 from dist_scvi.metrics.metrics_file import METRICS, MetricsLog, Row
@@ -21,7 +22,7 @@ from dist_scvi.network.model_files import load_model, model_files, save_model
 from dist_scvi.network.model_spec import ModelSpec
 from dist_scvi.network.vae import VAE
 from dist_scvi.storage.background_writer import BackgroundWriter
-from dist_scvi.storage.folder_manifest import MANIFEST, DamagedFolderError
+from dist_scvi.storage.folder_manifest import MANIFEST
 from dist_scvi.storage.lease import Driver, Lease, claim
 from dist_scvi.storage.run_storage import RunStorage
 from dist_scvi.training.checkpoint import Checkpoint, newest_checkpoint, write_checkpoint
@@ -30,11 +31,11 @@ from dist_scvi.world import World
 CONFIG, MODEL, RESULT, CHECKPOINTS = "config.yaml", "model", "RESULT.json", "checkpoints"
 _BEST = "best-"
 _STORES = ("zarr.json", ".zgroup", ".zattrs", "__group", "ATLAS.json", MANIFEST)
-"""Files by which stores, atlases, models and checkpoints are known."""
+"""Files by which stores, atlases, models and checkpoints are recognised."""
 
 
 class RunFolder:
-    """What the writer of a run does in its folder. Use it through `open_run_for_writing`."""
+    """The folder of a run, open for its one writer. Use it through `open_run_for_writing`."""
 
     def __init__(self, place: RunStorage, lease: Lease) -> None:
         self.place, self._lease, self._saver = place, lease, BackgroundWriter()
@@ -46,17 +47,17 @@ class RunFolder:
         self._saved.set()
 
     def latest(self, *, fresh: bool = False) -> Checkpoint | None:
-        """Find where to go on.
+        """Return the newest checkpoint, None if the run starts from the beginning.
 
         Parameters
         ----------
         fresh
-            Begin anew if checkpoints were lost or none verifies.
+            Start from the beginning if checkpoints were lost or none verifies.
 
         Raises
         ------
         ValueError
-            If what was saved is not there any more: beginning anew would silently lose a run.
+            If what was saved is missing: starting from the beginning would silently lose a run.
         """
         try:
             found = newest_checkpoint(self._checkpoints)
@@ -68,12 +69,12 @@ class RunFolder:
         if found is None and saved is not None and not fresh:
             raise ValueError(
                 f"{self.place.uri} was saved at step {saved} and has no checkpoint now: restore {CHECKPOINTS} from a "
-                "copy, train into a new folder with run=PATH, or give up what was done with --allow-fresh"
+                "copy, train into a new folder with run=PATH, or start from the beginning with --allow-fresh"
             )
         return found
 
     def begin(self, config: RunConfig, step: int, *, ended: bool) -> MetricsLog:
-        """Record the resolved configuration and take up the metrics at `step`; a run that goes on has not ended."""
+        """Record the resolved configuration and cut the metrics to `step`; a run that goes on has not ended."""
         if not ended:
             self.place.remove(RESULT)
         text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
@@ -83,16 +84,16 @@ class RunFolder:
         return self._log
 
     def log_row(self, row: Row) -> None:
-        """Add a line of metrics."""
+        """Append a line of metrics."""
         assert self._log is not None
         self._saver.check()
         self._log.write(row)
-        self._lease.tell(row=row)
+        self._lease.update(row=row)
 
     def save(self, done: int, files: Mapping[str, bytes], *, keep: int) -> None:
-        """Write a checkpoint after `done` steps while training goes on; the newest `keep` are kept.
+        """Write a checkpoint after `done` steps in the background; the newest `keep` are kept.
 
-        The one before is waited for, so that a crash costs at most the steps since then.
+        It waits for the one before, so that a crash costs at most the steps since then.
 
         Raises
         ------
@@ -107,12 +108,12 @@ class RunFolder:
     def _save(self, done: int, files: Mapping[str, bytes], keep: int) -> None:
         assert self._log is not None
         self._lease.check()
-        self._log.sync()  # first: no checkpoint may be ahead of the metrics
+        self._log.sync()  # first: a run that resumes from a checkpoint must find the metrics of all steps before
         write_checkpoint(self._checkpoints, done, files, keep=keep)
-        self._lease.tell(saved_step=done)
+        self._lease.update(saved_step=done)
 
     def save_best(self, step: int, module: VAE, spec: ModelSpec, *, keep: int) -> None:
-        """Write the model that was best in validation so far; those before stay for the `keep` checkpoints kept."""
+        """Write the model of the best validation so far; earlier ones stay for the `keep` checkpoints naming them."""
         self._saver.do(partial(self._save_best, f"{_BEST}{step:010d}", model_files(module, spec), keep))
 
     def _save_best(self, name: str, files: Mapping[str, bytes], keep: int) -> None:
@@ -122,7 +123,7 @@ class RunFolder:
             self._checkpoints.remove(old)
 
     def best(self, step: int) -> dict[str, Tensor]:
-        """Read the weights that were best in validation, after `step`.
+        """Read the weights of the best validation, after `step` steps.
 
         Raises
         ------
@@ -138,7 +139,7 @@ class RunFolder:
             ) from error
 
     def wait(self) -> None:
-        """Wait until all that was given to `save` is in storage.
+        """Wait until everything passed to `save` is in storage.
 
         Raises
         ------
@@ -148,7 +149,7 @@ class RunFolder:
         self._saver.wait()
 
     def finish(self, module: VAE, spec: ModelSpec, *, epoch: int, step: int, ends: str) -> None:
-        """Write the model and, last of all, the record that the run has ended."""
+        """Write the model and then the record that the run has ended."""
         assert self._log is not None
         self._saver.wait()
         self._lease.check()
@@ -168,7 +169,7 @@ class RunFolder:
         self._ended = True
 
     def close(self) -> None:
-        """Finish what is being written, and let go of the run. Errors come from `save`, `tell` and `finish`."""
+        """Finish what is being written and release the run. Errors are raised by `save`, `log_row` and `finish`."""
         self._saver.close()
         with suppress(OSError, LostLeaseError):
             self._lease.release()
@@ -180,7 +181,7 @@ class RunFolder:
 def open_run_for_writing(
     place: RunStorage | None, world: World, *, driver: Driver | None = None, fresh: bool = False
 ) -> Iterator[tuple[RunFolder | None, Checkpoint | None]]:
-    """Hold the run in `place`, by rank 0, and give all workers its newest checkpoint.
+    """Lock the run in `place`, on rank 0, and give all workers its newest checkpoint.
 
     Raises
     ------
@@ -207,7 +208,7 @@ def open_run_for_writing(
 
 
 def check_folder_is_free(path: Path) -> None:
-    """Refuse a folder that is something else, or lies in something else, that a run would spoil.
+    """Refuse a folder that is, or is in, something else that a run would damage.
 
     Raises
     ------
@@ -215,28 +216,28 @@ def check_folder_is_free(path: Path) -> None:
         If it is, or lies in, a store, an atlas, a model, a checkpoint, or another run.
     """
     if path.exists() and not path.is_dir():
-        raise ValueError(f"{path} is a file: a run needs a folder of its own, name another with run=PATH")
+        raise ValueError(f"{path} is a file: a run needs a folder, choose another with run=PATH")
     for folder in (path, *path.parents):
         marks = _STORES if folder == path else (*_STORES, METRICS)
         found = next((mark for mark in marks if (folder / mark).exists()), None)
         if found:
             raise ValueError(
-                f"{path} {'is' if folder == path else f'lies in {folder}, which is'} not free: it holds {found} of a "
-                "store, an atlas, a model or another run; name another folder with run=PATH"
+                f"{path} {'is' if folder == path else f'is in {folder}, which is'} not free: it holds {found} of a "
+                "store, an atlas, a model or another run; choose another folder with run=PATH"
             )
 
 
 def is_finished(place: RunStorage) -> bool:
-    """Say whether the run has ended and left its model, whole."""
+    """Return whether the run has ended and its model is whole."""
     return result_of(place) is not None
 
 
 def result_of(place: RunStorage) -> dict[str, Any] | None:
-    """Read what a run that has ended says of itself; None if it has not, or its model is not whole."""
+    """Read the record of a run that has ended; None if it has not, or its model is not whole."""
     try:
-        result: dict[str, Any] = json.loads(place.read(RESULT))
+        result = parse_json_object(place.read(RESULT), f"{place.uri}/{RESULT}")
         place.read_folder(MODEL)
         manifest = hashlib.sha256(place.read(f"{MODEL}/{MANIFEST}")).hexdigest()
-        return result if result["model_manifest_sha256"] == manifest else None
-    except (FileNotFoundError, DamagedFolderError, ValueError, KeyError, TypeError, RecursionError):
+    except (FileNotFoundError, ValueError):
         return None
+    return result if result.get("model_manifest_sha256") == manifest else None

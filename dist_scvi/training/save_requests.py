@@ -1,13 +1,13 @@
-"""What a process asks of all workers between two steps: to save, or to save and stop."""
+"""Requests of a process to all workers, between two steps: to save, or to save and stop."""
 
 import threading
 import time
 
 
 class SaveRequests:
-    """Wishes of signals and of other threads, which training looks at in every step and tells all workers.
+    """Requests of signal handlers and other threads, which training reads in every step and sends to all workers.
 
-    A wish is raised once; what all workers then do about it, they do at the same step.
+    All workers act on a request at the same step.
     """
 
     def __init__(self) -> None:
@@ -16,23 +16,23 @@ class SaveRequests:
         self._saved_s = time.monotonic()
 
     def save(self) -> None:
-        """Ask for a checkpoint, as when a machine will be taken away and the others go on."""
+        """Request a checkpoint, as before a machine is taken away while the others go on."""
         self._save.set()
 
     def stop(self) -> None:
-        """Ask for a checkpoint and an end, as when the job's time is over."""
+        """Request a checkpoint and then the end, as when the time of a job is over."""
         self._stop.set()
 
     def every(self, minutes: float | None) -> None:
-        """Ask for a checkpoint whenever the last is older than this."""
+        """Request a checkpoint whenever the last is older than this."""
         self._minutes, self._saved_s = minutes, time.monotonic()
 
     def saved(self) -> None:
-        """Take notice that there is a checkpoint now."""
+        """Record that a checkpoint was just made."""
         self._saved_s = time.monotonic()
 
     def read(self) -> tuple[float, float]:
-        """Give the wishes as numbers that can be added up over workers: to save, to stop; a save is asked for once."""
+        """Return the requests to save and to stop, as numbers to sum over workers; a save is requested once."""
         late = self._minutes is not None and time.monotonic() - self._saved_s > 60 * self._minutes
         save = late or self._save.is_set()
         if save:

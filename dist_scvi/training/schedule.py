@@ -1,4 +1,4 @@
-"""What changes in the course of a run: the weight of the KL term, the learning rate, and when it ends."""
+"""The weight of the KL term, the learning rate, and early stopping in the course of a run."""
 
 import math
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ _LEAST_CHANGE = 1e-8
 
 
 def kl_weight(settings: TrainConfig, epoch: int, step: int) -> float:
-    """Give the weight of the KL term at `step` of the run, in `epoch`: it rises linearly from least to greatest.
+    """Return the weight of the KL term at `step` of the run, in `epoch`: it rises linearly in the warm-up.
 
     scvi-tools 1.4.2, train/_trainingplans.py: _compute_kl_weight.
     """
@@ -32,7 +32,7 @@ class Watch:
     waited: int = 0
 
     def after(self, value: float, *, least: float) -> "Watch":
-        """Look at one more value, of which lower is better; one that is not finite is no better than any."""
+        """Take one more value, of which lower is better; one that is not finite never is."""
         if math.isfinite(value) and (self.best is None or value < self.best - least):
             return Watch(value)
         return Watch(self.best, self.waited + 1)
@@ -40,7 +40,7 @@ class Watch:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """What the validations so far have led to. It is part of a checkpoint."""
+    """Learning rate and early stopping after the validations so far. It is part of a checkpoint."""
 
     lr: float
     plateau: Watch = field(default_factory=Watch)
@@ -54,7 +54,7 @@ class Schedule:
         return cls(plain["lr"], Watch(**plain["plateau"]), Watch(**plain["monitor"]))
 
     def after(self, settings: TrainConfig, epoch: int, metrics: Mapping[str, float]) -> "Schedule":
-        """Look at the metrics of one more validation, at the end of `epoch`, under their names in scvi-tools.
+        """Take the metrics of one more validation, at the end of `epoch`, under their names in scvi-tools.
 
         Raises
         ------
@@ -86,5 +86,5 @@ class Schedule:
         return replace(self, lr=lower if self.lr - lower > _LEAST_CHANGE else self.lr, plateau=Watch(watch.best))
 
     def ends(self, settings: TrainConfig) -> bool:
-        """Say whether the run ends here."""
+        """Return whether the run ends here."""
         return settings.early_stopping and self.monitor.waited >= settings.early_stopping_patience

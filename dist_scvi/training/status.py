@@ -1,4 +1,4 @@
-"""How a run stands, seen from another process that only reads."""
+"""Read the status of a run from another process."""
 
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -12,8 +12,8 @@ from dist_scvi.training.run_folder import CHECKPOINTS, CONFIG, result_of
 from dist_scvi.training.worker import run_config
 
 State = Literal["finished", "running", "silent", "stopped", "killed", "damaged"]
-"""Ended; being written; nothing heard for long from another host; let go before its end; its process is gone; what was
-saved is lost."""
+"""Ended; being written; on another host and not renewed for long; released before its end; its process is gone; what
+was saved is lost."""
 
 _SILENT_S = 60.0
 _WHERE = {"epoch", "steps_per_epoch", "max_epochs"}
@@ -22,7 +22,7 @@ _KEYS = {"train": {*_WHERE, "elbo", "cells_per_s", "steps_per_s"}, "validation":
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """How a run stands."""
+    """Progress and state of a run."""
 
     run: str
     state: State
@@ -52,12 +52,12 @@ class Status:
     """Time since the writer gave a sign of life, by this clock and its."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Give plain values."""
+        """Return plain values."""
         return asdict(self)
 
 
 def status_of(place: RunStorage) -> Status:
-    """Read how the run in `place` stands; nothing is changed and nobody disturbed.
+    """Read the status of the run in `place`, which is not changed.
 
     Raises
     ------
@@ -118,7 +118,7 @@ def _minutes_left(row: Row | None) -> float | None:
 _MEANING = {
     "finished": "finished, and the model is whole",
     "running": "running",
-    "silent": "no sign of life for long; start the same command again if it is dead",
+    "silent": "its lease has not been renewed for long; start the same command again if it is dead",
     "stopped": "stopped before its end; start the same command again to go on",
     "killed": "its process is gone; start the same command again to go on",
     "damaged": "stopped, and no checkpoint is whole: restore one from a copy, or begin anew with --allow-fresh",
@@ -126,7 +126,7 @@ _MEANING = {
 
 
 def format_status(status: Status) -> str:
-    """Say it in lines."""
+    """Format the status, one value a line."""
     known = {
         "run": status.run,
         "state": _MEANING[status.state],
@@ -140,6 +140,6 @@ def format_status(status: Status) -> str:
         "damaged": status.damaged_checkpoints and f"{status.damaged_checkpoints} checkpoints",
         "starts": str(status.starts),
         "written by": status.holder,
-        "last heard of": status.silent_s is not None and status.state != "finished" and f"{status.silent_s:.0f} s ago",
+        "last renewed": status.silent_s is not None and status.state != "finished" and f"{status.silent_s:.0f} s ago",
     }
     return "\n".join(f"{key:>16}  {value}" for key, value in known.items() if value)

@@ -39,7 +39,7 @@ from dist_scvi.world import World
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What a run leaves."""
+    """The result of a run."""
 
     module: VAE
     spec: ModelSpec
@@ -66,7 +66,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - the whole run, in order
 ) -> Trained:
     """Train a model to the end of ``train.max_epochs``, from the newest checkpoint if there is one.
 
-    Every worker calls it with the same arguments, but for its place in `world`. The result does not depend on the
+    Every worker calls it with the same arguments, except for its rank in `world`. The result does not depend on the
     number of workers beyond the rounding of sums.
 
     Parameters
@@ -76,33 +76,33 @@ def train(  # noqa: C901, PLR0912, PLR0915 - the whole run, in order
     data
         Cells already opened, for instance an AnnData in memory; else ``config.data`` is opened.
     world
-        This worker's place; alone by default.
+        Rank and device of this worker; one worker by default.
     folder
         Receives checkpoints, metrics and the model; without it nothing is written.
     on_metrics
         Called on rank 0 with each line of metrics.
     start
-        What to begin with, and to train in place, rather than the weights of the seed or of ``config.start_from``.
+        Model to train in place, instead of one with the weights of the seed or of ``config.start_from``.
     driver
         The process that started the workers, this one by default; see `claim`.
-    asks
-        Through which others ask this worker for a save, or a save and the end.
+    requests
+        Requests to this worker for a save, or for a save and the end.
     allow
         Keys that may differ from those of the checkpoint; see `check_same_run`.
     fresh
-        Begin anew if checkpoints were lost or none verifies.
+        Start from the beginning if checkpoints were lost or none verifies.
 
     Raises
     ------
     ValueError
-        If the cells are no raw counts, sizes or the model do not fit, or the folder belongs to another run or is being
+        If the cells are not raw counts, sizes or the model do not fit, or the folder belongs to another run or is being
         written by another process.
     FloatingPointError
         If the loss is not finite; nothing is saved after it.
     StoppedError
-        If it was asked to stop; what was done is saved.
+        If it was requested to stop; what was done is saved.
     OSError
-        If storage fails for good.
+        If storage fails after all retries.
     """
     # --- open and plan
     world, requests, data = world or World(), requests or SaveRequests(), data or open_from(config.data)

@@ -15,7 +15,7 @@ from dist_scvi.config.load import read_config
 from dist_scvi.config.schema import RunConfig, SomaConfig
 from dist_scvi.loaders.stores.soma_store import is_soma
 from dist_scvi.metrics.metrics_file import Row
-from dist_scvi.storage.lease import Driver
+from dist_scvi.storage.lease import Driver, holder_of
 from dist_scvi.storage.run_storage import RunStorage, open_run_storage
 from dist_scvi.training.resolve import open_from
 from dist_scvi.training.run_folder import CONFIG
@@ -34,7 +34,7 @@ def train_worker(
     fresh: bool = False,
     on_metrics: Callable[[Row], None] | None = None,
 ) -> None:
-    """Train in the folder ``config.run`` and leave the model there. Started again, it goes on where it was.
+    """Train in the folder ``config.run`` and leave the model there. Started again, it resumes.
 
     The arguments are those of `train`.
     """
@@ -63,15 +63,24 @@ def storage_of_run(config: RunConfig) -> RunStorage:
 
 
 def fix_soma_timestamp(config: RunConfig, place: RunStorage) -> RunConfig:
-    """Fix the moment as of which SOMA is read, for all workers and for every later start of the run."""
+    """Fix the TileDB timestamp at which SOMA is read, for all workers and for every later start of the run."""
     uris = [config.data.uri] if isinstance(config.data.uri, str) else config.data.uri
     soma = config.data.soma or (SomaConfig() if any(is_soma(Path(uri).expanduser()) for uri in uris) else None)
     if soma is None or soma.timestamp_ms is not None:
         return config
     recorded = run_config(place).data.soma if CONFIG in place.names() else None
-    moment = (recorded and recorded.timestamp_ms) or time.time_ns() // 1_000_000
-    soma = soma.model_copy(update={"timestamp_ms": moment})
+    timestamp_ms = (recorded and recorded.timestamp_ms) or time.time_ns() // 1_000_000
+    soma = soma.model_copy(update={"timestamp_ms": timestamp_ms})
     return config.model_copy(update={"data": config.data.model_copy(update={"soma": soma})})
+
+
+def workers_of_run(run: RunStorage) -> int | None:
+    """Return the number of workers with which the run was started last; None if it never was.
+
+    With another number a resumed run is equal to an uninterrupted one up to rounding, with this one bit for bit.
+    """
+    holder = holder_of(run)
+    return None if holder is None else holder.workers
 
 
 def run_config(run: RunStorage, overrides: Sequence[str] = ()) -> RunConfig:
@@ -85,9 +94,11 @@ def run_config(run: RunStorage, overrides: Sequence[str] = ()) -> RunConfig:
         If `overrides` name another run.
     """
     if any(override.partition("=")[0] == "run" for override in overrides):
-        raise ValueError("a run is resumed where it lies: leave out run=, or train into a new folder with its config")
+        raise ValueError("a run is resumed in its folder: leave out run=, or train into a new folder with its config")
     try:
         text = run.read(CONFIG).decode()
     except FileNotFoundError:
-        raise FileNotFoundError(f"{run.uri} is no run: it has no {CONFIG}; start one with 'dist-scvi train'") from None
+        raise FileNotFoundError(
+            f"{run.uri} is not a run: it has no {CONFIG}; start one with 'dist-scvi train'"
+        ) from None
     return read_config(text, f"{run.uri}/{CONFIG}", [*overrides, f"run={run.uri}"])

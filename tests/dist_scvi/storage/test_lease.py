@@ -142,9 +142,9 @@ def test_of_many_that_claim_at_once_one_gets_it(place: LocalStorage, ended: Driv
 
 def test_it_is_renewed_and_tells_where_the_run_is(place: LocalStorage) -> None:
     mine = claim(place, Driver.this(), workers=3)
-    mine.tell(row={"step": 5, "kind": "train"})
+    mine.update(row={"step": 5, "kind": "train"})
     assert wait_for(lambda: (holder_of(place) or mine.holder).row == {"step": 5, "kind": "train"})
-    mine.tell(saved_step=4)
+    mine.update(saved_step=4)
     holder = holder_of(place)
     assert holder is not None
     assert (holder.saved_step, holder.workers, holder.row) == (4, 3, {"step": 5, "kind": "train"})

@@ -202,7 +202,7 @@ class TestAnyPlace:
             lambda: place.subfolder(name),
         ]
         for act in actions:
-            with pytest.raises(ValueError, match=rf"^{re.escape(repr(name))} names nothing in a place: relative names"):
+            with pytest.raises(ValueError, match=rf"^{re.escape(repr(name))} is not a name in a run folder: "):
                 act()
 
 

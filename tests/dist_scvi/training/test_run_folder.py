@@ -45,7 +45,7 @@ def saved_at(place: LocalStorage, *steps: int) -> None:
         assert writer is not None
         writer.begin(CONFIG, 0, ended=False)
         for step in steps:
-            writer.tell(row(step))
+            writer.log_row(row(step))
             writer.save(step, files(step), keep=5)
 
 
@@ -106,7 +106,7 @@ def test_a_save_that_fails_is_told_at_the_next_line_and_the_one_before_stands(
             with pytest.raises(OSError, match="No space left on device"):
                 writer.wait()
         with pytest.raises(OSError, match="No space left on device"):
-            writer.tell(row(7))
+            writer.log_row(row(7))
     with open_run_for_writing(place, World()) as (_, checkpoint):
         assert checkpoint is not None
         assert checkpoint.state["step"] == 3
@@ -139,8 +139,8 @@ def test_a_run_has_ended_when_its_record_and_its_model_belong_together_and_are_w
     with open_run_for_writing(place, World()) as (writer, _):
         assert writer is not None
         writer.begin(CONFIG, 0, ended=False)
-        writer.tell(row(4))
-        writer.tell(row(4, "epoch"))
+        writer.log_row(row(4))
+        writer.log_row(row(4, "epoch"))
         assert not is_finished(place)
         writer.finish(model.module, model.spec, epoch=1, step=4, ends="early_stopping")
     result = result_of(place)
