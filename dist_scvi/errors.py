@@ -2,15 +2,15 @@
 
 
 class StoppedError(RuntimeError):
-    """It was asked to stop. All that was done is saved; started again, it goes on."""
+    """It was requested to stop. All that was done is saved; started again, it resumes."""
 
 
 class WorkersFailedError(RuntimeError):
-    """Workers were lost more often than allowed. Nothing that was saved is lost; started again, it goes on."""
+    """Workers were lost more often than allowed. Nothing that was saved is lost; started again, it resumes."""
 
 
 class WeightsDifferError(RuntimeError):
-    """Workers whose weights should be equal hold different ones: a machine computes wrongly."""
+    """Workers whose weights should be equal have different ones: a machine is faulty."""
 
 
 class LostLeaseError(RuntimeError):

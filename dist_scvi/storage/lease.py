@@ -209,7 +209,8 @@ def holder_of(place: RunStorage) -> Holder | None:
 
 def _holder(number: int, content: bytes) -> Holder:
     tree = parse_json_object(content, _name(number))
-    driver, row, saved = tree.get("driver"), tree.get("row"), tree.get("saved_step")
+    driver: Any = tree.get("driver")
+    row, saved = tree.get("row"), tree.get("saved_step")
     _check_types(driver, {"host": str, "realm": str, "pid": int, "begun": float | int, "key": str})
     needed = {"workers": int, "since": str, "renewed": str, "beat": int, "released": bool}
     _check_types(tree, {**needed, "saved_step": int | None, "row": dict | None, "driver": dict, "number": int})

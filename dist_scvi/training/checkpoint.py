@@ -144,7 +144,7 @@ def newest_checkpoint(place: RunStorage, *, mend: bool = True) -> Checkpoint | N
     if damaged:
         raise ValueError(
             f"no checkpoint in {place.uri} verifies ({len(damaged)} damaged): restore one from a copy, train into a "
-            "new folder with run=PATH, or give up what was done with --allow-fresh"
+            "new folder with run=PATH, or start from the beginning with --allow-fresh"
         )
     return None
 

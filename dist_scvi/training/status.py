@@ -49,7 +49,7 @@ class Status:
     holder: str | None
     """Who writes the run, or wrote it last."""
     silent_s: float | None
-    """Time since the writer gave a sign of life, by this clock and its."""
+    """Time since the writer renewed its lease, by the clocks of both hosts."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
@@ -121,7 +121,7 @@ _MEANING = {
     "silent": "its lease has not been renewed for long; start the same command again if it is dead",
     "stopped": "stopped before its end; start the same command again to go on",
     "killed": "its process is gone; start the same command again to go on",
-    "damaged": "stopped, and no checkpoint is whole: restore one from a copy, or begin anew with --allow-fresh",
+    "damaged": "stopped, and no checkpoint is whole: restore one from a copy, or start afresh with --allow-fresh",
 }
 
 

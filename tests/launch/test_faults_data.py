@@ -85,7 +85,7 @@ class TestWrongNumbers:
         ended = crew.train(toy, faults={1: [fault(STEP, "perturb", at, when="after")]})
         assert ended.codes == [75, 75]
         found = {5: 6, 8: 8}[at]
-        assert ended.said.count(f"after {found} steps the workers do not hold the same weights (hash by rank: 0: ") == 2
+        assert ended.said.count(f"after {found} steps the workers do not have the same weights (hash by rank: 0: ") == 2
         assert toy.saved() == [4]
         assert max(row[2] for row in toy.metrics) < found
         crew.finish(toy)

@@ -92,7 +92,7 @@ def test_a_command_that_ends_early_says_so_in_its_exit_code_and_goes_on_when_it_
         command.reach(run, 10)
         os.kill(command.pid, signal.SIGTERM)
         assert command.exit_code() == 75
-        assert f"stopped as asked after step {last_step(run)} of {STEPS}; all of it is saved" in command.said
+        assert f"stopped on request after step {last_step(run)} of {STEPS}; all of it is saved" in command.said
         assert saved_step(run) == last_step(run)
         command.leaves_nothing()
     at = last_step(run)

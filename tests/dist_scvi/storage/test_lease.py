@@ -106,7 +106,7 @@ def test_one_on_another_host_is_followed_once_it_is_silent(
     mine = claim(place, Driver.this())
     assert time.monotonic() - began >= lease_module.SILENT_S
     assert (mine.holder.number, mine.holder.saved_step) == (2, 70)
-    assert "waiting up to 1 s for a sign of life" in caplog.text
+    assert "waiting up to 1 s for it to renew its lease" in caplog.text
     mine.release()
 
 
@@ -170,7 +170,7 @@ def _fail(*_: object) -> None:
 
 def test_a_lease_that_makes_no_sense_is_named(place: LocalStorage) -> None:
     place.write("lease/0000000003.json", b"{}")
-    with pytest.raises(ValueError, match=r"lease/0000000003\.json is no lease .*: remove it if nobody writes the run"):
+    with pytest.raises(ValueError, match=r"lease/0000000003\.json is not a lease .*: remove it if no process"):
         claim(place, Driver.this())
 
 

@@ -281,16 +281,35 @@ def test_differences_that_are_named_are_allowed_and_the_others_are_not(saved: Pa
         check_same_run(checkpoint, config, DATA, allowed=["train.batch_size"])
 
 
+def test_another_minor_version_is_warned_about_unless_versions_are_strict(
+    saved: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = saved / "step-0000000012"
+    files = read_folder(path)
+    state = json.loads(files["state.json"])
+    state["versions"] |= {"torch": "2.0.0", "numpy": "2.99.1"}
+    del state["config"]["train"]["strict_versions"]  # of a version that does not know the key
+    write_folder(path, files | {"state.json": json.dumps(state).encode()})
+    checkpoint = newest(saved)
+    assert checkpoint is not None
+    check_same_run(checkpoint, config_of(), DATA)
+    assert "step-0000000012 was written with torch 2.0.0, this is " in caplog.text
+    assert "written with numpy 2.99.1" in caplog.text
+    strict = config_of(train={"strict_versions": True})
+    with pytest.raises(ValueError, match=r"versions\.numpy was '2\.99\.1', is .*; versions\.torch was"):
+        check_same_run(checkpoint, strict, DATA)
+
+
 def test_other_versions_of_packages_are_refused_unless_named(saved: Path) -> None:
     path = saved / "step-0000000012"
     files = read_folder(path)
     state = json.loads(files["state.json"])
     assert state["versions"]["torch"] == torch.__version__
-    state["versions"]["torch"] = "2.0.0"
+    state["versions"]["torch"] = "1.13.0"
     write_folder(path, files | {"state.json": json.dumps(state).encode()})
     checkpoint = newest(saved)
     assert checkpoint is not None
-    with pytest.raises(ValueError, match=r"versions\.torch was '2\.0\.0', is '.*--allow versions\.torch"):
+    with pytest.raises(ValueError, match=r"versions\.torch was '1\.13\.0', is '.*--allow versions\.torch"):
         check_same_run(checkpoint, config_of(), DATA)
     check_same_run(checkpoint, config_of(), DATA, allowed=["versions.torch"])
 

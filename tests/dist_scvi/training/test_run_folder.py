@@ -205,12 +205,12 @@ def test_a_store_an_atlas_a_model_and_another_run_are_no_folders_for_a_run(tmp_p
         (folder / mark).write_text("")
         with pytest.raises(ValueError, match=rf"is not free: it holds {re.escape(mark)} of a store"):
             check_folder_is_free(folder)
-        with pytest.raises(ValueError, match=r"lies in .*, which is not free"):
+        with pytest.raises(ValueError, match=r"is in .*, which is not free"):
             check_folder_is_free(folder / "deep" / "run")
     saved_at(LocalStorage(tmp_path / "run"), 3)
     check_folder_is_free(tmp_path / "run")
     with pytest.raises(ValueError, match=r"holds metrics\.jsonl"):
         check_folder_is_free(tmp_path / "run" / "checkpoints")
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="is a file: a run needs a folder of its own"):
+    with pytest.raises(ValueError, match="is a file: a run needs a folder"):
         check_folder_is_free(tmp_path / "file")

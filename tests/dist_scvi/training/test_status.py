@@ -81,7 +81,7 @@ def test_a_run_that_has_only_just_begun_has_a_status(tmp_path: Path) -> None:
 
 
 def test_where_there_is_no_run_it_is_said(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="is no run: it has no config"):
+    with pytest.raises(FileNotFoundError, match="is not a run: it has no config"):
         status_of(LocalStorage(tmp_path / "nowhere"))
 
 
@@ -101,7 +101,7 @@ def test_a_run_whose_checkpoints_are_lost_is_not_said_to_go_on(
         (tmp_path / "checkpoints" / "step-0000000010" / "MANIFEST.json").write_text("[" * 100_000)
     status = status_of(place)
     assert (status.state, status.saved_step, status.damaged_checkpoints) == ("damaged", None, int(lost == "damaged"))
-    assert "begin anew with --allow-fresh" in format_status(status)
+    assert "start afresh with --allow-fresh" in format_status(status)
 
 
 def test_what_was_saved_after_the_last_line_counts_as_done(finished: LocalStorage, tmp_path: Path) -> None:
@@ -147,5 +147,5 @@ def test_a_lease_does_not_speak_to_the_terminal(finished: LocalStorage, tmp_path
     (tmp_path / "lease" / "0000000007.json").unlink()
     (tmp_path / "lease" / "0000000008.json").symlink_to(tmp_path / "nowhere")
     os.mkfifo(tmp_path / "lease" / "0000000006.json")
-    with pytest.raises(OSError, match="is no file"):
+    with pytest.raises(OSError, match="is not a regular file"):
         status_of(place)

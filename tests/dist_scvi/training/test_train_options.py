@@ -67,7 +67,7 @@ def weights(trained: Trained) -> dict[str, bytes]:
 
 
 def told(path: Path) -> list[Row]:
-    noisy = {"cells_per_s", "steps_per_s", "wait_share", "memory_mib"}
+    noisy = {"cells_per_s", "steps_per_s", "wait_share", "memory_mib", "crc32"}
     rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in row.items() if key not in noisy} for row in rows]
 

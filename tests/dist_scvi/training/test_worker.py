@@ -130,7 +130,7 @@ def test_minifying_a_finished_run_says_where_the_atlas_comes_from(run: Path, tmp
 
 def test_a_run_that_has_not_ended_is_not_minified(store: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    with pytest.raises(FileNotFoundError, match=r"run is no run: it has no config\.yaml; start one with"):
+    with pytest.raises(FileNotFoundError, match=r"run is not a run: it has no config\.yaml; start one with"):
         minify_worker(LocalStorage(run), tmp_path / "atlas", World())
     train_worker(config_of(store, run, max_epochs=1), World())
     (run / "model" / "spec.json").write_text("{}")
@@ -143,7 +143,7 @@ def test_overrides_apply_to_the_configuration_of_a_run(run: Path) -> None:
     assert run_config(LocalStorage(run), ["train.max_epochs=9"]).train.max_epochs == 9
     with pytest.raises(ValueError, match=r"^there is no key train\.epochs"):
         run_config(LocalStorage(run), ["train.epochs=9"])
-    with pytest.raises(ValueError, match=r"^a run is resumed where it lies: leave out run="):
+    with pytest.raises(ValueError, match=r"^a run is resumed in its folder: leave out run="):
         run_config(LocalStorage(run), ["run=elsewhere"])
 
 
