@@ -179,8 +179,17 @@ def _status(commands: "_Commands") -> None:
 def _minify(commands: "_Commands") -> None:
     minify = commands.add_parser("minify", help="encode all cells of a finished run into an atlas without counts")
     _add_run(minify)
-    minify.add_argument("out", type=Path, nargs="?", help="folder to write; RUN/atlas by default")
-    _add_names(minify, "--obs-columns", "obs columns to carry over")
+    minify.add_argument("out", nargs="?", help="folder or URL (s3://, gs://) to write; RUN/atlas by default")
+    _add_names(minify, "--obs-columns", "obs columns to keep despite more than 1,000 categories")
+    _add_names(
+        minify,
+        "--leaf-columns",
+        "obs columns for whose observed combinations sums and quantiles are kept; by the budget",
+    )
+    minify.add_argument(
+        "--leaf-budget", type=int, default=1 << 30, metavar="BYTES", help="bytes that these may take, 1 GiB by default"
+    )
+    minify.add_argument("--seed", type=int, default=0, help="of neighbourhoods and of the order of their cells")
     minify.add_argument("--overwrite", action="store_true", help="replace an atlas that is there")
     _add_workers(minify)
 

@@ -262,29 +262,34 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _minify(options: argparse.Namespace) -> int:
+    from dist_scvi.atlas.atlas import describe_writing
     from dist_scvi.atlas.worker import ATLAS, is_atlas_of, minify_worker
+    from dist_scvi.atlas.writer.write_atlas import AtlasOptions, atlas_uri, check_free
     from dist_scvi.loaders.name_lookup import split_names
     from dist_scvi.training.resolve import open_from
     from dist_scvi.training.worker import run_config
 
     run = _run_of(options)
-    if options.out is None and "://" in run.uri:
-        raise ValueError(f"an atlas is written to a disk: name a folder for it, as in dist-scvi minify {run.uri} atlas")
-    out = options.out.resolve() if options.out else Path(run.uri) / ATLAS
     config = run_config(run)
-    obs_columns = options.obs_columns or []
-    if any("," in text for text in obs_columns):
-        obs_columns = split_names(obs_columns, open_from(config.data).store.obs_columns())
-    if not options.overwrite and is_atlas_of(run, out, obs_columns):
-        print_text(f"{out} is there already, whole and of this run")
-        return OK
-    if out.exists() and not options.overwrite:
-        raise ValueError(f"{out} exists: give another path, or allow it to be replaced with --overwrite")
-    task = partial(minify_worker, run, out, obs_columns=obs_columns, overwrite=options.overwrite)
+    out = atlas_uri(options.out or f"{run.uri}/{ATLAS}")
+    obs_columns, leaf_columns = options.obs_columns or [], options.leaf_columns
+    if any("," in text for text in (*obs_columns, *(leaf_columns or ()))):
+        known = open_from(config.data).store.obs_columns()
+        obs_columns = split_names(obs_columns, known)
+        leaf_columns = split_names(leaf_columns, known) if leaf_columns else leaf_columns
+    storage = config.storage_options
+    if not options.overwrite:
+        if is_atlas_of(run, out, obs_columns, leaf_columns, storage_options=storage):
+            print_text(f"{out} is there already, whole and of this run")
+            return OK
+        check_free(out, overwrite=False, storage_options=storage)
+    asked = AtlasOptions(obs_columns, leaf_columns, options.leaf_budget, options.seed)
+    task = partial(minify_worker, run, out, options=asked, overwrite=options.overwrite)
     if options.workers == (1, 1) and options.address is None:  # others have no terminal
         task = partial(task, on_progress=ProgressReporter("minified"))
     _start(task, options, config.train)
-    atlas = shlex.quote(str(out))
+    print_text(describe_writing(out, storage_options=storage))
+    atlas = shlex.quote(out)
     print_text(f"minified atlas in {out}; next: dist-scvi query {atlas} expression --genes GENE --by COLUMN")
     return OK
 

@@ -40,9 +40,9 @@ def query(options: argparse.Namespace) -> pd.DataFrame:
     indices: Indices | None = None
     if options.cells:
         with_comma = any("," in text for text in options.cells)
-        indices = atlas.find(split_names(options.cells, set(atlas.obs_names()) if with_comma else ()))
+        indices = atlas.rows_named(split_names(options.cells, set(atlas.obs_names()) if with_comma else ()))
     elif options.where:
-        indices = atlas.select(**dict(options.where))
+        indices = atlas.rows_where(dict(options.where))
     if options.what == "expression":
         return _expression(atlas, options, indices)
     if options.what == "labels":

@@ -1,12 +1,15 @@
 """`CellStore`, the protocol that every store of cells follows, and the checks that all of them make."""
 
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dist_scvi.loaders.arrays.csr_rows import CsrRows, GeneChoice
 from dist_scvi.loaders.arrays.obs_columns import Categorical, NotNumbersError, Numeric, Ranges
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @runtime_checkable
@@ -71,6 +74,10 @@ class CellStore(Protocol):
 
     def obs_names(self, start: int, stop: int) -> NDArray[np.object_]:
         """Names of the cells ``[start, stop)``."""
+        ...
+
+    def read_var(self) -> "pd.DataFrame":
+        """Read the columns of the genes, such as their symbols: a row for each of `var_names`, in this order."""
         ...
 
     def layers(self) -> list[str]:

@@ -15,8 +15,9 @@ from anndata import AnnData
 from scipy.sparse import csr_array
 
 from dist_scvi.atlas.atlas import Atlas, open_atlas
-from dist_scvi.atlas.minify import Minified, write_atlas
-from dist_scvi.loaders.arrays.anndata_layout import LIBRARY
+from dist_scvi.atlas.store.names import LIBRARY
+from dist_scvi.atlas.writer.plan import Minified
+from dist_scvi.atlas.writer.write_atlas import AtlasOptions, write_atlas
 from dist_scvi.loaders.arrays.obs_columns import Ranges
 from dist_scvi.loaders.data import CellData
 from dist_scvi.loaders.stores.memory_store import MemoryStore
@@ -62,7 +63,6 @@ def import_minified(path: str | Path, out: str | Path, *, prefix: str = "", over
     folder, target = (Path(place).expanduser().resolve() for place in (path, out))
     found = read_scvi_tools(folder, prefix=prefix)
     data, cells = _open(found, folder, prefix)
-    columns = [key for key in data.store.obs_columns() if key != LIBRARY and not key.startswith(_OWN)]
     assert found.cells is not None  # `_open` has read it
     with found.cells.open("rb") as file:
         identity = {"of": hashlib.file_digest(file, "sha256").hexdigest()}
@@ -73,8 +73,10 @@ def import_minified(path: str | Path, out: str | Path, *, prefix: str = "", over
         found.spec,
         data,
         partial(_rows, data, cells),
+        has_counts=False,
         identity=identity,
-        obs_columns=columns,
+        var=cells.var,
+        options=AtlasOptions(),
         world=World(),
         lineage=lineage,
         overwrite=overwrite,
@@ -94,7 +96,8 @@ def _open(found: ScviModel, folder: Path, prefix: str) -> tuple[CellData, Minifi
         )
     cells = open_minified_h5ad(found.cells, spec)
     no_counts = csr_array((len(cells.obs), len(spec.var_names)), dtype=np.float32)
-    store = MemoryStore(AnnData(no_counts, cells.obs, pd.DataFrame(index=list(spec.var_names))))
+    own = [key for key in cells.obs if key == LIBRARY or str(key).startswith(_OWN)]
+    store = MemoryStore(AnnData(no_counts, cells.obs.drop(columns=own), pd.DataFrame(index=list(spec.var_names))))
     store.uri = str(found.cells)
     return open_for(store, spec), cells
 

@@ -1,10 +1,12 @@
 """What every worker of `minify` does, however it was started."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from dist_scvi.atlas.atlas import open_atlas
 from dist_scvi.atlas.minify import minify
+from dist_scvi.atlas.store.verify import verify_atlas
+from dist_scvi.atlas.writer.write_atlas import AtlasOptions
 from dist_scvi.errors import StoppedError
 from dist_scvi.inference.output_identity import model_fingerprint
 from dist_scvi.network.model_files import load_model
@@ -18,23 +20,43 @@ from dist_scvi.world import World
 ATLAS = "atlas"
 
 
-def is_atlas_of(run: RunStorage, path: Path, obs_columns: Sequence[str] = ()) -> bool:
-    """Say whether `path` is the whole minified atlas of a run, these columns of obs among it."""
+def is_atlas_of(
+    run: RunStorage,
+    path: str | Path,
+    obs_columns: Sequence[str] = (),
+    leaf_columns: Sequence[str] | None = None,
+    *,
+    storage_options: Mapping[str, str] | None = None,
+) -> bool:
+    """Return whether `path` is the minified atlas of a run, with these columns, and whole: all of it is read.
+
+    Raises
+    ------
+    ValueError
+        If it is of this run and damaged.
+    """
     try:
-        columns = open_atlas(path).obs.columns()
-        of_run, of_atlas = (model_fingerprint(*load_model(folder)) for folder in (run.subfolder(MODEL), path / MODEL))
+        atlas = open_atlas(path, storage_options=storage_options)
+        of_run = model_fingerprint(*load_model(run.subfolder(MODEL)))
     except (FileNotFoundError, ValueError):
         return False
-    return of_run == of_atlas and set(obs_columns) <= set(columns)
+    if atlas.format == 1 or of_run != atlas.manifest["model"] or not set(obs_columns) <= set(atlas.obs.columns()):
+        return False
+    if leaf_columns is not None and list(leaf_columns) != atlas.manifest["leaves"]["columns"]:
+        return False
+    problems = verify_atlas(path, storage_options=storage_options)
+    if problems:
+        raise ValueError(f"{problems[0]}; to write the atlas again, replace it (overwrite=True, --overwrite)")
+    return True
 
 
 def minify_worker(
     run: RunStorage,
-    out: Path,
+    out: str | Path,
     world: World,
     requests: SaveRequests | None = None,
     *,
-    obs_columns: Sequence[str] = (),
+    options: AtlasOptions = AtlasOptions(),  # noqa: B008 - a frozen record
     overwrite: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> None:
@@ -70,7 +92,11 @@ def minify_worker(
         spec,
         open_from(config.data),
         out,
-        obs_columns=obs_columns,
+        obs_columns=options.obs_columns,
+        leaf_columns=options.leaf_columns,
+        leaf_budget_bytes=options.leaf_budget_bytes,
+        seed=options.seed,
+        storage_options=config.storage_options,
         world=world,
         lineage=lineage,
         overwrite=overwrite,

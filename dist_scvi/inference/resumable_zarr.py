@@ -72,7 +72,7 @@ class Shards:
         """
         number = start // self.shard_cells
         mark = self.marks / f"{number:08d}"
-        with _telling(self.folder):
+        with explain_write_errors(self.folder):
             if not mark.exists():  # a worker left over from an earlier start may just have done it
                 self._put(slice(start, stop), arrays, [self.folder / name / "c" / str(number) for name in arrays])
                 write_file(mark, b"")
@@ -133,19 +133,19 @@ def written_in_shards(
         If the disk is full, fails or may not be written.
     """
     text = to_json({"format": _FORMAT, "n_cells": n_cells, "shard_cells": shard_cells, **identity})
-    _check_same(world, text)
+    check_same_on_all(world, text)
     unfinished = path.with_name(f".partial-{path.name}")
     work = unfinished / digest(text)[:16]
     with ExitStack() as held:
 
         def begin() -> list[int]:
             check_free()
-            with _telling(unfinished):
-                held.enter_context(_alone(unfinished))
+            with explain_write_errors(unfinished):
+                held.enter_context(lock_folder(unfinished))
                 check_free()  # another process may have finished it in between
                 return _begin(work, text, create, -(-n_cells // shard_cells))
 
-        left = _by_first(world, begin)
+        left = run_on_first(world, begin)
         spans = [(number * shard_cells, min((number + 1) * shard_cells, n_cells)) for number in left]
         cells_before = n_cells - sum(stop - start for start, stop in spans)
         yield Shards(
@@ -158,7 +158,7 @@ def written_in_shards(
             world,
         )
         world.wait()
-        _by_first(world, lambda: _finish(work, path, finish))
+        run_on_first(world, lambda: _finish(work, path, finish))
 
 
 def sync_tree(path: Path) -> None:
@@ -168,7 +168,14 @@ def sync_tree(path: Path) -> None:
     sync_folder(path)
 
 
-def _check_same(world: World, text: str) -> None:
+def check_same_on_all(world: World, text: str) -> None:
+    """Refuse workers that would write other outputs than rank 0.
+
+    Raises
+    ------
+    ValueError
+        If `text`, which describes the output, differs.
+    """
     asked = world.from_all(digest(text))
     others = [rank for rank, found in enumerate(asked) if found != asked[0]]
     if others:
@@ -178,7 +185,7 @@ def _check_same(world: World, text: str) -> None:
         )
 
 
-def _by_first(world: World, work: Callable[[], T]) -> T:
+def run_on_first(world: World, work: Callable[[], T]) -> T:
     """Let rank 0 do `work`; every worker gets what it gives, or raises what it raises."""
     done: tuple[T | None, Exception | None] = (None, None)
     if world.rank == 0:
@@ -215,7 +222,7 @@ def _begin(work: Path, identity: str, create: Callable[[Path], None], n_shards: 
 
 def _finish(work: Path, path: Path, finish: Callable[[Path], None]) -> None:
     """Complete the output and put it in place."""
-    with _telling(work):
+    with explain_write_errors(work):
         finish(work / _OUTPUT)
         sync_folder(work / _OUTPUT)
         replace_folder(work / _OUTPUT, path)
@@ -224,7 +231,7 @@ def _finish(work: Path, path: Path, finish: Callable[[Path], None]) -> None:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """Keep others out of `folder` while this process works there, where the disk can lock files.
 
     Raises
@@ -248,7 +255,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _telling(folder: Path) -> Iterator[None]:
+def explain_write_errors(folder: Path) -> Iterator[None]:
     """Say of an error of the disk where it was, and what to do."""
     try:
         yield

@@ -18,9 +18,9 @@ import torch
 from anndata import read_h5ad
 from numpy.typing import NDArray
 
-from dist_scvi.atlas.atlas import MANIFEST as ATLAS
 from dist_scvi.atlas.atlas import Atlas, open_atlas
 from dist_scvi.atlas.minify import minify
+from dist_scvi.atlas.store.names import MANIFEST as ATLAS
 from dist_scvi.config.schema import ModelConfig
 from dist_scvi.inference.cell_selection import Cells, Selection, select
 from dist_scvi.inference.encode_decode import LatentCells, latent_cells

@@ -231,6 +231,17 @@ class VAE(nn.Module):
         logits_ng = self.decoder.scale_logits(*self._with_covariates(z_nk, covariates), gene_g)
         return torch.exp(logits_ng - normalizer_n[:, None])
 
+    def shares_and_normalizer(self, z_nk: Tensor, covariates: Covariates) -> tuple[Tensor, Tensor | None]:
+        """Return the share of all genes, and the logarithm of what normalizes each cell's to 1, shape (n,).
+
+        A share is ``exp(logit - normalizer)``. With size factors nothing is normalized, and the normalizer is None.
+        """
+        logits_ng = self.decoder(*self._with_covariates(z_nk, covariates)).scale_logits_ng
+        if self.use_size_factor:
+            return self._shares(logits_ng, None), None
+        normalizer_n = torch.logsumexp(logits_ng, dim=-1)
+        return torch.exp(logits_ng - normalizer_n[:, None]), normalizer_n
+
     def _shares(self, logits_ng: Tensor, gene_g: Tensor | None) -> Tensor:
         chosen_ng = logits_ng if gene_g is None else logits_ng[:, gene_g]
         if self.use_size_factor:

@@ -33,6 +33,8 @@ class MinifiedCells:
     """Observed total count."""
     obs: pd.DataFrame
     """Table of the cells, with the covariates."""
+    var: pd.DataFrame
+    """Columns of the genes."""
 
 
 def open_minified_h5ad(path: Path, spec: ModelSpec) -> MinifiedCells:
@@ -83,6 +85,7 @@ def _read(cells: ad.AnnData, path: Path, spec: ModelSpec) -> MinifiedCells:
         _checked(cells.obsm[variances], variances, shape, path, least=0.0),
         _checked(cells.obs[library], library, shape[:1], path, least=0.0),
         cells.obs.copy(),
+        cells.var.copy(),
     )
 
 

@@ -57,7 +57,7 @@ def new_array(
     What is lost reads as NaN, -1 or the largest unsigned number, never as 0.
     """
     kind = np.dtype(dtype)
-    lost = float("nan") if kind.kind == "f" else np.iinfo(kind).max if kind.kind == "u" else -1
+    lost = {"f": float("nan"), "u": np.iinfo(kind).max if kind.kind == "u" else 0, "b": False}.get(kind.kind, -1)
     return group.create_array(
         name,
         shape=shape,
@@ -71,7 +71,14 @@ def new_array(
     )
 
 
-def new_strings(group: zarr.Group, name: str, length: int, *, chunk_rows: int = 65_536) -> "zarr.Array[Any]":
+def new_strings(
+    group: zarr.Group,
+    name: str,
+    length: int,
+    *,
+    chunk_rows: int = 65_536,
+    codecs: Sequence[BytesBytesCodec] = _CODECS,
+) -> "zarr.Array[Any]":
     """Create an array of strings."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=zarr.errors.UnstableSpecificationWarning)
@@ -80,7 +87,7 @@ def new_strings(group: zarr.Group, name: str, length: int, *, chunk_rows: int = 
             shape=(length,),
             dtype="string",
             chunks=(max(1, min(chunk_rows, length)),),
-            compressors=_CODECS,
+            compressors=codecs,
             attributes=_STRING,
             config={"write_empty_chunks": True},
         )

@@ -117,3 +117,26 @@ def _step(codec: Any) -> Step | None:
     except ValueError:  # one that is not installed
         step = None
     return step
+
+
+def encode_texts(texts: Iterable[str]) -> bytes:
+    """Encode texts as the codecs ``vlen-utf8`` and ``zstd`` of Zarr v3 do."""
+    encoded: bytes = numcodecs.Zstd(level=1).encode(numcodecs.VLenUTF8().encode(np.array([*texts, None], object)[:-1]))
+    return encoded
+
+
+def decode_texts(content: bytes | memoryview) -> NDArray[np.object_]:
+    """Decode what `encode_texts` encoded."""
+    texts: NDArray[np.object_] = numcodecs.VLenUTF8().decode(numcodecs.Zstd().decode(content))
+    return texts
+
+
+def compress_floats(values: NDArray[np.float64]) -> bytes:
+    """Compress numbers, many of which are 0 or have few digits."""
+    codec = numcodecs.Blosc(cname="zstd", clevel=1, shuffle=numcodecs.Blosc.SHUFFLE)
+    return bytes(codec.encode(np.ascontiguousarray(values).reshape(-1)))
+
+
+def decompress_floats(content: bytes) -> NDArray[np.float64]:
+    """Decompress what `compress_floats` compressed, as one row."""
+    return np.frombuffer(numcodecs.Blosc().decode(content), dtype=np.float64)

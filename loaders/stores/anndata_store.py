@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 
@@ -164,6 +165,11 @@ class AnnDataStore:
     def obs_names(self, start: int, stop: int) -> NDArray[np.object_]:
         """Names of the cells ``[start, stop)``."""
         return self._obs.names(start, stop)
+
+    def read_var(self) -> pd.DataFrame:
+        """Columns of the genes; see `CellStore`."""
+        var: pd.DataFrame = read_whole(self._var, self.uri)
+        return var.set_axis(self.var_names)
 
     def layers(self) -> list[str]:
         """Names of the layers."""

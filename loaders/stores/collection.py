@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, Literal, TypeVar
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from dist_scvi.loaders.arrays.csr import keep_rows
@@ -156,6 +157,11 @@ class Collection:
     def obs_names(self, start: int, stop: int) -> NDArray[np.object_]:
         """Names of the cells ``[start, stop)``, as each store has them: two stores may share one."""
         return self._gather([store.obs_names for store in self._stores], start, stop)
+
+    def read_var(self) -> pd.DataFrame:
+        """Columns of the genes, as the first store has them that has the gene; see `CellStore`."""
+        joined = pd.concat([store.read_var() for store in self._stores])
+        return joined[~joined.index.duplicated()].reindex(self.var_names)
 
     def layers(self) -> list[str]:
         """Names of the layers that all stores have."""

@@ -20,6 +20,7 @@ from dist_scvi.loaders.arrays.obs_columns import (
 from dist_scvi.loaders.cell_store import check_not_empty, check_var_names
 
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
 
 
@@ -52,6 +53,7 @@ class MemoryStore:
             raise ValueError("the AnnData has no X: name the layer that holds the counts")
         self.n_cells = int(adata.n_obs)
         self.var_names = check_var_names((adata.raw if layer in raw else adata).var_names, "the AnnData")
+        self._var = (adata.raw if layer in raw else adata).var
         check_not_empty(self.n_cells, len(self.var_names), self._where)
         self._matrix = sparse.csr_matrix(matrix)
         self.n_entries = int(self._matrix.nnz)
@@ -99,6 +101,11 @@ class MemoryStore:
     def obs_names(self, start: int, stop: int) -> NDArray[np.object_]:
         """Names of the cells ``[start, stop)``."""
         return np.asarray([str(name) for name in self._obs.index[start:stop]], dtype=object)
+
+    def read_var(self) -> "pd.DataFrame":
+        """Columns of the genes; see `CellStore`."""
+        var: pd.DataFrame = self._var.set_axis(self.var_names)
+        return var
 
     def layers(self) -> list[str]:
         """Names of the layers."""

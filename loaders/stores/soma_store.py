@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from dist_scvi.loaders.arrays.csr_rows import CsrRows, GeneChoice, concatenate, 
 from dist_scvi.loaders.arrays.kernels import repeated_gene, settle
 from dist_scvi.loaders.arrays.obs_columns import Categorical, DamagedError, Numeric, Ranges
 from dist_scvi.loaders.cell_store import check_not_empty
-from dist_scvi.loaders.stores.soma_tables import SomaObs, Tables, read_genes
+from dist_scvi.loaders.stores.soma_tables import SomaObs, Tables, read_gene_columns, read_genes
 
 _BUFFER_BYTES = 4 << 20
 """Bytes of a column that TileDB gives at a time; its own default of 1 GiB takes more time for the same entries."""
@@ -134,6 +135,7 @@ class SomaStore:
         self._obs = SomaObs(experiment, tables, options.obs_names_column, value_filter=value_filter, uri=uri)
         self.n_cells = self._obs.n_cells
         self.var_names, self._place_g = read_genes(var, _reader(var, None), options.var_names_column, f"var of {uri}")
+        self.read_var = partial(read_gene_columns, var, self.var_names)
         self._count_type: Any = np.uint16
         self._gene_type = gene_type(len(self.var_names))
         check_not_empty(self.n_cells, len(self.var_names), self._where)

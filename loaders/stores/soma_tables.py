@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from dist_scvi.loaders.arrays.anndata_layout import code_type
@@ -216,6 +217,12 @@ def read_genes(
     place_g = np.full(joinid_g.max(initial=-1) + 2, -1)
     place_g[joinid_g[order]] = np.arange(len(order))
     return check_var_names(names[order], where), None if len(place_g) == len(order) + 1 else place_g
+
+
+def read_gene_columns(frame: Any, var_names: NDArray[np.object_]) -> pd.DataFrame:
+    """Read the columns of the genes, by rising soma_joinid as `read_genes` does."""
+    table: pd.DataFrame = frame.read().concat().to_pandas()
+    return table.sort_values(_JOINID).drop(columns=_JOINID).set_axis(var_names)
 
 
 def _name_column(table: Any, wanted: str | None, usual: Sequence[str], where: str) -> str | None:

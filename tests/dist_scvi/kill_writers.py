@@ -137,11 +137,12 @@ def _model() -> Any:
 
 
 def _minify(out: Path, world: Any, tell: Any) -> None:
-    from dist_scvi.atlas import minify
+    from dist_scvi.atlas.minify import minify
+    from dist_scvi.atlas.writer import plan
 
-    minify._CHUNK_CELLS = 16
+    plan._PIECES, plan._SMALLEST_PIECE, plan._CHUNK_ROWS, plan._NAME_ROWS = 5, 16, 32, 32
     model = _model()
-    minify.minify(model.module, model.spec, model.data, out, world=world, on_progress=tell)
+    minify(model.module, model.spec, model.data, out, world=world, on_progress=tell)
 
 
 def _rows(out: Path, world: Any, tell: Any) -> None:

@@ -68,15 +68,16 @@ def write(model: SCVI, cells: ad.AnnData, tmp_path: Path) -> Callable[..., Path]
 )
 def test_the_atlas_answers_as_the_model(model: SCVI, write: Callable[..., Path], tmp_path: Path, options: dict) -> None:
     atlas = dist_scvi.import_minified(write(), tmp_path / "atlas")
-    for found, expected in zip(
-        atlas.get_latent_representation(return_dist=True),
-        model.get_latent_representation(return_dist=True),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(found, expected)
-    options = {"n_samples": None} | options
-    found, expected = atlas.get_normalized_expression(**options), model.get_normalized_expression(**options)
-    pd.testing.assert_frame_equal(found, expected, rtol=1e-4, check_names=False)
+    rows = atlas.read_source_row()
+    mean, variance = model.get_latent_representation(return_dist=True)
+    found_mean, found_variance = atlas.get_latent_representation(return_dist=True)
+    np.testing.assert_allclose(found_mean, mean[rows], rtol=2**-10, atol=1e-5)
+    np.testing.assert_allclose(found_variance, variance[rows], rtol=0.03)
+    options = {"n_samples": None, "indices": np.arange(403)} | options
+    found = atlas.get_normalized_expression(**options)
+    options["indices"] = rows[options["indices"]]
+    expected = model.get_normalized_expression(**options)
+    pd.testing.assert_frame_equal(found, expected, rtol=1e-2, atol=1e-6, check_names=False)
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=needs_golden) for name in GOLDEN_CASES])
@@ -87,17 +88,18 @@ def test_the_atlas_answers_as_scvi_tools(name: str, tmp_path: Path) -> None:
     shutil.copy(GOLDEN / name / "model.pt", tmp_path / name)
     minified(full, name.split("_", maxsplit=1)[0], said["qzm"], said["qzv"]).write_h5ad(tmp_path / name / "adata.h5ad")
     atlas = import_minified(tmp_path / name, tmp_path / "atlas")
-    some = range(len(said["own.scale"]))
+    some = np.argsort(atlas.read_source_row())  # what scvi-tools said is in the order of the source
+    all_rows, some = some, some[: len(said["own.scale"])]
     for asked, key in ((1.0, "own.scale"), ("latent", "own.rate")):
         found = atlas.get_normalized_expression(indices=some, library_size=asked)
-        np.testing.assert_allclose(found, said[key], rtol=1e-4)
+        np.testing.assert_allclose(found, said[key], rtol=1e-2, atol=1e-6)
     for code, batch in enumerate(atlas.spec.batch.categories if atlas.spec.batch else ()):
         found = atlas.get_normalized_expression(indices=some, transform_batch=batch)
-        np.testing.assert_allclose(found, said[f"batch{code}.scale"], rtol=1e-4)
+        np.testing.assert_allclose(found, said[f"batch{code}.scale"], rtol=1e-2, atol=1e-6)
     if name.startswith("scanvi"):
-        soft = atlas.predict(soft=True)
-        np.testing.assert_allclose(soft[[*said["predict.labels"]]], said["predict.soft"], rtol=1e-4, atol=1e-6)
-        np.testing.assert_array_equal(atlas.predict(), said["predict.hard"])
+        soft = atlas.predict(all_rows, soft=True)
+        np.testing.assert_allclose(soft[[*said["predict.labels"]]], said["predict.soft"], rtol=1e-2, atol=1e-4)
+        assert (atlas.predict(all_rows) == said["predict.hard"]).mean() > 0.99
         assert atlas.group_sizes("partial").sum() == (full.obs["partial"] != "Unknown").sum()
 
 
@@ -106,12 +108,15 @@ def test_columns_are_carried_over_but_not_those_of_scvi_tools(
 ) -> None:
     atlas = import_minified(write(), tmp_path / "atlas")
     obs = ad.read_zarr(tmp_path / "atlas" / "cells.zarr").obs
-    assert [*obs] == [*KEPT, "observed_lib_size", "source_row"]
+    assert [*obs] == [*KEPT, "observed_lib_size", "log_normalizer", "source_row", "leaf"]
+    rows = obs["source_row"].to_numpy()
     for key in KEPT:
-        assert [*obs[key]] == [*cells.obs[key]]
-    np.testing.assert_array_equal(obs["observed_lib_size"], cells.obs["observed_lib_size"])
-    np.testing.assert_array_equal(obs["source_row"], np.arange(403))
-    assert [*atlas.obs_names()] == [*cells.obs_names]
+        assert [*obs[key]] == [*cells.obs[key].iloc[rows]]
+    np.testing.assert_array_equal(obs["observed_lib_size"], cells.obs["observed_lib_size"].iloc[rows])
+    assert [*atlas.obs_names()] == [*cells.obs_names[rows]]
+    assert not atlas.leaves.has_counts
+    with pytest.raises(ValueError, match="was made without counts and has no sums of them"):
+        atlas.leaves.count_sum()
     assert [*atlas.var_names] == [*cells.var_names]
     assert atlas.group_sizes("lane").to_dict() == {"lane0": 135, "lane1": 134, "lane2": 134}
 
@@ -123,7 +128,8 @@ def test_it_has_the_files_of_an_atlas_minified_here(model: SCVI, write: Callable
     theirs, ours = (
         {file.relative_to(tmp_path / name) for file in (tmp_path / name).rglob("*")} for name in ("theirs", "ours")
     )
-    assert theirs == ours
+    counts = ("leaves.zarr/X", "leaves.zarr/layers/detected", "square_sum", "normalized_sum")
+    assert theirs == {file for file in ours if not any(name in str(file) for name in counts)}
 
 
 def test_the_manifest_says_where_it_comes_from(write: Callable[..., Path], tmp_path: Path) -> None:
@@ -165,7 +171,6 @@ def test_an_atlas_is_replaced_only_when_asked(write: Callable[..., Path], tmp_pa
             lambda cells: cells.obs.__setitem__("batch", "b7"),
             r"has 1 categories that the model was not trained on \(b7\)",
         ),
-        (lambda cells: cells.obs.__setitem__("source_row", 1), "'source_row' cannot be carried over"),
     ],
 )
 def test_cells_that_do_not_fit_are_refused_before_anything_is_written(

@@ -118,9 +118,7 @@ def test_a_run_is_finished_when_its_model_is_whole(run: Path, tmp_path: Path) ->
 
 def test_minifying_a_finished_run_says_where_the_atlas_comes_from(run: Path, tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
-    minify_worker(
-        LocalStorage(run), tmp_path / "atlas", World(), obs_columns=["site"], on_progress=lambda *at: told.append(at)
-    )
+    minify_worker(LocalStorage(run), tmp_path / "atlas", World(), on_progress=lambda *at: told.append(at))
     atlas = open_atlas(tmp_path / "atlas")
     assert np.isfinite(atlas.get_latent_representation()).all()
     assert (atlas.manifest["lineage"]["run"], atlas.manifest["lineage"]["train"]["max_epochs"]) == (str(run), 2)

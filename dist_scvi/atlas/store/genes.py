@@ -1,0 +1,74 @@
+"""Genes of an atlas, named as the model names them or by a column of var, such as their symbols.
+
+Shape letters in this file
+    g   genes
+"""
+
+import difflib
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+
+class GeneNames:
+    """Finds genes by name.
+
+    Parameters
+    ----------
+    var
+        Columns of the genes; the index holds the names that the model knows.
+    where
+        The atlas, for messages.
+    """
+
+    def __init__(self, var: pd.DataFrame, where: str) -> None:
+        self._var, self._where = var, where
+        self._place = {str(name): at for at, name in enumerate(var.index)}
+        self._others: dict[str, set[int]] | None = None
+
+    def index(self, genes: Sequence[str]) -> NDArray[np.int64]:
+        """Return the place of each gene, shape (g,).
+
+        Raises
+        ------
+        ValueError
+            If one is not known, and then the nearest names are listed; or if a symbol is that of several genes.
+        """
+        if isinstance(genes, str):
+            raise ValueError(f"genes={genes!r} is one text: a list of genes is needed")  # noqa: TRY004
+        return np.array([self._find(str(gene)) for gene in genes], dtype=np.int64)
+
+    def _find(self, gene: str) -> int:
+        if gene in self._place:
+            return self._place[gene]
+        found = sorted(self._by_column().get(gene, ()))
+        if len(found) == 1:
+            return found[0]
+        if found:
+            names = ", ".join(str(self._var.index[at]) for at in found[:5])
+            raise ValueError(f"{gene!r} names {len(found)} genes of {self._where} ({names}): name one of these")
+        raise ValueError(f"{self._where} has no gene {gene!r}{self._hint(gene)}")
+
+    def _by_column(self) -> dict[str, set[int]]:
+        """Return the genes of each text in the columns of var."""
+        if self._others is None:
+            self._others = {}
+            for key in self._var.columns:
+                if self._var[key].dtype.kind in "iufb":
+                    continue
+                for at, value in enumerate(self._var[key]):
+                    if isinstance(value, str) and value:
+                        self._others.setdefault(value, set()).add(at)
+        return self._others
+
+    def _hint(self, gene: str) -> str:
+        # One spelling of each name in lower case: upper and lower case are the usual difference.
+        known = {name.casefold(): name for name in (*self._by_column(), *self._place)}
+        near = difflib.get_close_matches(gene.casefold(), list(known), n=3, cutoff=0.6)
+        if near:
+            return f": did you mean {', '.join(repr(known[name]) for name in near)}?"
+        columns = ", ".join(map(str, self._var.columns))
+        named = f"the names in var ({columns}) and " if columns else ""
+        return f": {named}its {len(self._place)} genes begin {', '.join(list(self._place)[:3])}"
