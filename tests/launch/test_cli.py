@@ -226,7 +226,7 @@ def test_an_atlas_is_not_overwritten_unless_asked(short: Path, capsys: pytest.Ca
     folder = short.parent / "run"
     assert run("train", short) == 0
     assert run("minify", folder) == 0
-    assert run("minify", folder, "--leaf-columns", "batch") == 2
+    assert run("minify", folder, "--leaf-columns", "donor") == 2
     assert "allow it to be replaced with --overwrite" in capsys.readouterr().err
     assert run("minify", folder, "--overwrite") == 0
 

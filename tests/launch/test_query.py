@@ -92,8 +92,9 @@ def test_a_batch_a_gene_or_a_cell_whose_name_holds_a_comma_can_be_named(tmp_path
     atlas = model.minify(tmp_path / "atlas")
     words = ["expression", "--genes", "HLA-A,B", "--transform-batch", "d1, left", "--cells", "c,0"]
     found = ask(tmp_path / "atlas", *words)
+    row = atlas.rows_named(["c,0"])
     pd.testing.assert_frame_equal(
-        found, atlas.get_normalized_expression(["HLA-A,B"], indices=[0], transform_batch="d1, left")
+        found, atlas.get_normalized_expression(["HLA-A,B"], indices=row, transform_batch="d1, left")
     )
     repeated = ask(tmp_path / "atlas", *words, "--genes", "gene0002,gene0003", "--transform-batch", "d2, right")
     assert list(repeated.columns) == ["HLA-A,B", "gene0002", "gene0003"]
