@@ -237,6 +237,7 @@ def _add_sources(parser: argparse.ArgumentParser) -> None:
 
 def _add_reading(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layer", help="read layers/LAYER instead of X, or raw/X")
+    parser.add_argument("--allow-fractional", action="store_true", help="read counts that are not whole as they are")
     parser.add_argument("--soma-measurement", metavar="NAME", help="of TileDB-SOMA; RNA by default")
     parser.add_argument("--soma-filter", metavar="FILTER", help="cells of TileDB-SOMA, as \"tissue == 'lung'\"")
     _add_storage(parser)

@@ -65,6 +65,7 @@ def _source(options: argparse.Namespace) -> "Callable[..., CellStore]":
         genes=genes,
         join=options.join,
         source_key=options.source_key or None,
+        allow_fractional=options.allow_fractional,
         soma=_soma(options),
         storage_options=dict(options.storage),
     )
@@ -111,6 +112,7 @@ def _verify(options: argparse.Namespace) -> int:
         layer=options.layer,
         soma=_soma(options),
         storage_options=dict(options.storage),
+        allow_fractional=options.allow_fractional,
         progress=ProgressReporter("verified"),
     )
     print_text(json.dumps(found.to_dict(), indent=1) if options.json else format_verification(found))

@@ -32,6 +32,9 @@ class CellStore(Protocol):
     """Whether the rows lie in a random order, as those of a packed store do."""
     layer: str | None
     """Name of the layer that is read, None for ``X``."""
+    fractional: bool
+    """Whether counts need not be whole, and are float32 then; to be set before the first read. Otherwise such counts
+    are refused."""
 
     def read(self, start: int, stop: int) -> CsrRows:
         """Read the counts of rows ``[start, stop)``.

@@ -167,6 +167,7 @@ def open_data(
     size_factor_key: str | None = None,
     categorical_covariate_keys: Sequence[str] = (),
     continuous_covariate_keys: Sequence[str] = (),
+    allow_fractional: bool = False,
 ) -> CellData:
     """Open a store and the obs columns a model needs. The names are those of ``SCVI.setup_anndata`` of scvi-tools.
 
@@ -184,6 +185,8 @@ def open_data(
         obs column of size factors above 0, in place of the total counts.
     categorical_covariate_keys, continuous_covariate_keys
         Further obs columns to correct for.
+    allow_fractional
+        Read counts that are not whole from files too, as `open_store` does; an AnnData in memory may hold them anyway.
 
     Returns
     -------
@@ -206,11 +209,13 @@ def open_data(
         check_list(f"{name}_covariate_keys", keys)
     unlabeled_category = None if unlabeled_category is None else str(unlabeled_category)  # categories are names here
     if isinstance(source, CellStore):
-        if layer is not None or genes is not None:
-            raise ValueError("a store that is open already is given: name layer and genes to open_store instead")
+        if layer is not None or genes is not None or allow_fractional:
+            raise ValueError(
+                "a store that is open already is given: name layer, genes and allow_fractional to open_store instead"
+            )
         store = source
     else:
-        store = open_store(source, layer=layer, genes=genes)
+        store = open_store(source, layer=layer, genes=genes, allow_fractional=allow_fractional)
     data = CellData(
         store,
         store.categorical(batch_key) if batch_key else None,

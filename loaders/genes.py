@@ -35,7 +35,8 @@ class GeneMoments:
     """The categories of the batch column, or one without a name."""
     cells_b: NDArray[np.int64]
     """Cells, 0 for a category that is not used."""
-    sum_bg: NDArray[np.int64]
+    sum_bg: NDArray[Any]
+    """int64, or float64 of fractional counts."""
     square_bg: NDArray[np.float64]
     """Sums of squares, exact below 2**53."""
 
@@ -98,7 +99,7 @@ def gene_moments(
     """
     names = store.categorical(batch_key).vocabulary if batch_key else ("",)
     cells_b = np.zeros(len(names), dtype=np.int64)
-    sum_bg = np.zeros((len(names), len(store.var_names)), dtype=np.int64)
+    sum_bg = np.zeros((len(names), len(store.var_names)), dtype=np.float64 if store.fractional else np.int64)
     square_bg = np.zeros(sum_bg.shape)
     for stop, rows, batch_n in prefetch(_reads(store, batch_key), 1, timeout_s):
         cells_b += np.bincount(batch_n, minlength=len(names))
@@ -237,13 +238,13 @@ def _add_moments(
     genes_e: NDArray[Any],
     indptr: NDArray[np.int64],
     batch_n: NDArray[np.int32],
-    sum_bg: NDArray[np.int64],
+    sum_bg: NDArray[Any],
     square_bg: NDArray[np.float64],
 ) -> None:
     for row in range(len(batch_n)):
         batch = batch_n[row]
         for e in range(indptr[row], indptr[row + 1]):
-            count, gene = np.int64(counts_e[e]), genes_e[e]
+            count, gene = sum_bg.dtype.type(counts_e[e]), genes_e[e]
             sum_bg[batch, gene] += count
             square_bg[batch, gene] += np.float64(count) ** 2
 

@@ -8,6 +8,7 @@ Shape letters in this file
 
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,7 +70,7 @@ def library_sums(
     """
     sums_bs = np.zeros((len(data.batch.vocabulary) if data.batch else 1, 4))
     for stop, library_n, batch_n in prefetch(_reads(data, rank, world_size), 1, timeout_s):
-        log_n = np.log(np.maximum(library_n, 1)) - _MIDDLE
+        log_n = np.log(np.where(library_n > 0, library_n, 1)) - _MIDDLE
         for column, value_n in enumerate((np.ones(len(log_n)), library_n == 0, log_n, log_n**2)):
             sums_bs[:, column] += np.bincount(batch_n, value_n, len(sums_bs))
         if on_progress is not None:
@@ -95,7 +96,7 @@ def prior_from(sums_bs: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArr
     )
 
 
-def _reads(data: CellData, rank: int, world_size: int) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.int32]]]:
+def _reads(data: CellData, rank: int, world_size: int) -> Iterator[tuple[int, NDArray[Any], NDArray[np.int32]]]:
     """Read every `world_size`-th part of the store: where it ends, total counts and batches of its cells."""
     n_cells, chunk = data.n_cells, data.store.chunk_cells
     step = min(max(1, _READ_ENTRIES * n_cells // max(1, data.store.n_entries)), _READ_CELLS)

@@ -7,6 +7,7 @@ Shape letters in this file
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,8 +31,8 @@ class MiniBatch:
     categorical_nc: NDArray[np.int32]
     """Codes of further categorical covariates, one column each."""
     continuous_nc: NDArray[np.float32]
-    library_n: NDArray[np.int64]
-    """Total count."""
+    library_n: NDArray[Any]
+    """Total count, int64, or float64 of fractional counts."""
     size_factor_n: NDArray[np.float32] | None
     """Size factor, where one takes the place of the total count."""
     row_n: NDArray[np.int64]

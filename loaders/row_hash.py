@@ -8,7 +8,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from dist_scvi.loaders.arrays.chunked_array import run_side_by_side
-from dist_scvi.loaders.arrays.csr_rows import CsrRows
+from dist_scvi.loaders.arrays.csr_rows import CsrRows, count_bits
 
 _ROWS_TOGETHER = 1024
 """Rows that one thread hashes in one go."""
@@ -19,8 +19,7 @@ _SHIFT, _HALF = np.uint64(33), np.uint64(32)
 def hash_counts(rows: CsrRows) -> NDArray[np.uint64]:
     """Hash the counts of each row by gene, whatever the order of its entries; 0 for a row without counts."""
     hash_n = np.empty(rows.n_cells, dtype=np.uint64)
-    # Fractional counts are hashed by their bits: as whole numbers they would lose what tells them apart.
-    counts_e = rows.counts_e.view(np.uint32) if rows.counts_e.dtype == np.float32 else rows.counts_e
+    counts_e = count_bits(rows.counts_e)
 
     def hash_part(low: int, high: int) -> None:
         _hash_counts(counts_e, rows.genes_e, rows.indptr[low : high + 1], hash_n[low:high])

@@ -73,6 +73,8 @@ class DataConfig(_Section):
     """Options of a TileDB-SOMA experiment; needed if a default does not fit or the experiment is remote."""
     storage_options: _Options = {}
     """Options of a URL: endpoint, region, skip_signature. Credentials are read from the environment."""
+    allow_fractional: bool = False
+    """Train on values that are not whole, as of ambient correction or Smart-seq; they are refused otherwise."""
     batch_key: str | None = None
     """obs column of the batch covariate."""
     labels_key: str | None = None

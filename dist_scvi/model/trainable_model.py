@@ -196,6 +196,7 @@ class TrainableModel(ExpressionModel):
         known = {
             "uri": self.data.store.uri,
             "layer": spec.layer,
+            "allow_fractional": self.data.store.fractional,
             "batch_key": spec.batch.key if spec.batch else None,
             "labels_key": self.data.label.key if self.data.label else None,
             "unlabeled_category": spec.unlabeled_category,

@@ -162,6 +162,7 @@ def open_from(config: DataConfig) -> CellData:
         source_key=config.source_key,
         soma=soma,
         storage_options=config.storage_options,
+        allow_fractional=config.allow_fractional,
     )
     return open_data(
         store,

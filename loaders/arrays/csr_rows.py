@@ -18,6 +18,7 @@ _GAP_CELLS = 64
 """Rows between two wanted ones that are read along rather than asked for separately."""
 _READ_CELLS = 16_384
 """Rows asked for at once."""
+_VALUES_TOGETHER = 1 << 20
 _HINT = "SCVI needs raw counts, whole numbers >= 0"
 
 
@@ -25,8 +26,8 @@ _HINT = "SCVI needs raw counts, whole numbers >= 0"
 class CsrRows:
     """Some rows of a count matrix, compressed, in the smallest integer types that hold them."""
 
-    counts_e: NDArray[np.unsignedinteger]
-    """Counts, uint8, uint16 or uint32."""
+    counts_e: NDArray[Any]
+    """Counts, uint8, uint16 or uint32; float32 where a store is read with fractional counts."""
     genes_e: NDArray[np.integer]
     """Column of each count, uint16 or int32, in no particular order within a row, never twice."""
     indptr: NDArray[np.int64]
@@ -57,8 +58,12 @@ class CsrRows:
         begin, end = self.indptr[low], self.indptr[high]
         return CsrRows(self.counts_e[begin:end], self.genes_e[begin:end], self.indptr[low : high + 1] - begin)
 
-    def library_n(self) -> NDArray[np.int64]:
-        """Total count of each cell."""
+    def library_n(self) -> NDArray[Any]:
+        """Return the total count of each cell, int64, or float64 of fractional counts."""
+        if self.counts_e.dtype.kind == "f":
+            sum_n = np.zeros(self.n_cells)
+            sum_rows(self.counts_e, self.indptr, sum_n)
+            return sum_n
         # A row of 65,536 counts below 65,536 fits 32 bits, and these are added up several at a time.
         small = self.counts_e.itemsize < 4 and self.genes_e.itemsize < 4
         total_n = np.zeros(self.n_cells, dtype=np.uint32 if small else np.int64)
@@ -117,6 +122,7 @@ def from_arrays(
     n_genes: int,
     first_row: int,
     where: str,
+    fractional: bool = False,
 ) -> CsrRows:
     """Check the rows read from `where` and narrow them.
 
@@ -128,12 +134,14 @@ def from_arrays(
         Start of each row, shape (n + 1,), relative to the first entry given.
     first_row
         Row number of the first row, for messages.
+    fractional
+        Take values that are not whole as well, all as float32.
 
     Raises
     ------
     ValueError
-        If a value is not a whole number >= 0 below 2**32, a column is out of range, or a row names a gene twice. The
-        message holds the row and the gene.
+        If a value is not a whole number >= 0 below 2**32, or with `fractional` not a finite one >= 0, a column is out
+        of range, or a row names a gene twice. The message holds the row and the gene.
     """
 
     def refuse(entry: int, what: str, advice: str) -> ValueError:
@@ -142,10 +150,15 @@ def from_arrays(
 
     if data_e.dtype == bool or not np.issubdtype(data_e.dtype, np.number):
         raise ValueError(f"{where} is of type {data_e.dtype}: {_HINT}")
-    counts_e = _narrow_counts(data_e)
+    counts_e = _float_counts(data_e) if fractional else _narrow_counts(data_e)
     if counts_e is None:
-        bad = int(np.argmin(_is_count(data_e)))
-        raise refuse(bad, str(data_e[bad]), f"{_HINT}; if they lie in another layer, name it with data.layer=NAME")
+        bad = int(np.argmin(_is_positive(data_e) if fractional else _is_count(data_e)))
+        advice = f"{_HINT}; if they lie in another layer, name it with data.layer=NAME"
+        if fractional:
+            advice = f"{_HINT}, or fractional ones that are finite and >= 0"
+        elif _is_positive(data_e[bad : bad + 1])[0]:
+            advice += ", or to train on these values as they are, set data.allow_fractional: true (--allow-fractional)"
+        raise refuse(bad, str(data_e[bad]), advice)
     if len(indices_e) and (indices_e.min() < 0 or indices_e.max() >= n_genes):
         bad = int(np.argmax((indices_e < 0) | (indices_e >= n_genes)))
         raise refuse(
@@ -173,6 +186,33 @@ def _narrow_counts(data_e: NDArray[Any]) -> NDArray[np.unsignedinteger] | None:
     if not np.issubdtype(data_e.dtype, np.integer) and not np.array_equal(counts_e, data_e):
         return None
     return counts_e
+
+
+def count_bits(counts_e: NDArray[Any]) -> NDArray[Any]:
+    """Return whole counts as they are, fractional ones as the unsigned integers that have their bits.
+
+    Sums of these do not depend on the order of addition, and a changed bit changes them: checks need both.
+    """
+    return counts_e.view(np.uint32) if counts_e.dtype == np.float32 else counts_e
+
+
+def has_fractions(data_e: NDArray[Any]) -> bool:
+    """Say whether some values are finite and not whole."""
+    if data_e.dtype.kind != "f":
+        return False
+    pages = range(0, len(data_e), _VALUES_TOGETHER)  # a copy of all values would double the memory of the AnnData
+    parts = (data_e[at : at + _VALUES_TOGETHER] for at in pages)
+    return any(bool(((np.trunc(part) != part) & np.isfinite(part)).any()) for part in parts)
+
+
+def _float_counts(data_e: NDArray[Any]) -> NDArray[np.float32] | None:
+    """Return the values as float32, or None if one is negative or not finite."""
+    return np.abs(data_e.astype(np.float32)) if _is_positive(data_e).all() else None  # -0.0 is no entry
+
+
+def _is_positive(data_e: NDArray[Any]) -> NDArray[np.bool_]:
+    positive_e: NDArray[np.bool_] = (data_e >= 0) & (data_e <= np.finfo(np.float32).max)
+    return positive_e
 
 
 def _is_count(data_e: NDArray[Any]) -> NDArray[np.bool_]:

@@ -48,7 +48,7 @@ class Manifest:
     n_entries: int
     """Counts above zero; no others are stored."""
     count_sum: int
-    """Sum of all counts."""
+    """Sum of all counts; of fractional ones, as all sums here, that of their bits (`csr_rows.count_bits`)."""
     seed: int | None
     """Of the order of the cells; None if it is that of the source."""
     group_by: str | None

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dist_scvi.loaders.arrays.csr_rows import has_fractions
 from dist_scvi.loaders.arrays.obs_columns import Categorical
 from dist_scvi.loaders.cell_store import CellStore
 from dist_scvi.loaders.checks.scan_columns import groups
@@ -110,5 +111,7 @@ def _probe(layer: str | None, store: CellStore) -> Probe:
             rows = store.read(start, min(start + _PROBE_CELLS, store.n_cells))
         except ValueError as error:
             return Probe(layer, counts=False, found=str(error))
+        if has_fractions(rows.counts_e):
+            return Probe(layer, counts=False, found="values that are not whole")
         largest = max(largest, int(rows.counts_e.max(initial=0)))
     return Probe(layer, counts=True, found=f"whole numbers up to {largest:,} in a few rows")

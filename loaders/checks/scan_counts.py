@@ -9,6 +9,7 @@ Shape letters in this file
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +45,7 @@ class Counts:
         self.first_empty: int | None = None
         self.seen_g = np.zeros(n_genes, dtype=bool)
 
-    def add(self, rows: CsrRows, start: int) -> NDArray[np.int64]:
+    def add(self, rows: CsrRows, start: int) -> NDArray[Any]:
         """Add the rows from `start` on and return the total count of each."""
         positive_e = rows.counts_e > 0
         self.n_entries += int(np.count_nonzero(positive_e))
@@ -66,12 +67,12 @@ class Libraries:
         groups = n_batches + 1
         self.n_b = np.zeros(groups, dtype=np.int64)
         self.n_positive_b = np.zeros(groups, dtype=np.int64)
-        self._sum_b = np.zeros(groups, dtype=np.int64)
+        self._sum_b = np.zeros(groups)
         self._mean_b = np.zeros(groups)
         self._square_b = np.zeros(groups)
         self._bins_bq = np.zeros((groups, _DOUBLINGS * _BINS_PER_DOUBLING), dtype=np.int64)
 
-    def add(self, library_n: NDArray[np.int64], group_n: NDArray[np.int64]) -> None:
+    def add(self, library_n: NDArray[Any], group_n: NDArray[np.int64]) -> None:
         """Add cells with the total counts `library_n`, of the batches `group_n`."""
         groups = len(self.n_b)
         self.n_b += np.bincount(group_n, minlength=groups)
@@ -87,7 +88,7 @@ class Libraries:
         self._mean_b += apart_b * weight_b
         self._square_b += square_b + apart_b**2 * weight_b * self.n_positive_b
         self.n_positive_b = total_b
-        bin_n = np.minimum(np.log2(library_n) * _BINS_PER_DOUBLING, self._bins_bq.shape[1] - 1).astype(np.int64)
+        bin_n = np.clip(np.log2(library_n) * _BINS_PER_DOUBLING, 0, self._bins_bq.shape[1] - 1).astype(np.int64)
         np.add.at(self._bins_bq, (group_n, bin_n), 1)
 
     def summary(self, group: int) -> LibrarySummary:

@@ -69,6 +69,7 @@ def verify_store(
     layer: str | None = None,
     soma: "SomaOptions | None" = None,
     storage_options: Mapping[str, str] | None = None,
+    allow_fractional: bool = False,
     progress: Progress | None = None,
     max_findings: int = 100,
 ) -> Verification:
@@ -80,7 +81,7 @@ def verify_store(
 
     Parameters
     ----------
-    source, layer, soma, storage_options
+    source, layer, soma, storage_options, allow_fractional
         As for `open_store`. A Zarr folder that lacks chunks, and so is refused there, is looked at array by array.
     progress
         Called with (cells done, cells of the store) as counts are read.
@@ -98,7 +99,9 @@ def verify_store(
     n_cells = parts.n_cells if parts else 0
     unproven = list(parts.unproven()) if parts else [_ELSEWHERE]
     try:
-        store = open_store(source, layer=layer, soma=soma, storage_options=storage_options)
+        store = open_store(
+            source, layer=layer, soma=soma, storage_options=storage_options, allow_fractional=allow_fractional
+        )
     except ValueError as error:
         if parts is not None:
             verify_arrays(parts, losses, progress)

@@ -3,7 +3,7 @@
 import bisect
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import zarr
 from numpy.typing import NDArray
 
 from dist_scvi.loaders.arrays.chunked_array import ChunkedArray, decoder_of
-from dist_scvi.loaders.arrays.csr_rows import CsrRows
+from dist_scvi.loaders.arrays.csr_rows import CsrRows, count_bits
 from dist_scvi.loaders.arrays.objects import LocalObjects
 from dist_scvi.loaders.arrays.obs_columns import read_range
 from dist_scvi.loaders.arrays.obs_table import attribute, index_of
@@ -209,7 +209,7 @@ class PackedSums:
         block_n = np.arange(start, start + rows.n_cells) // self._manifest.block_cells
         np.add.at(self._cells, block_n, 1)
         np.add.at(self._entries, block_n, np.diff(rows.indptr))
-        np.add.at(self._counts, block_n, rows.library_n())
+        np.add.at(self._counts, block_n, replace(rows, counts_e=count_bits(rows.counts_e)).library_n())
 
     def compare(self, losses: Losses) -> None:
         """Add the chunks whose counts, or else the blocks whose entries, are not those packed."""
@@ -231,7 +231,8 @@ class PackedSums:
         size, parts = self._manifest.chunk_entries, self._parts
         for chunk in range(parts.begin(start) // size, -(-parts.begin(stop) // size)):
             low, high = chunk * size, min((chunk + 1) * size, self._manifest.n_entries)
-            total = int(read_range(parts.array("X/data"), low, high, str(parts.folder)).sum(dtype=np.int64))
+            counts_e = read_range(parts.array("X/data"), low, high, str(parts.folder))
+            total = int(count_bits(counts_e).sum(dtype=np.int64))
             packed = self._packed.chunk_counts[chunk]
             if total != packed:
                 yield *parts.rows(low, high), f"{total} counts in chunk {chunk}, {packed} were packed: {_RESTORE}"

@@ -24,7 +24,7 @@ from dist_scvi.loaders.arrays.anndata_layout import (
     new_root,
     new_strings,
 )
-from dist_scvi.loaders.arrays.csr_rows import gene_type
+from dist_scvi.loaders.arrays.csr_rows import count_bits, gene_type
 from dist_scvi.loaders.arrays.obs_columns import Categorical
 from dist_scvi.loaders.arrays.pack_manifest import COLLECTION, FORMAT_VERSION, MANIFEST_KEY, MEMBER, SUMS, Manifest
 from dist_scvi.loaders.pack.job import CODEC_LEVELS, PackJob, chunk_entries, write_file
@@ -134,7 +134,7 @@ def write_shard(plan: Gathering, number: int) -> int:
     counts_e, genes_e = gather_entries(list_parts(plan.folder / "pieces"), edges, low, high, kinds)
     _store(plan.path, "X/data", low, counts_e)
     _store(plan.path, "X/indices", low, genes_e)
-    chunks = np.add.reduceat(counts_e, np.arange(0, high - low, plan.chunk_entries), dtype=np.int64)
+    chunks = np.add.reduceat(count_bits(counts_e), np.arange(0, high - low, plan.chunk_entries), dtype=np.int64)
     write_file(plan.folder / "done" / f"shard{number:06d}.npy", _saved(chunks))
     return plan.cells_of_shard(number)
 

@@ -21,7 +21,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from dist_scvi.loaders.arrays.csr_rows import CsrRows, concatenate, gene_type
+from dist_scvi.loaders.arrays.csr_rows import CsrRows, concatenate, count_bits, gene_type
 from dist_scvi.loaders.order.keyed_hash import hash_keys, permute
 
 _SHUFFLE_KEY = 5
@@ -74,12 +74,14 @@ def destinations(
 
 def settle_rows(rows: CsrRows, place_g: NDArray[np.int32], n_kept: int) -> tuple[CsrRows, NDArray[np.int64]]:
     """Drop zeros and the genes whose place is -1, renumber and sort the others, and sum up each row."""
-    counts_e = np.empty_like(rows.counts_e)
+    bits_e = count_bits(rows.counts_e)
+    counts_e = np.empty_like(bits_e)
     genes_e: NDArray[np.integer] = np.empty(len(counts_e), dtype=gene_type(n_kept))
     indptr, total_n = np.empty_like(rows.indptr), np.empty(rows.n_cells, dtype=np.int64)
     count_g = np.zeros(n_kept, dtype=np.uint32)
-    _settle(rows.counts_e, rows.genes_e, rows.indptr, place_g, counts_e, genes_e, indptr, total_n, count_g)
-    return CsrRows(counts_e[: indptr[-1]].copy(), genes_e[: indptr[-1]].copy(), indptr), total_n
+    _settle(bits_e, rows.genes_e, rows.indptr, place_g, counts_e, genes_e, indptr, total_n, count_g)
+    kept_e = counts_e[: indptr[-1]].copy().view(rows.counts_e.dtype)
+    return CsrRows(kept_e, genes_e[: indptr[-1]].copy(), indptr), total_n
 
 
 def write_part(folder: Path, pending: list[MovingRows], *, n_cells: int, block_cells: int) -> None:
@@ -101,7 +103,9 @@ def write_part(folder: Path, pending: list[MovingRows], *, n_cells: int, block_c
     np.cumsum(records_n["length"], out=indptr[1:])
     begin_n = np.empty(len(order), dtype=np.int64)
     begin_n[order] = indptr[:-1]
-    counts_e = np.empty(len(counts.counts_e), dtype=np.min_scalar_type(counts.counts_e.max(initial=0)))
+    whole = counts.counts_e.dtype.kind != "f"
+    narrow = np.min_scalar_type(counts.counts_e.max(initial=0)) if whole else counts.counts_e.dtype
+    counts_e = np.empty(len(counts.counts_e), dtype=narrow)
     genes_e = np.empty_like(counts.genes_e)
     place_rows(counts.counts_e, counts.genes_e, np.diff(counts.indptr), begin_n, counts_e, genes_e)
     total = np.concatenate([[0], np.cumsum(records_n["total"])])

@@ -41,6 +41,8 @@ class AnnDataStore:
         Returns the digest of the seed and the sums of a packed store.
     """
 
+    fractional = False
+
     def __init__(
         self,
         root: Any,
@@ -111,8 +113,8 @@ class AnnDataStore:
         self, starts: list[NDArray[np.int64]], order: NDArray[np.int64] | None, choice: GeneChoice | None
     ) -> CsrRows | None:
         """Read by all threads, if the arrays can be and nothing in them calls for a closer look."""
-        if not (isinstance(self._data, ChunkedArray) and isinstance(self._indices, ChunkedArray)):
-            return None
+        if not (isinstance(self._data, ChunkedArray) and isinstance(self._indices, ChunkedArray)) or self.fractional:
+            return None  # the compiled loops narrow to integers
         if choice is not None:
             rows = read_chosen(self._data, self._indices, starts, choice)
             return rows and rows.take(order)
@@ -227,7 +229,13 @@ class AnnDataStore:
         self, data_e: NDArray[Any], indices_e: NDArray[Any], indptr: NDArray[np.int64], first_row: int
     ) -> CsrRows:
         return from_arrays(
-            data_e, indices_e, indptr, n_genes=len(self.var_names), first_row=first_row, where=self._where
+            data_e,
+            indices_e,
+            indptr,
+            n_genes=len(self.var_names),
+            first_row=first_row,
+            where=self._where,
+            fractional=self.fractional,
         )
 
 

@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, TypeVar
 
@@ -112,6 +112,16 @@ class Collection:
                     "data.source_key=null (--source-key '')"
                 )
 
+    @property
+    def fractional(self) -> bool:
+        """Whether the counts of any store need not be whole; see `CellStore`."""
+        return any(store.fractional for store in self._stores)
+
+    @fractional.setter
+    def fractional(self, value: bool) -> None:
+        for store in self._stores:
+            store.fractional = value
+
     def read(self, start: int, stop: int) -> CsrRows:
         """Read the counts of rows ``[start, stop)``; see `CellStore`."""
         return self.read_ranges([(start, stop)])
@@ -129,6 +139,8 @@ class Collection:
         else:
             with ThreadPoolExecutor(_SIDE_BY_SIDE, "stores") as pool:
                 rows = concatenate(list(pool.map(self._read_part, wanted, wanted.values()))).take(order)
+        if self.fractional:  # of one store alone they may be, of an AnnData in memory
+            rows = replace(rows, counts_e=rows.counts_e.astype(np.float32, copy=False))
         return keep_rows(rows, choice)
 
     def obs_columns(self) -> list[str]:

@@ -1,5 +1,6 @@
 """An AnnData in memory, read the way a store is, so that both give the same minibatches."""
 
+import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -7,7 +8,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from dist_scvi.loaders.arrays.csr import keep_rows
-from dist_scvi.loaders.arrays.csr_rows import CsrRows, GeneChoice, concatenate, from_arrays
+from dist_scvi.loaders.arrays.csr_rows import CsrRows, GeneChoice, concatenate, from_arrays, has_fractions
 from dist_scvi.loaders.arrays.obs_columns import (
     Categorical,
     NotNumbersError,
@@ -57,6 +58,13 @@ class MemoryStore:
         check_not_empty(self.n_cells, len(self.var_names), self._where)
         self._matrix = sparse.csr_matrix(matrix)
         self.n_entries = int(self._matrix.nnz)
+        self.fractional = has_fractions(self._matrix.data)
+        if self.fractional:
+            warnings.warn(
+                f"{self._where} holds values that are not whole: they are used as they are, though SCVI expects raw "
+                "counts; gene_likelihood='normal' is meant for values that were log-transformed",
+                stacklevel=4,
+            )
 
     def read(self, start: int, stop: int) -> CsrRows:
         """Read the counts of rows ``[start, stop)``; see `CellStore`."""
@@ -69,6 +77,7 @@ class MemoryStore:
             n_genes=len(self.var_names),
             first_row=start,
             where=self._where,
+            fractional=self.fractional,
         )
 
     def read_ranges(

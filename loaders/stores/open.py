@@ -26,6 +26,7 @@ def open_store(
     source_key: str | None = "source",
     soma: SomaOptions | None = None,
     storage_options: Mapping[str, str] | None = None,
+    allow_fractional: bool = False,
 ) -> CellStore:
     """Open a store of raw counts, or several as one.
 
@@ -48,6 +49,10 @@ def open_store(
     storage_options
         Of a URL, what obstore takes beside the environment: credentials, ``endpoint``, ``region``, ``skip_signature``.
 
+    allow_fractional
+        Read counts that are not whole, as of ambient correction or Smart-seq, as float32; they are refused otherwise.
+        Those of an AnnData in memory are read in any case, with a warning.
+
     Raises
     ------
     FileNotFoundError
@@ -59,6 +64,8 @@ def open_store(
     several = isinstance(source, (list, tuple))
     sources: Any = source if several else [source]
     stores = [_open_one(one, layer, soma, storage_options) for one in sources]
+    for store in stores if allow_fractional else ():
+        store.fractional = True
     if not several and genes is None:
         return stores[0]
     return open_collection(stores, join=join, genes=genes, source_key=source_key if several else None)

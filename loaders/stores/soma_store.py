@@ -107,6 +107,7 @@ class SomaStore:
         A ``tiledbsoma.Experiment``, opened as of the moment that is to be read.
     """
 
+    fractional = False
     timestamp_ms: int
     """Moment as of which all is read: given in `SomaOptions`, other processes and later runs read the same."""
     n_entries: int
@@ -221,6 +222,8 @@ class SomaStore:
 
     def _read_narrow(self, row_n: NDArray[np.int64]) -> "_Narrow | None":
         """Read some rows by one query, or give None if something in them calls for a closer look."""
+        if self.fractional:
+            return None
         first, place_n = self._places(row_n)
         length_n, parts = np.zeros(len(row_n), dtype=np.int64), []
         for cell_e, gene_e, value_e in self._entries(row_n):
@@ -261,7 +264,15 @@ class SomaStore:
         order = np.lexsort((gene_e, place_e))[np.count_nonzero(place_e < 0) :]
         indptr = np.searchsorted(place_e[order], np.arange(len(all_n) + 1))
         n_genes, row = len(self.var_names), int(row_n[0])
-        rows = from_arrays(value_e[order], gene_e[order], indptr, n_genes=n_genes, first_row=row, where=self._where)
+        rows = from_arrays(
+            value_e[order],
+            gene_e[order],
+            indptr,
+            n_genes=n_genes,
+            first_row=row,
+            where=self._where,
+            fractional=self.fractional,
+        )
         return rows.take(row_n - row_n[0])
 
     def _check_ends(self) -> None:

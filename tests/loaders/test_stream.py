@@ -199,9 +199,9 @@ def test_a_reader_that_does_not_answer_is_waited_for_no_longer_than_allowed(data
 
 def test_an_error_of_the_reader_reaches_the_trainer() -> None:
     counts = expected_counts(np.arange(3000)).astype(np.float32)
-    counts[170, 3] = 0.5  # between the rows that are probed when the store is opened
+    counts[170, 3] = -1  # between the rows that are probed when the store is opened
     data = open_data(AnnData(sparse.csr_matrix(counts)))
-    with pytest.raises(ValueError, match=r"holds 0\.5 at row 170, gene 3: SCVI needs raw counts"):
+    with pytest.raises(ValueError, match=r"holds -1\.0 at row 170, gene 3: SCVI needs raw counts"):
         list(row_stream(data, iter([(0, 1000)])))
 
 

@@ -50,13 +50,17 @@ class TestCollection(StoreContract):
     def test_a_value_that_is_no_count_is_refused_with_its_place(self, opened, cells):
         rows = {20: "^X of .*cells.zarr", 50: "^X of .*cells.h5ad", 110: "^memory: X of the AnnData"}
         for row in rows:
-            cells.X.data[cells.X.indptr[row]] = 0.5
+            cells.X.data[cells.X.indptr[row]] = -1
         store = opened(cells)
         for part, (row, where) in enumerate(rows.items()):
             gene = list(gene_orders(23)[part]).index(cells.X.indices[cells.X.indptr[row]])
-            with pytest.raises(ValueError, match=f"{where} holds 0.5 at row {row - BORDERS[part]}, gene {gene}: SCVI"):
+            with pytest.raises(ValueError, match=f"{where} holds -1.0 at row {row - BORDERS[part]}, gene {gene}: SCVI"):
                 store.read(row - 10, row + 10)
             store.read(row + 1, row + 9)
+
+    @pytest.mark.filterwarnings("ignore:X of the AnnData holds values that are not whole")
+    def test_log_normalised_counts_are_refused(self, opened, cells):
+        super().test_log_normalised_counts_are_refused(opened, cells)
 
     @pytest.mark.parametrize(("shape", "found"), [((0, 23), "0 cells x 23 genes"), ((150, 0), "45 cells x 0 genes")])
     def test_an_empty_matrix_is_refused(self, opened, cells, shape, found):
