@@ -263,16 +263,8 @@ class SomaStore:
             raise _stray_cell(cell_e[np.argmax(place_e == _NO_CELL)], self._where)
         order = np.lexsort((gene_e, place_e))[np.count_nonzero(place_e < 0) :]
         indptr = np.searchsorted(place_e[order], np.arange(len(all_n) + 1))
-        n_genes, row = len(self.var_names), int(row_n[0])
-        rows = from_arrays(
-            value_e[order],
-            gene_e[order],
-            indptr,
-            n_genes=n_genes,
-            first_row=row,
-            where=self._where,
-            fractional=self.fractional,
-        )
+        place: dict[str, Any] = {"n_genes": len(self.var_names), "first_row": int(row_n[0]), "where": self._where}
+        rows = from_arrays(value_e[order], gene_e[order], indptr, **place, fractional=self.fractional)
         return rows.take(row_n - row_n[0])
 
     def _check_ends(self) -> None:
