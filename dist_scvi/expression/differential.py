@@ -14,6 +14,7 @@ Shape letters in this file
 """
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -51,7 +52,9 @@ from dist_scvi.inference.importance import Importance, importance_of
 
 log = logging.getLogger(__name__)
 
-_PASS_CELLS, _ENVELOPE_CELLS, _CANDIDATES_PER_SAMPLE = 1024, 10_000, 2
+_PASS_CELLS, _ENVELOPE_CELLS = 1024, 10_000
+_LONG_S = 60.0
+"""An estimate is logged when the comparisons left take longer than this."""
 _CHOICE_KEY, _PAIR_KEY, _ENVELOPE_KEY, _WEIGHT_KEY = 1, 2, 3, 4
 
 
@@ -220,8 +223,11 @@ def differential_expression(  # noqa: PLR0913 - the arguments of scvi-tools
         all_stats,
     )
     shared = None if groups.second is None else sampler.sample(groups.member_n(0, 1), 1)
-    frames = []
+    frames: list[pd.DataFrame] = []
+    began = time.perf_counter()
     for first in groups.first:
+        if len(frames) == 1:
+            _log_estimate(time.perf_counter() - began, len(groups.first) - 1)
         frame = pd.DataFrame(comparison.columns(first, shared), index=pd.Index(source.var_names))
         frame = frame.sort_values("bayes_factor" if mode == "vanilla" else "proba_de", ascending=False)
         if mode == "change":
@@ -274,8 +280,8 @@ class _Sampler:
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Choose cells with replacement, `n_each` for each batch, and give row and draw of each."""
         batches, n_members = self.batches[side], int(np.count_nonzero(member_n))
-        n_each_candidates = n_each if self.importance is None else n_each * _CANDIDATES_PER_SAMPLE
-        places = [self._rng(_CHOICE_KEY, side, batch).integers(n_members, size=n_each_candidates) for batch in batches]
+        # As many candidates as samples, as scvi-tools: importance weights choose among them with replacement.
+        places = [self._rng(_CHOICE_KEY, side, batch).integers(n_members, size=n_each) for batch in batches]
         row_c = rows_at(member_n, np.concatenate(places))
         draw_c = draw_numbers(row_c, side)
         if self.importance is None:
@@ -384,6 +390,18 @@ def _moments(
         f"{' and '.join(name for name, needed in needs.items() if needed)}: the counts are needed, which are not kept "
         "here; set all_stats=False, and in mode='change' pseudocounts to a number, such as 1e-10"
     )
+
+
+def _log_estimate(one_s: float, n_left: int) -> None:
+    """Log how long the comparisons left take, if that is long."""
+    if one_s * n_left > _LONG_S:
+        log.warning(
+            "differential expression: %d more comparisons of about %.1f s each, %.0f min in all; fewer groups "
+            "or a smaller n_samples_overall take less",
+            n_left,
+            one_s,
+            one_s * n_left / 60,
+        )
 
 
 def _check(*, mode: str, fdr_target: float, n_samples: int, pairs: int, seed: int) -> None:

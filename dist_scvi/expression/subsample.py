@@ -20,7 +20,7 @@ from dist_scvi.inference.importance import Importance, ImportanceSampling, impor
 
 Weights = Literal["uniform", "importance"]
 
-_CHOICE_KEY, _CANDIDATES_PER_SAMPLE = 5, 2
+_CHOICE_KEY = 5
 
 
 def checked_importance(source: ModelSource, weights: Weights | None, sampling: ImportanceSampling) -> Importance | None:
@@ -54,9 +54,7 @@ def sampled_expression(
         )
     rng = np.random.default_rng([query.seed, _CHOICE_KEY])
     n_asked = selection.n_cells if isinstance(selection.order, slice) else len(selection.order)
-    row_s = _rows_at(
-        selection, rng.integers(n_asked, size=n_samples * (1 if importance is None else _CANDIDATES_PER_SAMPLE))
-    )
+    row_s = _rows_at(selection, rng.integers(n_asked, size=n_samples))
     draw_s = draw_numbers(row_s, 0)
     if importance is not None:
         place_a = rng.choice(n_asked, min(n_asked, importance.sampling.max_cells), replace=False)

@@ -218,17 +218,11 @@ def draw_posterior(
     qzm_nk, library_n = _send(cells.qzm_nk, device), _send(cells.library_n, device)
     if draw is None:
         return qzm_nk, library_n
-    noise_nk, noise_n = torch.empty_like(qzm_nk), torch.zeros_like(library_n)
-    draw_n = np.broadcast_to(np.asarray(draw), cells.row_n.shape)
-    for number in np.unique(draw_n).tolist():
-        here_n = np.flatnonzero(draw_n == number)
-        noise = RowNoise(seed, cells.row_n[here_n], number)
-        noise_nk[here_n] = noise.normal(qzm_nk[here_n])
-        if cells.log_library_variance_n is not None:
-            noise_n[here_n] = noise.normal(library_n[here_n, None])[:, 0]
-    z_nk = qzm_nk + _send(cells.qzv_nk, device).sqrt() * noise_nk
+    noise = RowNoise(seed, cells.row_n, draw)
+    z_nk = qzm_nk + _send(cells.qzv_nk, device).sqrt() * noise.normal(qzm_nk)
     if cells.log_library_variance_n is None:
         return z_nk, library_n
+    noise_n = noise.normal(library_n[:, None])[:, 0]
     return z_nk, library_n * torch.exp(_send(cells.log_library_variance_n, device).sqrt() * noise_n)
 
 

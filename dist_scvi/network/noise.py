@@ -92,14 +92,14 @@ class RowNoise:
     Parameters
     ----------
     seed, draw
-        Key of the draw.
+        Key of the draw, which is one for all cells or one for each.
     row_n
         Identity of each cell.
     asked
         How often it was asked before.
     """
 
-    def __init__(self, seed: int, row_n: NDArray[np.int64], draw: int = 0, asked: int = 0) -> None:
+    def __init__(self, seed: int, row_n: NDArray[np.int64], draw: int | NDArray[np.int64] = 0, asked: int = 0) -> None:
         if not 0 <= seed < 1 << 64:
             raise ValueError(f"seed={seed}: a whole number from 0 on is needed")
         self._seed, self._row_n, self._draw = seed, row_n, draw
@@ -119,7 +119,9 @@ class RowNoise:
     def parts(self, sizes: Sequence[int]) -> "list[RowNoise]":
         """Give noise of its own to each run of cells: of each cell it is the same."""
         cuts = np.cumsum(sizes)[:-1].tolist()
-        return [RowNoise(self._seed, row_n, self._draw, self._asked) for row_n in np.split(self._row_n, cuts)]
+        draws = np.split(np.broadcast_to(self._draw, self._row_n.shape), cuts)
+        rows = np.split(self._row_n, cuts)
+        return [RowNoise(self._seed, row_n, draw_n, self._asked) for row_n, draw_n in zip(rows, draws, strict=True)]
 
     @property
     def keyed(self) -> bool:
@@ -148,12 +150,15 @@ def step_noise(
     return StepNoise(tuple(generators), list(sizes))
 
 
-def row_normal(seed: int, row_n: NDArray[np.int64], draw: int, n_columns: int) -> NDArray[np.float32]:
-    """Draw standard normals of shape (n, `n_columns`) that depend on (`seed`, row, `draw`) alone.
+def row_normal(
+    seed: int, row_n: NDArray[np.int64], draw: int | NDArray[np.int64], n_columns: int
+) -> NDArray[np.float32]:
+    """Draw standard normals of shape (n, `n_columns`) that depend on (`seed`, row, `draw` of the row) alone.
 
     The answer of a query does not change with its chunks or workers.
     """
-    bits = np.stack([hash_rows(row_n, seed, _ROW_KEY, draw, column) for column in range(n_columns)], axis=1)
+    draw_n1 = draw[:, None] if isinstance(draw, np.ndarray) else draw
+    bits = hash_rows(row_n[:, None], seed, _ROW_KEY, draw_n1, np.arange(n_columns))
     # 52 bits and a half: with one more, the largest would round to 1 and give infinity.
     uniform = ((bits >> np.uint64(12)).astype(np.float64) + 0.5) / (1 << 52)
     return ndtri(uniform).astype(np.float32)

@@ -12,8 +12,8 @@ _WORD = 0xFFFFFFFFFFFFFFFF
 _FEISTEL_ROUNDS = 6
 
 
-def hash_rows(rows: NDArray[np.int64], *keys: int) -> NDArray[np.uint64]:
-    """Hash each row number under `keys` to 64 well-mixed bits.
+def hash_rows(rows: NDArray[np.int64], *keys: int | NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Hash each row number under `keys` to 64 well-mixed bits; keys that are arrays broadcast with `rows`.
 
     Notes
     -----
@@ -21,7 +21,10 @@ def hash_rows(rows: NDArray[np.int64], *keys: int) -> NDArray[np.uint64]:
     """
     value = _mix(rows.astype(np.uint64))
     for key in keys:
-        value = _mix(value ^ np.uint64((key * _GOLDEN + 1) & _WORD))
+        if isinstance(key, np.ndarray):  # arrays wrap around by themselves; a numpy scalar would warn of it
+            value = _mix(value ^ (key.astype(np.uint64) * np.uint64(_GOLDEN) + np.uint64(1)))
+        else:
+            value = _mix(value ^ np.uint64((key * _GOLDEN + 1) & _WORD))
     return value
 
 

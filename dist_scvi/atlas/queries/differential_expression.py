@@ -258,8 +258,9 @@ def scored_table(
     options: DifferentialOptions,
     *,
     sketched: bool,
+    with_up: bool = False,
 ) -> pd.DataFrame:
-    """Compare the values of two sides and lay out the columns of scvi-tools."""
+    """Compare the values of two sides and lay out the columns of scvi-tools; `with_up` adds that of an increase."""
     scales = {"scale1": values[0].mean_g, "scale2": values[1].mean_g}
     raw = {} if counts is None else count_columns(*counts)
     error = SKETCH_ERROR if sketched else 0.0
@@ -285,8 +286,10 @@ def scored_table(
     delta = options.delta
     if delta is None:
         delta = estimate_delta(_compared(values, 0.0, pseudocounts, described=1.0).mean_g)
-    columns = _change_columns(_compared(values, delta, pseudocounts), options, delta, pseudocounts, scales, error)
-    return pd.DataFrame(columns | raw, index=pd.Index(atlas.var_names))
+    scores = _compared(values, delta, pseudocounts)
+    columns = _change_columns(scores, options, delta, pseudocounts, scales, error)
+    up = {"proba_up": scores.plus_g} if with_up else {}
+    return pd.DataFrame(columns | up | raw, index=pd.Index(atlas.var_names))
 
 
 def _compared(values: list[SideValues], delta: float, pseudocounts: float, *, described: float = 1e-3) -> PairScores:

@@ -294,7 +294,7 @@ def test_importance_prefers_draws_that_explain_the_group(cells):
     row_a, n_mc_samples, per_pass = weighed.anchored
     assert (len(row_a), n_mc_samples, per_pass) == (20, 7, ImportanceSampling().n_mc_samples_per_pass)
     assert set(cells.obs["kind"].iloc[row_a]) == {"C"}
-    assert weighed.n_candidates == 800
+    assert weighed.n_candidates == 400
     assert [len(row_s) for row_s, _, _ in weighed.asked] == [200] * 4
     pd.testing.assert_frame_equal(plain, differential_expression(weighed, **options, weights=None))
 
