@@ -16,6 +16,11 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from dist_scvi.atlas.differential.differential_expression import differential_expression
+from dist_scvi.atlas.differential.markers import markers
+from dist_scvi.atlas.explain import explain
+from dist_scvi.atlas.queries.group_expression import expression
+from dist_scvi.atlas.queries.where import where
 from dist_scvi.atlas.store.atlas_store import AtlasStore
 from dist_scvi.inference.encode_decode import (
     Indices,
@@ -38,6 +43,13 @@ class Atlas(AtlasStore):
     Rows are ordered by neighbourhood in the latent space. ``atlas.read_source_row()`` and `obs_names` say which cells
     they are.
     """
+
+    # Queries are functions of what they read, see `queries/reader.py`; here they become methods.
+    where = where
+    expression = expression
+    differential_expression = differential_expression
+    markers = markers
+    explain = explain
 
     def __repr__(self) -> str:
         return describe_atlas(self)

@@ -1,1 +1,1 @@
-"""Queries of a minified atlas, without the counts: filters, expression, differential expression, markers."""
+"""Queries of a minified atlas, without the counts: filters, answers, expression by group."""

@@ -101,7 +101,7 @@ def expression(
     ValueError
         If a gene, column, value or batch is not there (the near ones are named), or no cell is chosen.
     """
-    query = _query(atlas, genes, batch, library_size, threshold)
+    query = read_query(atlas, genes, batch, library_size, threshold)
     cells = choose_cells(atlas, where)
     batches = batch_codes(atlas, batch)
     if engine not in ("auto", "leaves", "exact"):
@@ -116,7 +116,7 @@ def expression(
     if per_cell:
         return _of_cells(atlas, query, cells, batches, parameters)
     groups = group_cells(atlas, by, cells)
-    obstacle = _obstacle(atlas, groups, query)
+    obstacle = leaves_obstacle(atlas, groups, query)
     if engine == "leaves" and obstacle:
         raise ValueError(f"engine='leaves': {obstacle}; use engine='exact'")
     notes: tuple[str, ...] = ()
@@ -129,13 +129,20 @@ def expression(
     return Answer("expression", table, used, batch, sizes, atlas.uri, atlas.digest, 0, parameters, notes)
 
 
-def _query(
+def read_query(
     atlas: AtlasReader,
     genes: Sequence[str],
     batch: str,
     library_size: float | Literal["latent"],
     threshold: float | None,
 ) -> ExpressionQuery:
+    """Check the arguments of an expression query.
+
+    Raises
+    ------
+    ValueError
+        If a gene is not there, or a number is out of range.
+    """
     if isinstance(genes, str):
         genes = [genes]
     if not genes:
@@ -173,7 +180,7 @@ def batch_codes(atlas: AtlasReader, batch: str) -> tuple[int | None, ...]:
     return (categories.index(batch),)
 
 
-def _obstacle(atlas: AtlasReader, groups: CellGroups, query: ExpressionQuery) -> str | None:
+def leaves_obstacle(atlas: AtlasReader, groups: CellGroups, query: ExpressionQuery) -> str | None:
     """Say why the means of leaves cannot answer, if so."""
     if atlas.leaves is None:
         return "this atlas has no leaves"

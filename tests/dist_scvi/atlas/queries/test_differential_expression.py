@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dist_scvi.atlas.queries.all_pairs import SortedSample, compare_pairs
-from dist_scvi.atlas.queries.differential_expression import differential_expression
+from dist_scvi.atlas.differential.all_pairs import SortedSample, compare_pairs
+from dist_scvi.atlas.differential.differential_expression import differential_expression
 from dist_scvi.atlas.queries.sample import even_normal, spread_cells
 from dist_scvi.atlas.queries.where import choose_cells
 from tests.dist_scvi.atlas.queries.memory_atlas import memory_atlas, scales

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dist_scvi.atlas.queries.differential_expression import differential_expression
-from dist_scvi.atlas.queries.markers import markers
+from dist_scvi.atlas.differential.differential_expression import differential_expression
+from dist_scvi.atlas.differential.markers import markers
 from tests.dist_scvi.atlas.queries.memory_atlas import memory_atlas
 
 

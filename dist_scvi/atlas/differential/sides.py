@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dist_scvi.atlas.queries.all_pairs import SortedSample, sort_values
+from dist_scvi.atlas.differential.all_pairs import SortedSample, sort_values
+from dist_scvi.atlas.differential.sketch import FREE_BINS, SHARE_BINS, merge_sketches
 from dist_scvi.atlas.queries.group_expression import leaf_parts
 from dist_scvi.atlas.queries.reader import AtlasReader
 from dist_scvi.atlas.queries.sample import Seeds, even_normal, spread_cells
-from dist_scvi.atlas.queries.sketch import FREE_BINS, SHARE_BINS, merge_sketches
 from dist_scvi.atlas.queries.where import Cells, CellSet, choose_cells, complement
 from dist_scvi.expression.de_groups import CountMeans
 from dist_scvi.inference.encode_decode import LatentCells, covariates_of, decoded_with

@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dist_scvi.atlas.queries.all_pairs import PairScores, average_scores, compare_pairs
-from dist_scvi.atlas.queries.answer import Answer
-from dist_scvi.atlas.queries.de_sides import (
+from dist_scvi.atlas.differential.all_pairs import PairScores, average_scores, compare_pairs
+from dist_scvi.atlas.differential.replicates import replicate_columns
+from dist_scvi.atlas.differential.sides import (
     SideValues,
     choose_sides,
     correction_batches,
@@ -26,8 +26,8 @@ from dist_scvi.atlas.queries.de_sides import (
     largest_scale,
     sketched_side,
 )
+from dist_scvi.atlas.queries.answer import Answer
 from dist_scvi.atlas.queries.reader import AtlasReader
-from dist_scvi.atlas.queries.replicates import replicate_columns
 from dist_scvi.atlas.queries.sample import CANDIDATES_PER_CELL, sample_sets
 from dist_scvi.atlas.queries.where import Cells, CellSet
 from dist_scvi.expression.de_groups import CountMeans, count_columns

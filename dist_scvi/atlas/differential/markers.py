@@ -17,9 +17,9 @@ import pandas as pd
 from numba import njit
 from numpy.typing import NDArray
 
-from dist_scvi.atlas.queries.all_pairs import SortedSample, gene_blocks, in_threads
-from dist_scvi.atlas.queries.answer import Answer
-from dist_scvi.atlas.queries.de_sides import (
+from dist_scvi.atlas.differential.all_pairs import SortedSample, gene_blocks, in_threads
+from dist_scvi.atlas.differential.differential_expression import SKETCH_ERROR, DifferentialOptions, scored_table
+from dist_scvi.atlas.differential.sides import (
     SideValues,
     correction_batches,
     count_means,
@@ -27,11 +27,11 @@ from dist_scvi.atlas.queries.de_sides import (
     largest_scale,
     sketched_side,
 )
-from dist_scvi.atlas.queries.differential_expression import SKETCH_ERROR, DifferentialOptions, scored_table
+from dist_scvi.atlas.differential.sketch import FREE_BINS, SHARE_BINS, count_on_grid
+from dist_scvi.atlas.queries.answer import Answer
 from dist_scvi.atlas.queries.groups import CellGroups, group_cells
 from dist_scvi.atlas.queries.reader import AtlasReader
 from dist_scvi.atlas.queries.sample import CANDIDATES_PER_CELL, sample_groups
-from dist_scvi.atlas.queries.sketch import FREE_BINS, SHARE_BINS, count_on_grid
 from dist_scvi.atlas.queries.where import Cells, CellSet, choose_cells, leaf_set
 from dist_scvi.expression.de_groups import CountMeans, count_columns
 from dist_scvi.expression.de_scores import bayes_factor, flag_by_fdr, offset_of_silent
@@ -92,7 +92,7 @@ def markers(
     groups = group_cells(atlas, by, cells)
     if len(groups.names) < 2 and groups.n_cells[0] == cells.n_cells:
         raise ValueError(f"all {cells.n_cells:,} cells are of one group, {groups.names[0]!r}: markers need two")
-    obstacle = _obstacle(atlas, groups, batch_correction=batch_correction)
+    obstacle = markers_obstacle(atlas, groups, batch_correction=batch_correction)
     if engine == "sketch" and obstacle:
         raise ValueError(f"engine='sketch': {obstacle}; use engine='pairs'")
     used = "pairs" if obstacle or engine == "pairs" else "sketch"
@@ -108,7 +108,8 @@ def markers(
     return Answer("markers", table, used, batch, sizes, atlas.uri, atlas.digest, seed, parameters)
 
 
-def _obstacle(atlas: AtlasReader, groups: CellGroups, *, batch_correction: bool) -> str | None:
+def markers_obstacle(atlas: AtlasReader, groups: CellGroups, *, batch_correction: bool) -> str | None:
+    """Say why sketches cannot answer, if so."""
     if atlas.leaves is None:
         return "this atlas has no leaves"
     if groups.group_l is None:

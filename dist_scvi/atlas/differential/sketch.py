@@ -14,7 +14,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from dist_scvi.atlas.queries.all_pairs import SortedSample, gene_blocks, in_threads
+from dist_scvi.atlas.differential.all_pairs import SortedSample, gene_blocks, in_threads
 from dist_scvi.atlas.queries.group_expression import leaf_parts
 from dist_scvi.atlas.queries.reader import LeafReader
 
