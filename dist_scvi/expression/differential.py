@@ -17,7 +17,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -48,6 +48,7 @@ from dist_scvi.expression.de_scores import (
     pseudocount_offset,
     vanilla_scores,
 )
+from dist_scvi.expression.source import CountSource, ExpressionSource, ObsSource
 from dist_scvi.inference.importance import Importance, importance_of
 
 log = logging.getLogger(__name__)
@@ -56,57 +57,6 @@ _PASS_CELLS, _ENVELOPE_CELLS = 1024, 10_000
 _LONG_S = 60.0
 """An estimate is logged when the comparisons left take longer than this."""
 _CHOICE_KEY, _PAIR_KEY, _ENVELOPE_KEY, _WEIGHT_KEY = 1, 2, 3, 4
-
-
-class ExpressionSource(Protocol):
-    """Cells whose expression a model tells. Its noise depends on row and draw, and a seed of its own, alone."""
-
-    @property
-    def n_cells(self) -> int:
-        """Number of cells."""
-
-    @property
-    def var_names(self) -> Sequence[str]:
-        """Genes, in the order of the model."""
-
-    @property
-    def batch_categories(self) -> Sequence[str]:
-        """Batches in the order of their codes; none if the model knows no batches."""
-
-    def scale(self, row_s: NDArray[np.int64], draw_s: NDArray[np.int64], batch: int | None) -> NDArray[np.float32]:
-        """Give the scale of cells, shape (s, g), each at its draw of the posterior.
-
-        Parameters
-        ----------
-        row_s
-            Cells, rising; one may come several times.
-        draw_s
-            Number of the draw of each, from 0.
-        batch
-            Code of the batch to decode with; None is each cell's own.
-        """
-
-    def group_codes(self, groupby: str) -> tuple[NDArray[np.int32], Sequence[str]]:
-        """Give the category of each cell in an obs column, -1 where there is none, and the categories."""
-
-    def latent_mean(self, row_m: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Give the mean of the posterior of cells, shape (m, k); rows rise."""
-
-
-@runtime_checkable
-class CountSource(Protocol):
-    """A source that also has the counts."""
-
-    def raw_moments(self, group_n: NDArray[np.int32], n_groups: int) -> RawMoments:
-        """Add up the counts of each group in one pass; cells of group -1 are left out."""
-
-
-@runtime_checkable
-class ObsSource(Protocol):
-    """A source whose obs can be queried."""
-
-    def obs_query(self, text: str) -> NDArray[np.bool_]:
-        """Mark the cells for which the expression `text`, in the language of pandas, holds."""
 
 
 def differential_expression(  # noqa: PLR0913 - the arguments of scvi-tools

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from dist_scvi.config.schema import ModelConfig
-from dist_scvi.expression.differential import CountSource, ExpressionSource, ObsSource
 from dist_scvi.expression.model_source import ModelSource
+from dist_scvi.expression.source import CountSource, ExpressionSource, ObsSource
 from dist_scvi.inference.encode_decode import draw_latent, latent_cells
 from dist_scvi.inference.importance import ImportanceSource
 from dist_scvi.loaders import CellData
