@@ -176,20 +176,12 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _resume(options: argparse.Namespace) -> int:
-    from dist_scvi.training.worker import run_config
+    from dist_scvi.metrics.run_record import run_config, workers_of_run
 
     run = _run_of(options)
-    options.workers = options.workers or _recorded_workers(run)
+    recorded = workers_of_run(run)
+    options.workers = options.workers or (recorded and (recorded, recorded))
     return _run(run_config(run, options.words), options)
-
-
-def _recorded_workers(run: "RunStorage") -> tuple[int, int] | None:
-    """Return how many workers the last start of a run had: with another number, bits differ."""
-    try:
-        found = int(json.loads(run.read("workers/0.json"))["world_size"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):  # no start came so far
-        return None
-    return (found, found) if found > 0 else None
 
 
 def _run_of(options: argparse.Namespace) -> "RunStorage":
@@ -203,10 +195,10 @@ def _run_of(options: argparse.Namespace) -> "RunStorage":
 def _run(config: "RunConfig", options: argparse.Namespace) -> int:
     """Check a run at the door, then start its workers."""
     from dist_scvi.loaders.order.plan import usable_workers
+    from dist_scvi.metrics.run_record import MODEL
     from dist_scvi.storage.lease import Driver
     from dist_scvi.training.preview import preview
     from dist_scvi.training.resolve import open_from
-    from dist_scvi.training.run_folder import MODEL
     from dist_scvi.training.worker import storage_of_run, train_worker
 
     options.workers = options.workers or (1, 1)
@@ -248,7 +240,7 @@ def _devices(options: argparse.Namespace) -> str:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from dist_scvi.training.status import format_status, status_of
+    from dist_scvi.metrics.status import format_status, status_of
 
     try:
         status = status_of(_run_of(options))
@@ -268,8 +260,8 @@ def _minify(options: argparse.Namespace) -> int:
     from dist_scvi.atlas.worker import ATLAS, is_atlas_of, minify_worker
     from dist_scvi.atlas.writer.write_atlas import AtlasOptions, atlas_uri, check_free
     from dist_scvi.loaders.name_lookup import split_names
+    from dist_scvi.metrics.run_record import run_config
     from dist_scvi.training.resolve import open_from
-    from dist_scvi.training.worker import run_config
 
     run = _run_of(options)
     config = run_config(run)
@@ -339,9 +331,9 @@ def _query(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
+    from dist_scvi.metrics.run_record import MODEL
     from dist_scvi.network.model_files import load_model
     from dist_scvi.scvi_tools.model_folder import write_scvi_tools
-    from dist_scvi.training.run_folder import MODEL
 
     folder = options.run / MODEL if (options.run / MODEL).is_dir() else options.run
     write_scvi_tools(options.out.resolve(), *load_model(folder), overwrite=options.overwrite)

@@ -9,12 +9,11 @@ from dist_scvi.atlas.store.verify import verify_atlas
 from dist_scvi.atlas.writer.write_atlas import AtlasOptions
 from dist_scvi.errors import StoppedError
 from dist_scvi.inference.output_identity import model_fingerprint
+from dist_scvi.metrics.run_record import MODEL, is_finished, run_config
 from dist_scvi.network.model_files import load_model
 from dist_scvi.storage.run_storage import RunStorage
 from dist_scvi.training.resolve import open_from
-from dist_scvi.training.run_folder import MODEL, is_finished
 from dist_scvi.training.save_requests import SaveRequests
-from dist_scvi.training.worker import run_config
 from dist_scvi.world import World
 
 ATLAS = "atlas"

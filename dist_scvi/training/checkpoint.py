@@ -18,15 +18,20 @@ from dist_scvi.config.schema import RunConfig
 from dist_scvi.loaders import CellData, Plan
 from dist_scvi.loaders.arrays.bounded_json import parse_json_object
 from dist_scvi.loaders.fingerprint import content_digest
+from dist_scvi.metrics.run_record import DAMAGED, INCOMPLETE, STEP, newest_first
 from dist_scvi.network.model_files import differing_names, pack_tensors
-from dist_scvi.storage.folder_manifest import MANIFEST, DamagedFolderError, IncompleteFolderError, listed_files
+from dist_scvi.storage.folder_manifest import DamagedFolderError, IncompleteFolderError
 from dist_scvi.storage.run_storage import RunStorage
 
 log = logging.getLogger(__name__)
 
+
 _FILES = {"model.safetensors", "optimizer.safetensors", "state.json"}
-_PREFIX, _DAMAGED, _INCOMPLETE = "step-", "damaged-", "incomplete-"
+
+
 _PACKAGES, _TOLERATED = ("dist_scvi", "numpy", "torch"), ("numpy", "torch")
+
+
 _FREE_KEYS = {
     "run",
     "storage_options",
@@ -51,6 +56,7 @@ _FREE_KEYS = {
     "train.collective_timeout_s",
 }
 """Keys that may change on resume: they affect neither the order of cells nor the maths."""
+
 
 _MAY_BE_ALLOWED = (
     *("config.train.lr", "config.train.eps", "config.train.weight_decay", "config.train.optimizer"),
@@ -105,8 +111,8 @@ def checkpoint_files(module: nn.Module, optimizer: torch.optim.Optimizer, state:
 
 def write_checkpoint(place: RunStorage, done: int, files: Mapping[str, bytes], *, keep: int) -> None:
     """Write what `checkpoint_files` returned after `done` steps, then remove all but the newest `keep`."""
-    place.write_folder(f"{_PREFIX}{done:010d}", files)
-    for old in _newest_first(place)[keep:]:
+    place.write_folder(f"{STEP}{done:010d}", files)
+    for old in newest_first(place)[keep:]:
         place.remove(old)
 
 
@@ -123,8 +129,8 @@ def newest_checkpoint(place: RunStorage, *, mend: bool = True) -> Checkpoint | N
     ValueError
         If there are checkpoints and none verifies: starting afresh would silently lose a run.
     """
-    damaged = [name for name in place.names() if name.startswith(_DAMAGED)]
-    for name in _newest_first(place):
+    damaged = [name for name in place.names() if name.startswith(DAMAGED)]
+    for name in newest_first(place):
         try:
             files = place.read_folder(name)
             lacking = sorted(_FILES - files.keys())
@@ -137,36 +143,16 @@ def newest_checkpoint(place: RunStorage, *, mend: bool = True) -> Checkpoint | N
                 _parse_state(files["state.json"]),
             )
         except IncompleteFolderError as error:  # a save to object storage that was killed; nothing is lost
-            _set_aside(place, name, _INCOMPLETE, error, mend=mend)
+            _set_aside(place, name, INCOMPLETE, error, mend=mend)
         except (ValueError, safetensors.SafetensorError) as error:
             damaged.append(name)
-            _set_aside(place, name, _DAMAGED, error, mend=mend)
+            _set_aside(place, name, DAMAGED, error, mend=mend)
     if damaged:
         raise ValueError(
             f"no checkpoint in {place.uri} verifies ({len(damaged)} damaged): restore one from a copy, train into a "
             "new folder with run=PATH, or start from the beginning with --allow-fresh"
         )
     return None
-
-
-def listed_checkpoints(place: RunStorage) -> tuple[int | None, int]:
-    """List the checkpoints by their manifests, without reading the rest.
-
-    Returns
-    -------
-    int, int
-        Steps done in the newest checkpoint, None if there is none; and the number whose manifests are damaged.
-    """
-    steps, n_damaged = [], sum(name.startswith(_DAMAGED) for name in place.names())
-    for name in _newest_first(place):
-        try:
-            listed_files(name, place.read(f"{name}/{MANIFEST}"))
-            steps.append(int(name.removeprefix(_PREFIX)))
-        except FileNotFoundError:
-            continue
-        except ValueError:
-            n_damaged += 1
-    return max(steps, default=None), n_damaged
 
 
 def _set_aside(place: RunStorage, name: str, mark: str, error: Exception, *, mend: bool) -> None:
@@ -298,10 +284,6 @@ def _check_allowed(allowed: Sequence[str]) -> None:
     strange = [key for key in allowed if key not in known]
     if strange:
         raise ValueError(f"{', '.join(strange)} cannot be allowed to change in a run: {', '.join(known)} can")
-
-
-def _newest_first(place: RunStorage) -> list[str]:
-    return sorted((name for name in place.names() if name.startswith(_PREFIX)), reverse=True)
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

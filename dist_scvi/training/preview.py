@@ -9,6 +9,7 @@ from dist_scvi.loaders.order.column_sampling import ColumnSplit
 from dist_scvi.loaders.order.plan import check_world_size
 from dist_scvi.loaders.order.seeded_split import TEST, VALIDATION
 from dist_scvi.loaders.stores.collection import Collection, format_unmatched
+from dist_scvi.metrics.run_record import CHECKPOINTS
 from dist_scvi.network.fit_data import fit_to_spec
 from dist_scvi.network.model_spec import spec_of
 from dist_scvi.storage.lease import check_not_locked
@@ -16,7 +17,7 @@ from dist_scvi.storage.run_storage import LocalStorage
 from dist_scvi.training.checkpoint import check_same_run, fingerprint, newest_checkpoint
 from dist_scvi.training.initial_model import begin
 from dist_scvi.training.resolve import check_config, labelled_plan_of, resolve
-from dist_scvi.training.run_folder import CHECKPOINTS, check_folder_is_free
+from dist_scvi.training.run_folder import check_folder_is_free
 from dist_scvi.training.worker import fix_soma_timestamp, storage_of_run
 
 

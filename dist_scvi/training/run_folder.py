@@ -7,17 +7,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import yaml
 from torch import Tensor
 
 from dist_scvi.config.schema import RunConfig
 from dist_scvi.errors import LostLeaseError
-from dist_scvi.loaders.arrays.bounded_json import parse_json_object
 from dist_scvi.metrics.forwarder import MetricsForwarder, start_forwarder
 from dist_scvi.metrics.history import history_of
 from dist_scvi.metrics.metrics_file import METRICS, MetricsLog, Row
+from dist_scvi.metrics.run_record import CHECKPOINTS, CONFIG, MODEL, RESULT
 from dist_scvi.network.model_files import load_model, model_files, save_model
 from dist_scvi.network.model_spec import ModelSpec
 from dist_scvi.network.vae import VAE
@@ -28,8 +27,9 @@ from dist_scvi.storage.run_storage import RunStorage
 from dist_scvi.training.checkpoint import Checkpoint, newest_checkpoint, write_checkpoint
 from dist_scvi.world import World
 
-CONFIG, MODEL, RESULT, CHECKPOINTS = "config.yaml", "model", "RESULT.json", "checkpoints"
 _BEST = "best-"
+
+
 _STORES = ("zarr.json", ".zgroup", ".zattrs", "__group", "ATLAS.json", MANIFEST)
 """Files by which stores, atlases, models and checkpoints are recognised."""
 
@@ -225,19 +225,3 @@ def check_folder_is_free(path: Path) -> None:
                 f"{path} {'is' if folder == path else f'is in {folder}, which is'} not free: it holds {found} of a "
                 "store, an atlas, a model or another run; choose another folder with run=PATH"
             )
-
-
-def is_finished(place: RunStorage) -> bool:
-    """Return whether the run has ended and its model is whole."""
-    return result_of(place) is not None
-
-
-def result_of(place: RunStorage) -> dict[str, Any] | None:
-    """Read the record of a run that has ended; None if it has not, or its model is not whole."""
-    try:
-        result = parse_json_object(place.read(RESULT), f"{place.uri}/{RESULT}")
-        place.read_folder(MODEL)
-        manifest = hashlib.sha256(place.read(f"{MODEL}/{MANIFEST}")).hexdigest()
-    except (FileNotFoundError, ValueError):
-        return None
-    return result if result.get("model_manifest_sha256") == manifest else None

@@ -11,14 +11,13 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dist_scvi.config.load import read_config
 from dist_scvi.config.schema import RunConfig, SomaConfig
 from dist_scvi.loaders.stores.soma_store import is_soma
 from dist_scvi.metrics.metrics_file import Row
-from dist_scvi.storage.lease import Driver, holder_of
+from dist_scvi.metrics.run_record import CONFIG, run_config
+from dist_scvi.storage.lease import Driver
 from dist_scvi.storage.run_storage import RunStorage, open_run_storage
 from dist_scvi.training.resolve import open_from
-from dist_scvi.training.run_folder import CONFIG
 from dist_scvi.training.save_requests import SaveRequests
 from dist_scvi.training.train import train
 from dist_scvi.world import World
@@ -72,33 +71,3 @@ def fix_soma_timestamp(config: RunConfig, place: RunStorage) -> RunConfig:
     timestamp_ms = (recorded and recorded.timestamp_ms) or time.time_ns() // 1_000_000
     soma = soma.model_copy(update={"timestamp_ms": timestamp_ms})
     return config.model_copy(update={"data": config.data.model_copy(update={"soma": soma})})
-
-
-def workers_of_run(run: RunStorage) -> int | None:
-    """Return the number of workers with which the run was started last; None if it never was.
-
-    With another number a resumed run is equal to an uninterrupted one up to rounding, with this one bit for bit.
-    """
-    holder = holder_of(run)
-    return None if holder is None else holder.workers
-
-
-def run_config(run: RunStorage, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read the resolved configuration of the run in the folder `run`.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is none.
-    ValueError
-        If `overrides` name another run.
-    """
-    if any(override.partition("=")[0] == "run" for override in overrides):
-        raise ValueError("a run is resumed in its folder: leave out run=, or train into a new folder with its config")
-    try:
-        text = run.read(CONFIG).decode()
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            f"{run.uri} is not a run: it has no {CONFIG}; start one with 'dist-scvi train'"
-        ) from None
-    return read_config(text, f"{run.uri}/{CONFIG}", [*overrides, f"run={run.uri}"])

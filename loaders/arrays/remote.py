@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import obstore
 from obstore.exceptions import (
@@ -19,10 +19,11 @@ from obstore.exceptions import (
     UnauthenticatedError,
 )
 from obstore.store import from_url
-from zarr.abc.store import Store
-from zarr.storage import LocalStore, ObjectStore
 
 from dist_scvi.loaders.arrays.objects import LocalObjects, Objects, StorageError, check_length
+
+if TYPE_CHECKING:
+    from zarr.abc.store import Store
 
 T = TypeVar("T")
 
@@ -259,11 +260,13 @@ def zarr_store_of(
     retries: int = 5,
     timeout_s: float = 15.0,
     deadline_s: float = 120.0,
-) -> Store:
+) -> "Store":
     """Open a local folder or a URL for Zarr, to be read only; see `RemoteObjects`.
 
     What fails in reading a URL is told in obstore's own errors: read within `storage_errors`.
     """
+    from zarr.storage import LocalStore, ObjectStore  # half a second, which commands without arrays need not wait
+
     if "://" not in str(uri):
         return LocalStore(uri, read_only=True)
     store = _store_of(str(uri), storage_options, retries=retries, timeout_s=timeout_s, deadline_s=deadline_s)

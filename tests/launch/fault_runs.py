@@ -32,9 +32,9 @@ from dist_scvi.config.load import load_config
 from dist_scvi.launch.cli import main
 from dist_scvi.loaders import Plan
 from dist_scvi.metrics.metrics_file import read_metrics
+from dist_scvi.metrics.run_record import is_finished
 from dist_scvi.storage.run_storage import LocalStorage
 from dist_scvi.training.resolve import open_from, resolve
-from dist_scvi.training.run_folder import is_finished
 from tests.launch.faulty_worker import Fault, noting
 
 SCRIPT, REPOSITORY = Path(__file__).with_name("faulty_worker.py"), Path(__file__).parents[2]

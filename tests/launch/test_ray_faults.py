@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from dist_scvi.metrics.run_record import is_finished
 from dist_scvi.storage.lease import holder_of
 from dist_scvi.storage.run_storage import LocalStorage
-from dist_scvi.training.run_folder import is_finished
 from tests.launch.commands import DIST_SCVI, TORCHRUN, Command, last_step, same, started, told, until
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(280, func_only=True)]

@@ -28,8 +28,8 @@ from dist_scvi.errors import StoppedError
 from dist_scvi.launch.ray_train import _check_room, _end, _fit, run_on_ray
 from dist_scvi.loaders.arrays.objects import StorageError
 from dist_scvi.metrics.metrics_file import Row, read_metrics
+from dist_scvi.metrics.run_record import CHECKPOINTS, is_finished
 from dist_scvi.storage.run_storage import LocalStorage
-from dist_scvi.training.run_folder import CHECKPOINTS, is_finished
 from dist_scvi.training.save_requests import SaveRequests
 from dist_scvi.training.train import train
 from dist_scvi.training.worker import train_worker

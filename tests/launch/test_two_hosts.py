@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from dist_scvi.metrics.run_record import is_finished
 from dist_scvi.storage.run_storage import LocalStorage
-from dist_scvi.training.run_folder import is_finished
 from tests.launch.commands import DIST_SCVI, RAY, TORCHRUN, Command, last_step, same, started, until
 
 pytestmark = pytest.mark.timeout(280, func_only=True)

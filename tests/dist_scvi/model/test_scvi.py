@@ -11,9 +11,9 @@ import pytest
 import dist_scvi
 from dist_scvi.config.schema import ModelConfig
 from dist_scvi.loaders import open_data
+from dist_scvi.metrics.run_record import run_config
 from dist_scvi.model import SCVI
 from dist_scvi.storage.run_storage import LocalStorage
-from dist_scvi.training.worker import run_config
 
 SMALL = {"n_hidden": 16, "n_latent": 4}
 

@@ -11,13 +11,14 @@ import torch
 from dist_scvi.config.schema import DataConfig, RunConfig
 from dist_scvi.errors import LostLeaseError
 from dist_scvi.metrics.metrics_file import read_metrics
+from dist_scvi.metrics.run_record import is_finished, result_of
 from dist_scvi.model import SCVI
 from dist_scvi.network.model_files import load_history, load_model
 from dist_scvi.storage.lease import Driver, claim, holder_of
 from dist_scvi.storage.run_storage import LocalStorage
 from dist_scvi.training import run_folder
 from dist_scvi.training.checkpoint import checkpoint_files
-from dist_scvi.training.run_folder import RunFolder, check_folder_is_free, is_finished, open_run_for_writing, result_of
+from dist_scvi.training.run_folder import RunFolder, check_folder_is_free, open_run_for_writing
 from dist_scvi.world import World
 
 pytestmark = pytest.mark.timeout(60)

@@ -13,13 +13,13 @@ import yaml
 from dist_scvi.atlas.atlas import open_atlas
 from dist_scvi.atlas.worker import minify_worker
 from dist_scvi.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig
+from dist_scvi.metrics.run_record import is_finished, run_config
 from dist_scvi.network.model_files import load_history, load_model
 from dist_scvi.storage.atomic_files import read_folder
 from dist_scvi.storage.run_storage import LocalStorage
 from dist_scvi.training.preview import preview
 from dist_scvi.training.resolve import open_from
-from dist_scvi.training.run_folder import is_finished
-from dist_scvi.training.worker import fix_soma_timestamp, run_config, train_worker
+from dist_scvi.training.worker import fix_soma_timestamp, train_worker
 from dist_scvi.world import World
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from dist_scvi.config.schema import DataConfig, RunConfig, TrainConfig
+from dist_scvi.metrics.run_record import is_finished
+from dist_scvi.metrics.status import format_status, status_of
 from dist_scvi.storage.lease import Driver, Holder
 from dist_scvi.storage.run_storage import LocalStorage
-from dist_scvi.training.run_folder import is_finished
-from dist_scvi.training.status import format_status, status_of
 from dist_scvi.training.worker import train_worker
 from dist_scvi.world import World
 

@@ -5,11 +5,9 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from dist_scvi.metrics.metrics_file import Row, read_metrics
+from dist_scvi.metrics.run_record import CHECKPOINTS, CONFIG, listed_checkpoints, result_of, run_config
 from dist_scvi.storage.lease import Holder, holder_of
 from dist_scvi.storage.run_storage import RunStorage
-from dist_scvi.training.checkpoint import listed_checkpoints
-from dist_scvi.training.run_folder import CHECKPOINTS, CONFIG, result_of
-from dist_scvi.training.worker import run_config
 
 State = Literal["finished", "running", "silent", "stopped", "killed", "damaged"]
 """Ended; being written; on another host and not renewed for long; released before its end; its process is gone; what
