@@ -193,7 +193,7 @@ def test_a_model_that_does_not_fit_is_refused_before_anything_is_written(
 ) -> None:
     config = config_of(store, tmp_path / "new").model_copy(update={"start_from": str(run / "model")})
     for update, message in (
-        ({"model": ModelConfig(model_name="LinearSCVI")}, "holds SCVI, and model.model_name=LinearSCVI cannot begin"),
+        ({"model": ModelConfig(model_name="LinearSCVI")}, "holds SCVI, and LinearSCVI cannot start from it"),
         ({"model": ModelConfig(n_latent=5)}, r"has other options: leave out n_latent=5 \(it has 4\)"),
         ({"data": DataConfig(uri=str(store))}, "open it with batch_key='batch'"),
     ):
