@@ -39,6 +39,9 @@ from dist_scvi.expression.de_scores import bayes_factor, flag_by_fdr, offset_of_
 _LARGE_GROUP = 0.25
 """Share of all cells from which a group is compared with its rest directly: subtracting it would amplify errors."""
 _POOL_PER_SAMPLE = 4
+_DESCRIBED = 1e-12
+_GROUP_POINTS = 32
+"""Quantiles of a group: against the smooth distribution of all cells more make no difference."""
 
 
 def markers(
@@ -147,6 +150,10 @@ def _by_sketch(
     size_l = np.zeros(leaves.n_leaves, dtype=np.int64)
     size_l[cells.leaf_l] = leaves.n_cells[cells.leaf_l]
     total, top_g = _Total(atlas, size_l), largest_scale(atlas, cells.leaf_l)
+    mean_g, delta = np.empty(n_genes), options.delta
+    assert delta is not None
+    # The mean is described with a pseudocount far below any scale, so that one serves all groups.
+    in_threads(lambda genes: _grid_mean(below_gv[genes], _DESCRIBED, mean_g[genes]), gene_blocks(n_genes))
     tables = []
     for place, name in enumerate(groups.names):
         mine = leaf_set(atlas, np.flatnonzero(group_l == place), name)
@@ -154,7 +161,7 @@ def _by_sketch(
         others = leaf_set(atlas, np.setdiff1d(cells.leaf_l, mine.leaf_l), f"rest of {name}")
         own_l = np.zeros_like(size_l)
         own_l[mine.leaf_l] = leaves.n_cells[mine.leaf_l]
-        first = sketched_side(atlas, mine)
+        first = sketched_side(atlas, mine, _GROUP_POINTS)
         counts = None if total.counts is None else total.split(own_l)
         second_mean = (total.mean_g * total.n_cells - first.mean_g * mine.n_cells) / others.n_cells
         if mine.n_cells > _LARGE_GROUP * cells.n_cells:
@@ -164,7 +171,8 @@ def _by_sketch(
             tables.append(_with_up(table))
             continue
         pseudocounts = _pseudocounts(options, [first.top_g, top_g], counts)
-        scores = _against_rest(first.parts[0], mine.n_cells, below_gv, others.n_cells, options.delta, pseudocounts)
+        sizes = (mine.n_cells, others.n_cells)
+        scores = _against_rest(first.parts[0], sizes, below_gv, mean_g, delta, pseudocounts)
         tables.append(_table(atlas, scores, [first.mean_g, second_mean], counts, pseudocounts))
     return tables
 
@@ -211,21 +219,29 @@ def _pseudocounts(
 
 def _against_rest(
     sample: SortedSample,
-    n_cells: int,
+    sizes: tuple[int, int],
     below_gv: NDArray[np.float64],
-    n_rest: int,
-    delta: float | None,
+    mean_g: NDArray[np.float64],
+    delta: float,
     pseudocounts: float,
 ) -> NDArray[np.float64]:
-    """Compare the values of a group with all cells on the grid less its own, shape (g, 5)."""
-    assert delta is not None
-    found = np.empty((len(below_gv), 5))
+    """Compare the values of a group with all cells on the grid less its own, shape (g, 5).
+
+    Parameters
+    ----------
+    sizes
+        Cells of the group and of its rest.
+    mean_g
+        Mean log2 scale of all cells.
+    """
+    found, (n_own, n_rest) = np.empty((len(below_gv), 5)), map(float, sizes)
 
     def work(genes: slice) -> None:
-        args = (float(n_cells), float(n_rest), delta, pseudocounts, found[genes])
+        args = (n_own, n_rest, delta, pseudocounts, found[genes])
         _compare_with_grid(sample.log2_gp[genes], below_gv[genes], *args)
 
     in_threads(work, gene_blocks(len(below_gv)))
+    found[:, 4] = (mean_g * (n_own + n_rest) - n_own * found[:, 3]) / n_rest
     # The share of a pair is between 0 and 1: its variance over the many cells of the rest is at most p (1 - p).
     proba_g = np.maximum(found[:, 0], found[:, 1])
     found[:, 2] = np.sqrt(found[:, 2] / sample.n_effective + proba_g * (1 - proba_g) / n_rest + SKETCH_ERROR**2)
@@ -242,17 +258,19 @@ def _compare_with_grid(
     pseudocounts: float,
     found: NDArray[np.float64],
 ) -> None:
-    """Find the shares of pairs above delta and below -delta, the variance of the larger, and the mean change."""
+    """Find the shares of pairs above delta and below -delta, the variance of the larger, and the group's mean."""
     n_genes, n_values = value_gp.shape
     up_p, down_p = np.empty(n_values), np.empty(n_values)
     factor = 2.0**-delta
     for gene in range(n_genes):
-        below, above = 0, 0
+        below, above, mean = 0, 0, 0.0
         for i in range(n_values):
-            own = 2.0 ** np.float64(value_gp[gene, i]) + pseudocounts
-            least, most = own * factor - pseudocounts, own / factor - pseudocounts
-            low = np.log2(least) if least > 0 else -200.0
-            high = np.log2(most)
+            value = np.float64(value_gp[gene, i])
+            ratio = pseudocounts * 2.0**-value
+            # log2((2**value + pc) * 2**-delta - pc), which most pairs must be below, and the same with +delta.
+            low = value - delta + _log2_above_one(ratio * (1 - 1 / factor))
+            high = value + delta + _log2_above_one(ratio * (1 - factor))
+            mean += value + _log2_above_one(1e-3 * ratio)
             while below < n_values and value_gp[gene, below] <= low:
                 below += 1
             while above < n_values and value_gp[gene, above] <= high:
@@ -263,18 +281,29 @@ def _compare_with_grid(
             down_p[i] = 1 - min(max(share, 0.0), 1.0)
         found[gene, 0], found[gene, 1] = up_p.mean(), down_p.mean()
         found[gene, 2] = up_p.var() if found[gene, 0] >= found[gene, 1] else down_p.var()
-        mean = 0.0
-        for i in range(n_values):
-            mean += np.log2(2.0 ** np.float64(value_gp[gene, i]) + 1e-3 * pseudocounts)
-        own_mean = mean / n_values
+        found[gene, 3] = mean / n_values
+
+
+@njit(nogil=True, cache=True)
+def _log2_above_one(x: float) -> float:
+    """Compute log2(1 + x); the first terms of its series near 0, where most values are."""
+    if -1e-3 < x < 1e-3:
+        near: float = x * (1 - x * (0.5 - x / 3)) * 1.4426950408889634
+        return near
+    return np.log2(1 + x) if x > -1 else -200.0
+
+
+@njit(nogil=True, cache=True)
+def _grid_mean(below_gv: NDArray[np.float64], described: float, mean_g: NDArray[np.float64]) -> None:
+    """Average log2(scale + described) over the cells on the grid."""
+    for gene in range(below_gv.shape[0]):
         total, previous = 0.0, 0.0
         for v in range(below_gv.shape[1]):
             count = below_gv[gene, v] - previous
             if count > 0:
-                total += count * np.log2(2.0 ** ((v + 0.5) / 16.0 - 40.0) + 1e-3 * pseudocounts)
+                total += count * np.log2(2.0 ** ((v + 0.5) / 16.0 - 40.0) + described)
                 previous = below_gv[gene, v]
-        found[gene, 3] = own_mean
-        found[gene, 4] = (total - n_own * own_mean) / n_rest
+        mean_g[gene] = total / previous
 
 
 @njit(nogil=True, cache=True)

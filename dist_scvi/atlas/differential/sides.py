@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from dist_scvi.atlas.differential.all_pairs import SortedSample, sort_values
-from dist_scvi.atlas.differential.sketch import FREE_BINS, SHARE_BINS, merge_sketches
+from dist_scvi.atlas.differential.sketch import FREE_BINS, POINTS, SHARE_BINS, merge_sketches
 from dist_scvi.atlas.queries.group_expression import leaf_parts
 from dist_scvi.atlas.queries.reader import AtlasReader
 from dist_scvi.atlas.queries.sample import Seeds, even_normal, spread_cells
@@ -88,8 +88,8 @@ def count_means(atlas: AtlasReader, cells_l: NDArray[np.int64]) -> CountMeans:
     return CountMeans(*(sums / cells_l.sum()))
 
 
-def sketched_side(atlas: AtlasReader, cells: CellSet) -> SideValues:
-    """Merge the sketches of the leaves of a side."""
+def sketched_side(atlas: AtlasReader, cells: CellSet, n_points: int = POINTS) -> SideValues:
+    """Merge the sketches of the leaves of a side to `n_points` quantiles."""
     leaves, leaf_l, n_genes = atlas.leaves, cells.leaf_l, len(atlas.var_names)
     assert leaves is not None
     assert leaf_l is not None
@@ -97,7 +97,9 @@ def sketched_side(atlas: AtlasReader, cells: CellSet) -> SideValues:
     mean_g = np.zeros(n_genes)
     for part_l in leaf_parts(leaf_l, n_genes):
         mean_g += (leaves.n_cells[part_l] / cells.n_cells) @ leaves.scale_mean(part_l).astype(np.float64)
-    return SideValues((merge_sketches(leaves, leaf_l, n_genes, n_bins),), mean_g, largest_scale(atlas, leaf_l))
+    return SideValues(
+        (merge_sketches(leaves, leaf_l, n_genes, n_bins, n_points),), mean_g, largest_scale(atlas, leaf_l)
+    )
 
 
 def largest_scale(atlas: AtlasReader, leaf_l: NDArray[np.int64]) -> NDArray[np.float64]:

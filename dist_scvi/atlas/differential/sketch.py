@@ -25,11 +25,13 @@ SHARE_BINS, FREE_BINS = 640, 1024
 """Bins for shares, which are at most 1, and for scales of size factors, up to 2**24."""
 
 
-def merge_sketches(leaves: LeafReader, leaf_l: NDArray[np.int64], n_genes: int, n_bins: int) -> SortedSample:
-    """Return 128 evenly spaced quantiles of the log2 scale of the cells of some leaves, each leaf by its cells."""
+def merge_sketches(
+    leaves: LeafReader, leaf_l: NDArray[np.int64], n_genes: int, n_bins: int, n_points: int = POINTS
+) -> SortedSample:
+    """Return evenly spaced quantiles of the log2 scale of the cells of some leaves, each leaf by its cells."""
     n_l, sketch_l = leaves.n_cells[leaf_l].astype(np.float64), leaves.n_sketch[leaf_l]
     n_effective = float(n_l.sum() ** 2 / (n_l**2 / sketch_l).sum())
-    point_gp = np.empty((n_genes, POINTS), dtype=np.float32)
+    point_gp = np.empty((n_genes, n_points), dtype=np.float32)
     if len(leaf_l) == 1:
         quantile_gq = leaves.quantiles(leaf_l)[0]
         in_threads(lambda genes: _spread(quantile_gq[genes], point_gp[genes]), gene_blocks(n_genes))
