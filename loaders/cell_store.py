@@ -92,7 +92,7 @@ class CellStore(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of open files."""
+        """Close open files."""
         ...
 
 
@@ -123,7 +123,7 @@ def check_var_names(names: Any, where: str) -> NDArray[np.object_]:
     if len(unique) < len(var_names):
         twice = ", ".join(unique[count > 1][:3])
         raise ValueError(
-            f"{where} has {len(var_names) - len(unique)} duplicated gene names ({twice}): genes are told apart by "
+            f"{where} has {len(var_names) - len(unique)} duplicated gene names ({twice}): genes are identified by "
             "name, call adata.var_names_make_unique() and save again"
         )
     return var_names

@@ -136,7 +136,7 @@ class ColumnValues:
         return columns if self.size_factor_n is None else [*columns, self.size_factor_n]
 
     def take(self, index_n: NDArray[np.int64] | slice) -> "ColumnValues":
-        """Give the rows `index_n`."""
+        """Return the rows `index_n`."""
         return ColumnValues(
             self.batch_n[index_n],
             self.label_n[index_n],

@@ -7,6 +7,7 @@ import numpy as np
 from dist_scvi.loaders.arrays.obs_columns import Ranges
 from dist_scvi.loaders.data import CellData
 from dist_scvi.loaders.order.keyed_hash import hash_rows
+from dist_scvi.loaders.read_limits import READ_TIMEOUT_S
 from dist_scvi.loaders.row_hash import hash_counts
 from dist_scvi.loaders.stream import prefetch
 
@@ -22,7 +23,7 @@ _COLUMN_CELLS = 4096
 """Rows of obs columns in a stretch: columns are a thousandth of the counts, so more of them is read."""
 
 
-def content_digest(data: CellData, *, timeout_s: float = 240.0) -> str:
+def content_digest(data: CellData, *, timeout_s: float = READ_TIMEOUT_S) -> str:
     """Digest counts, genes, the columns in use and cell names, read at seeded places all over the store.
 
     A store with few counts is read whole. Of a packed store, its seed and its sums over all counts take part too. Where

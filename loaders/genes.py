@@ -18,12 +18,13 @@ from skmisc.loess import loess
 
 from dist_scvi.loaders.arrays.csr_rows import CsrRows
 from dist_scvi.loaders.cell_store import CellStore
+from dist_scvi.loaders.read_limits import READ_TIMEOUT_S
 from dist_scvi.loaders.stream import prefetch
 
 Progress = Callable[[int, int], None]
 
 _READ_ENTRIES = 1 << 22
-"""Entries held at once, by the mean number in a cell."""
+"""Entries in memory at once, estimated from the mean number in a cell."""
 _READ_CELLS = 1 << 16
 
 
@@ -75,7 +76,11 @@ class HighlyVariable:
 
 
 def gene_moments(
-    store: CellStore, *, batch_key: str | None = None, progress: Progress | None = None, timeout_s: float = 240.0
+    store: CellStore,
+    *,
+    batch_key: str | None = None,
+    progress: Progress | None = None,
+    timeout_s: float = READ_TIMEOUT_S,
 ) -> GeneMoments:
     """Sum up the counts of each gene in each batch.
 
@@ -116,7 +121,7 @@ def highly_variable_genes(
     batch_key: str | None = None,
     span: float = 0.3,
     progress: Progress | None = None,
-    timeout_s: float = 240.0,
+    timeout_s: float = READ_TIMEOUT_S,
 ) -> HighlyVariable:
     """Rank genes by their variance over that expected from their mean, as ``seurat_v3`` of scanpy does.
 

@@ -29,6 +29,7 @@ from dist_scvi.loaders.order.column_sampling import Sampling, make_sampling
 from dist_scvi.loaders.order.keyed_hash import hash_keys, permute
 from dist_scvi.loaders.order.plan import Plan, count_steps, make_plan
 from dist_scvi.loaders.order.seeded_split import LEFT_OUT, TRAIN
+from dist_scvi.loaders.read_limits import READ_TIMEOUT_S
 from dist_scvi.loaders.stream import Window, lane_stream, minibatches_of, prefetch, reads_of, windows
 
 _ORDER_KEY, _SAMPLE_KEY, _LABELLED_KEY = 6, 7, 8
@@ -54,14 +55,14 @@ class LabelledSplit:
         return self.plan.n_cells
 
     def labels(self, start: int, stop: int) -> NDArray[np.int32]:
-        """Give the label of each row of ``[start, stop)``, -1 where it has none or is not trained on."""
+        """Return the label of each row of ``[start, stop)``, -1 where it has none or is not trained on."""
         label_n = self.label.codes(start, stop)
         if (label_n >= 0).any():
             label_n[~self.plan.trains_on(start, stop)] = -1
         return label_n
 
     def split_of(self, start: int, stop: int) -> NDArray[np.int8]:
-        """Give the split of each row of ``[start, stop)``: train, or none."""
+        """Return the split of each row of ``[start, stop)``: train, or none."""
         return np.where(self.labels(start, stop) >= 0, np.int8(TRAIN), np.int8(LEFT_OUT))
 
 
@@ -93,7 +94,7 @@ class LabelSample:
         return sha256(self._stop_lp.tobytes() + str(self._n_samples).encode()).hexdigest()[:16]
 
     def rows(self, draw: int) -> NDArray[np.int64]:
-        """Give the rows of a draw, rising."""
+        """Return the rows of a draw, rising."""
         chosen = [self._choose(draw, label) for label in range(len(self._stop_lp))]
         label_d = np.repeat(np.arange(len(chosen)), [len(page_d) for page_d, _ in chosen])
         page_d, place_d = (np.concatenate(part) for part in zip(*chosen, strict=True))
@@ -166,11 +167,11 @@ class ListedOrder:
         return self._sample.digest if self._sample else sha256(self.rows(0).tobytes()).hexdigest()[:16]
 
     def draw_of(self, number: int) -> int:
-        """Give the draw whose cells the pass `number` deals out."""
+        """Return the draw whose cells the pass `number` deals out."""
         return number * self._steps // self._redraw_steps if self._sample else 0
 
     def draws(self, epoch: int, low: int, high: int) -> NDArray[np.int64]:
-        """Give the rows at the places ``[low, high)`` of pass `epoch`."""
+        """Return the rows at the places ``[low, high)`` of pass `epoch`."""
         order_d = permute(np.arange(low, high), self.n_draws, hash_keys(self._seed, _ORDER_KEY, epoch))
         return self.rows(self.draw_of(epoch))[order_d]
 
@@ -268,7 +269,7 @@ def labelled_stream(
     world_size: int,
     first_step: int,
     n_steps: int,
-    timeout_s: float = 240.0,
+    timeout_s: float = READ_TIMEOUT_S,
 ) -> Iterator[MiniBatch]:
     """Yield this rank's part of the labelled global minibatch at each of `n_steps` steps of a run.
 

@@ -14,21 +14,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_scvi.loaders.data import CellData
+from dist_scvi.loaders.read_limits import READ_TIMEOUT_S
 from dist_scvi.loaders.stream import prefetch
 
 Progress = Callable[[int, int], None]
 
 _READ_ENTRIES = 1 << 22
-"""Entries held at once, by the mean number in a cell."""
+"""Entries in memory at once, estimated from the mean number in a cell."""
 _READ_CELLS = 1 << 16
 _MIDDLE = 8.0
 """The sums are taken about this, the log of a common total count."""
 
 
 def library_prior(
-    data: CellData, *, on_progress: Progress | None = None, timeout_s: float = 240.0
+    data: CellData, *, on_progress: Progress | None = None, timeout_s: float = READ_TIMEOUT_S
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Give mean and variance (over n) of the natural log of the total counts of each batch, two of shape (b,).
+    """Return mean and variance (over n) of the natural log of the total counts of each batch, two of shape (b,).
 
     scvi-tools 1.4.2, model/_utils.py: _init_library_size. The log of a cell without counts is taken as 0; a batch
     without cells has mean 0 and variance 1.
@@ -61,7 +62,7 @@ def library_sums(
     rank: int = 0,
     world_size: int = 1,
     on_progress: Progress | None = None,
-    timeout_s: float = 240.0,
+    timeout_s: float = READ_TIMEOUT_S,
 ) -> NDArray[np.float64]:
     """Read this rank's share of the cells and sum up what `prior_from` needs, shape (b, s); see `library_prior`.
 

@@ -1,4 +1,4 @@
-"""Minibatches from a store: while one window is dealt out the next is read and that after it laid out, by threads."""
+"""Minibatches from a store: while one window is used, threads read the next and plan the one after."""
 
 import atexit
 import queue
@@ -14,6 +14,7 @@ from dist_scvi.loaders.arrays.csr_rows import CsrRows, row_runs
 from dist_scvi.loaders.data import CellData, ColumnValues, minibatch
 from dist_scvi.loaders.minibatch import MiniBatch
 from dist_scvi.loaders.order.plan import Plan, Split, check_world_size, lane_span, micro_sizes, split_rows, window_rows
+from dist_scvi.loaders.read_limits import READ_TIMEOUT_S
 
 T = TypeVar("T")
 Reads = tuple[list[tuple[int, int]], NDArray[np.int64]]
@@ -21,7 +22,7 @@ Reads = tuple[list[tuple[int, int]], NDArray[np.int64]]
 _MINIBATCHES_AHEAD = 4
 _LAST_WORDS_S = 5.0
 _READERS: dict[threading.Thread, tuple[threading.Event, threading.Semaphore]] = {}
-"""Threads at work, and what ends them."""
+"""Running reader threads, and what ends them."""
 _MICRO_PER_LANE = 1 << 20
 
 
@@ -45,7 +46,7 @@ def train_stream(
     epoch: int,
     step: int,
     n_epochs: int,
-    timeout_s: float = 240.0,
+    timeout_s: float = READ_TIMEOUT_S,
 ) -> Iterator[MiniBatch]:
     """Yield this rank's part of every global minibatch from (`epoch`, `step`) to the end of epoch ``n_epochs - 1``.
 
@@ -64,7 +65,7 @@ def train_stream(
 
 
 def lane_stream(
-    data: CellData, plan: Plan, lanes: range, first: int, stop: int, *, timeout_s: float = 240.0
+    data: CellData, plan: Plan, lanes: range, first: int, stop: int, *, timeout_s: float = READ_TIMEOUT_S
 ) -> Iterator[MiniBatch]:
     """Yield what `lanes` train on in the steps ``[first, stop)``, counted from the first of epoch 0."""
 
@@ -108,7 +109,7 @@ def split_stream(
     rank: int,
     world_size: int,
     chunk_cells: int = 1024,
-    timeout_s: float = 240.0,
+    timeout_s: float = READ_TIMEOUT_S,
 ) -> Iterator[MiniBatch]:
     """Yield this rank's share of a split in the store's own order, in chunks dealt out in turn."""
     total = plan.split_cells(split)
@@ -122,7 +123,9 @@ def split_stream(
     yield from prefetch(minibatches(), 1, timeout_s)
 
 
-def row_stream(data: CellData, ranges: Iterator[tuple[int, int]], *, timeout_s: float = 240.0) -> Iterator[MiniBatch]:
+def row_stream(
+    data: CellData, ranges: Iterator[tuple[int, int]], *, timeout_s: float = READ_TIMEOUT_S
+) -> Iterator[MiniBatch]:
     """Yield the cells of each row range in turn, in the store's own order."""
     yield from prefetch((rows_minibatch(data, np.arange(*span), step=span[0]) for span in ranges), 1, timeout_s)
 
@@ -135,7 +138,7 @@ def rows_minibatch(data: CellData, row_n: NDArray[np.int64], *, step: int = 0) -
 
 
 def reads_of(row_n: NDArray[np.int64]) -> Reads:
-    """Give the few contiguous reads that hold `row_n`, and where each row stands if these are joined."""
+    """Return the few contiguous reads that hold `row_n`, and where each row stands if these are joined."""
     runs = row_runs(np.sort(row_n))
     low_r, high_r = np.array(runs, dtype=np.int64).reshape(-1, 2).T
     run_n = np.searchsorted(low_r, row_n, side="right") - 1
@@ -144,12 +147,15 @@ def reads_of(row_n: NDArray[np.int64]) -> Reads:
 
 
 def prefetch(items: Generator[T] | Iterator[T], depth: int, timeout_s: float) -> Iterator[T]:
-    """Yield `items`, which a thread makes while those before are used.
+    """Yield `items`, which a thread makes while earlier ones are used.
+
+    A thread rather than a process: decompression releases the interpreter's lock, and a window from a process would
+    have to be copied.
 
     Parameters
     ----------
     depth
-        How many are made, or being made, beside the one in use.
+        How many are made, or being made, besides the one in use.
     timeout_s
         Longest wait for one.
 
@@ -158,6 +164,8 @@ def prefetch(items: Generator[T] | Iterator[T], depth: int, timeout_s: float) ->
     TimeoutError
         If one has not come in time. An error in making one is raised here.
     """
+    # A semaphore rather than a bounded queue: it also counts the item that is being made, so that never more than
+    # `depth` windows are in memory besides the one in use.
     room = threading.Semaphore(depth)
     made: queue.SimpleQueue[tuple[T] | BaseException | None] = queue.SimpleQueue()
     left = threading.Event()
@@ -208,7 +216,7 @@ def _dismiss(signals: tuple[threading.Event, threading.Semaphore]) -> None:
 
 @atexit.register
 def _end_readers() -> None:
-    """Let readers that are still at work come to an end: one stopped within native code would abort the process."""
+    """End readers that are still running: one that is stopped within native code would abort the process."""
     readers = list(_READERS.items())
     for _, signals in readers:
         _dismiss(signals)
@@ -217,7 +225,7 @@ def _end_readers() -> None:
 
 
 def _lay_out(plan: Plan, lanes: range, epoch: int, steps: range) -> Window:
-    """Give what `lanes` train on in some steps of one window."""
+    """Return what `lanes` train on in some steps of one window."""
     window = steps.start // plan.window_steps
     parts: list[list[NDArray[np.int64]]] = []
     for lane in lanes:

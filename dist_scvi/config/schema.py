@@ -4,6 +4,8 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from dist_scvi.loaders.read_limits import READ_TIMEOUT_S
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(
@@ -101,7 +103,7 @@ class DataConfig(_Section):
     """Rows read together; by default as many as keep minibatches well mixed."""
     window_cells: int | None = Field(None, ge=1)
     """Cells shuffled together; by default as many as fit in data.memory_mib."""
-    timeout_s: float = Field(240.0, gt=0)
+    timeout_s: float = Field(READ_TIMEOUT_S, gt=0)
     """Longest time to wait for a read, in s."""
 
 

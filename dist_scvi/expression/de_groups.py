@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from dist_scvi.loaders.read_limits import PAGE_ROWS
+
 CellChoice = str | Sequence[int] | Sequence[bool] | NDArray[Any]
 """Cells as a query over obs, row numbers, or a mask."""
-
-_PAGE_ROWS = 1 << 16
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -236,13 +236,13 @@ def marked_cells(
 
 def rows_at(member_n: NDArray[np.bool_], place_s: NDArray[np.int64]) -> NDArray[np.int64]:
     """Give the rows of members by their place among all members, without a list of these."""
-    start_p = np.arange(0, len(member_n), _PAGE_ROWS)
+    start_p = np.arange(0, len(member_n), PAGE_ROWS)
     stop_p = np.cumsum(np.add.reduceat(member_n, start_p, dtype=np.int64))
     page_s = np.searchsorted(stop_p, place_s, side="right")
     row_s = np.empty(len(place_s), dtype=np.int64)
     for page in np.unique(page_s).tolist():
-        start, here = page * _PAGE_ROWS, page_s == page
-        row_m = start + np.flatnonzero(member_n[start : start + _PAGE_ROWS])
+        start, here = page * PAGE_ROWS, page_s == page
+        row_m = start + np.flatnonzero(member_n[start : start + PAGE_ROWS])
         row_s[here] = row_m[place_s[here] - stop_p[page] + len(row_m)]
     return row_s
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from dist_scvi.inference.encode_decode import Indices, rows_asked
 from dist_scvi.loaders import CellData
 from dist_scvi.loaders.minibatch import MiniBatch
+from dist_scvi.loaders.read_limits import PAGE_ROWS, READ_TIMEOUT_S
 from dist_scvi.loaders.stream import prefetch, rows_minibatch
 from dist_scvi.world import World
 
@@ -23,7 +24,6 @@ Cells = Indices | Where
 """Cells by row, by a mask, or by their values in obs columns."""
 
 _CHUNK_CELLS = 1024
-_PAGE_ROWS = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Selection:
         world = world or World()
         starts = range(world.rank * chunk_cells, self.n_cells, world.size * chunk_cells)
         chunks = (rows_minibatch(self.data, self.rows(at, at + chunk_cells), step=at) for at in starts)
-        yield from prefetch(chunks, 1, timeout_s=240.0)
+        yield from prefetch(chunks, 1, timeout_s=READ_TIMEOUT_S)
 
     def answer(
         self,
@@ -75,7 +75,7 @@ class Selection:
         if self.row_n is None:
             return store.obs_names(0, self.data.n_cells)
         # Names are stored in long chunks, which would be decompressed again for every run of rows.
-        pages = np.split(self.row_n, np.flatnonzero(np.diff(self.row_n // _PAGE_ROWS)) + 1)
+        pages = np.split(self.row_n, np.flatnonzero(np.diff(self.row_n // PAGE_ROWS)) + 1)
         names = [store.obs_names(int(row_n[0]), int(row_n[-1]) + 1)[row_n - row_n[0]] for row_n in pages]
         joined: NDArray[np.object_] = np.concatenate(names)
         return joined[self.order]
@@ -124,8 +124,8 @@ def rows_where(data: CellData, where: Where) -> NDArray[np.int64]:
                 f"obs column '{key}' has no value {unknown[0]!r}: it has {', '.join(column.vocabulary[:20])}"
             )
         codes = [column.vocabulary.index(value) for value in wanted]
-        for start in range(0, data.n_cells, _PAGE_ROWS):
-            stop = min(start + _PAGE_ROWS, data.n_cells)
+        for start in range(0, data.n_cells, PAGE_ROWS):
+            stop = min(start + PAGE_ROWS, data.n_cells)
             chosen_n[start:stop] &= np.isin(column.codes(start, stop), codes)
     if not chosen_n.any():
         raise ValueError(f"no cell has {dict(where)}: choose other values")

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from dist_scvi.loaders.arrays.obs_columns import Categorical
 from dist_scvi.loaders.cell_store import CellStore, open_column
-
-_PAGE_ROWS = 1 << 16
+from dist_scvi.loaders.read_limits import PAGE_ROWS
 
 
 def queried(cells: pd.DataFrame | CellStore, text: str) -> NDArray[np.bool_]:
@@ -59,15 +58,15 @@ def _column(store: CellStore, key: str) -> Any:
     if isinstance(column, Categorical):
         return _categories(column, store.n_cells)
     stored = column.stored
-    pages = range(0, store.n_cells, _PAGE_ROWS)
-    return np.concatenate([np.asarray(stored[at : min(at + _PAGE_ROWS, store.n_cells)]) for at in pages])
+    pages = range(0, store.n_cells, PAGE_ROWS)
+    return np.concatenate([np.asarray(stored[at : min(at + PAGE_ROWS, store.n_cells)]) for at in pages])
 
 
 def _categories(column: Categorical, n_cells: int) -> Any:
     """Read a column in the smallest type that holds its codes; booleans are what their names say."""
     code_n: NDArray[np.signedinteger[Any]] = np.empty(n_cells, dtype=np.min_scalar_type(-len(column.vocabulary) - 1))
-    for start in range(0, n_cells, _PAGE_ROWS):
-        stop = min(start + _PAGE_ROWS, n_cells)
+    for start in range(0, n_cells, PAGE_ROWS):
+        stop = min(start + PAGE_ROWS, n_cells)
         code_n[start:stop] = column.codes(start, stop)
     if set(column.vocabulary) <= {"True", "False"} and (code_n >= 0).all():
         return np.array([name == "True" for name in column.vocabulary])[code_n]

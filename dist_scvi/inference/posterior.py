@@ -19,11 +19,11 @@ from torch.distributions import Categorical, Distribution, Independent, MixtureS
 from dist_scvi.inference.cell_selection import Selection
 from dist_scvi.loaders.arrays.obs_columns import Categorical as Column
 from dist_scvi.loaders.minibatch import MiniBatch
+from dist_scvi.loaders.read_limits import PAGE_ROWS
 from dist_scvi.network.vae import VAE
 from dist_scvi.world import World
 
 _BLOCK_VALUES = 1 << 22
-_PAGE_ROWS = 1 << 16
 _FACTORS = 8
 """Dimensions whose factors are multiplied: their product stays far below the largest double."""
 
@@ -152,8 +152,8 @@ def rows_by_category(
     most
         Rows of a category at most.
     """
-    pages = range(0, n_cells, _PAGE_ROWS)
-    code_n = np.concatenate([column.codes(at, min(at + _PAGE_ROWS, n_cells)) for at in pages])
+    pages = range(0, n_cells, PAGE_ROWS)
+    code_n = np.concatenate([column.codes(at, min(at + PAGE_ROWS, n_cells)) for at in pages])
     chosen = {}
     for code, name in enumerate(column.vocabulary):
         row_n = np.flatnonzero(code_n == code)

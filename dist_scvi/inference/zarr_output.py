@@ -18,6 +18,7 @@ from dist_scvi.inference.output_identity import cells_fingerprint, digest
 from dist_scvi.inference.resumable_zarr import Shards, sync_tree, written_in_shards
 from dist_scvi.loaders.arrays.anndata_layout import SOURCE_ROW, finish_table, new_array, new_root, new_strings
 from dist_scvi.loaders.minibatch import MiniBatch
+from dist_scvi.loaders.read_limits import READ_TIMEOUT_S
 from dist_scvi.loaders.stream import prefetch, rows_minibatch
 from dist_scvi.progress_reporter import ProgressReporter
 from dist_scvi.world import World
@@ -222,7 +223,7 @@ def _fill(
     tell = on_progress if on_progress is not None and shards.world.rank == 0 else lambda *_: None
     most = min(shards.shard_cells, selection.n_cells)
     held = {name: np.empty((most, *values.shape[1:]), values.dtype) for name, values in one.items()}
-    minibatches = prefetch(_read(selection, shards, chunk_cells), 1, timeout_s=240.0)
+    minibatches = prefetch(_read(selection, shards, chunk_cells), 1, timeout_s=READ_TIMEOUT_S)
     done = shards.cells_before
     tell(done, shards.share)
     for start, stop in shards.spans:

@@ -7,6 +7,7 @@ import torch
 from dist_scvi.config.schema import ModelConfig, RunConfig
 from dist_scvi.loaders import CellData
 from dist_scvi.loaders.library_prior import library_sums, prior_from
+from dist_scvi.loaders.read_limits import READ_TIMEOUT_S
 from dist_scvi.network.model_files import load_model
 from dist_scvi.network.model_spec import ModelSpec, spec_of
 from dist_scvi.network.vae import VAE
@@ -52,7 +53,7 @@ def _load_start(config: RunConfig, data: CellData) -> tuple[VAE, ModelSpec]:
     return module, spec
 
 
-def set_library_prior(module: VAE, data: CellData, world: World, *, timeout_s: float = 240.0) -> None:
+def set_library_prior(module: VAE, data: CellData, world: World, *, timeout_s: float = READ_TIMEOUT_S) -> None:
     """Read all cells once, shared among the workers, for the prior of the latent library size."""
     sums_bs = library_sums(data, rank=world.rank, world_size=world.size, timeout_s=timeout_s)
     total_bs = world.total(torch.from_numpy(sums_bs).to(world.device)).cpu().numpy()

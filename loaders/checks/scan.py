@@ -15,6 +15,7 @@ from dist_scvi.loaders.checks.scan_cells import CellPass, NamePass, Probe, probe
 from dist_scvi.loaders.checks.scan_columns import BLOCK_CELLS, MISSING, ColumnPass, ColumnSummary, suggested
 from dist_scvi.loaders.checks.scan_counts import LibrarySummary
 from dist_scvi.loaders.checks.scan_duplicates import Copies
+from dist_scvi.loaders.order.plan import make_plan
 
 _READ_ENTRIES = 1 << 22
 """Entries held at once, by the mean number in a cell."""
@@ -292,16 +293,18 @@ def _order(found: Inspection) -> Iterator[str]:
         if column.key not in keys or mixing is None:
             continue
         cells = mixing.independent_cells
-        how = "shuffled" if cells >= _SHUFFLED else "sorted" if cells <= _SORTED else "partly mixed"
-        window = (
-            "16 blocks in a window are enough"
-            if cells >= _SHUFFLED
-            else f"a window needs 4 blocks for every {f'{cells:.0f} cells' if cells >= 1.5 else 'cell'} of a minibatch"
-        )
-        yield (
-            f"rows are {how} by {column.key}: {BLOCK_CELLS} of them hold {mixing.block_entropy_bits:.2f} of "
-            f"{mixing.entropy_bits:.2f} bits, {window}"
-        )
+        how = "mixed by" if cells >= _SHUFFLED else "of one" if cells <= _SORTED else "of few values of"
+        yield f"neighbouring rows are {how} {column.key}: {_mixed_by_training(found, shuffled=cells >= _SHUFFLED)}"
+
+
+def _mixed_by_training(found: Inspection, *, shuffled: bool) -> str:
+    """Say how the loader mixes such rows by default, and what to do if it cannot mix them enough."""
+    defaults: dict[str, Any] = {"batch_size": 1024, "lanes": 8, "chunk_cells": found.chunk_cells, "shuffled": shuffled}
+    plan = make_plan(n_cells=found.n_cells, n_entries=found.n_entries, n_genes=found.n_genes, **defaults)
+    if plan.blocks_in_window is None:
+        return "the loader shuffles all cells together; nothing to do"
+    mixes = f"the loader mixes {plan.blocks_in_window} blocks of rows at a time"
+    return f"{mixes}; nothing to do" if plan.diverse else f"{mixes}, too few: raise data.memory_mib, or pack the store"
 
 
 def _speed(found: Inspection) -> Iterator[str]:

@@ -10,6 +10,7 @@ from dist_scvi.loaders.cell_store import CellStore, open_column
 from dist_scvi.loaders.checks.lost_rows import Losses, Lost, bisect_damage, budget, steps
 from dist_scvi.loaders.checks.scan_duplicates import Hashes, hash_names, n_parts
 from dist_scvi.loaders.checks.verify_zarr import ZarrParts, open_parts, packed_sums, verify_arrays, verify_zarr_obs
+from dist_scvi.loaders.read_limits import PAGE_ROWS
 from dist_scvi.loaders.stores.open import open_store
 
 if TYPE_CHECKING:
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
 
 _READ_ENTRIES = 1 << 22
 """Entries read at once."""
-_PAGE_ROWS = 1 << 16
-"""Rows of obs read at once; stores that are not Zarr lose them together."""
 _ELSEWHERE = (
     "only what a read notices is seen here: in what carries no checksum, as HDF5 without gzip or fletcher32, a flipped "
     "bit is found only if it makes an impossible value"
@@ -154,7 +153,7 @@ def _verify_counts(store: CellStore, parts: "ZarrParts | None", losses: Losses, 
             sums.add(rows, start)
 
     coarse, fine = budget(), budget()
-    step = min(max(1, _READ_ENTRIES * store.n_cells // max(1, store.n_entries)), _PAGE_ROWS)
+    step = min(max(1, _READ_ENTRIES * store.n_cells // max(1, store.n_entries)), PAGE_ROWS)
     for start, stop in steps(store.n_cells, step):
         for low, high, why in bisect_damage(read, start, stop, store.chunk_cells, coarse):
             # What is damaged is whole chunks: few rows need to be read to know that all of so short a part are lost.
@@ -188,8 +187,8 @@ def _verify_obs(store: CellStore, losses: Losses) -> None:
             continue
         stored = column.stored
         read = column.codes if isinstance(column, Categorical) else lambda low, high, stored=stored: stored[low:high]
-        for start, stop in steps(store.n_cells, _PAGE_ROWS):
-            for torn in bisect_damage(read, start, stop, _PAGE_ROWS, budget()):
+        for start, stop in steps(store.n_cells, PAGE_ROWS):
+            for torn in bisect_damage(read, start, stop, PAGE_ROWS, budget()):
                 losses.add(f"obs/{key}", *torn)
 
 
@@ -201,9 +200,9 @@ def _verify_names(store: CellStore, losses: Losses) -> None:
         def read(start: int, stop: int, hashes: Hashes = hashes) -> None:
             hashes.add(hash_names(store.obs_names(start, stop)), start)
 
-        for start, stop in steps(store.n_cells, _PAGE_ROWS):
+        for start, stop in steps(store.n_cells, PAGE_ROWS):
             for low, high in losses.outside("obs names", start, stop):
-                for torn in bisect_damage(read, low, high, _PAGE_ROWS, budget()):
+                for torn in bisect_damage(read, low, high, PAGE_ROWS, budget()):
                     losses.add("obs names", *torn)
         copies = hashes.copies()
         for first, row in copies.pairs:

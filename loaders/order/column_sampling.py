@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from dist_scvi.loaders.arrays.obs_columns import Categorical, Numeric
 from dist_scvi.loaders.cell_store import CellStore
 from dist_scvi.loaders.order.seeded_split import LEFT_OUT, TEST, TRAIN, VALIDATION, SeededSplit, shares_of
+from dist_scvi.loaders.read_limits import PAGE_ROWS
 
-_PAGE_ROWS = 1 << 16
 _MASS_BITS = 20
 _NAMES = {"train": TRAIN, "validation": VALIDATION, "val": VALIDATION, "valid": VALIDATION, "test": TEST}
 
@@ -32,7 +32,7 @@ class RowSplit(Protocol):
         """Cells of the store."""
 
     def split_of(self, start: int, stop: int) -> NDArray[np.int8]:
-        """Give the split of each row of ``[start, stop)``, -1 for those in none."""
+        """Return the split of each row of ``[start, stop)``, -1 for those in none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class ColumnSplit:
     split_c: NDArray[np.int8]
 
     def split_of(self, start: int, stop: int) -> NDArray[np.int8]:
-        """Give the split of each row of ``[start, stop)``, -1 for those in none."""
+        """Return the split of each row of ``[start, stop)``, -1 for those in none."""
         return np.append(self.split_c, np.int8(LEFT_OUT))[self.column.codes(start, stop)]
 
     def categories(self, split: int) -> list[str]:
@@ -75,15 +75,15 @@ class Sampling:
         return int(self.stop_sp[split, -1])
 
     def rows(self, split: int, low: int, high: int) -> NDArray[np.int64]:
-        """Give the rows at places ``[low, high)`` among those of `split`, in the store's own order."""
+        """Return the rows at places ``[low, high)`` among those of `split`, in the store's own order."""
         if high <= low:
             return np.zeros(0, dtype=np.int64)
         stop_p = self.stop_sp[split]
         cells_p = np.diff(stop_p, prepend=0)
         first, last = np.searchsorted(stop_p, [low, high - 1], side="right")
-        starts = (first + np.flatnonzero(cells_p[first : last + 1])) * _PAGE_ROWS
+        starts = (first + np.flatnonzero(cells_p[first : last + 1])) * PAGE_ROWS
         parts = [
-            start + np.flatnonzero(self.splits.split_of(start, min(start + _PAGE_ROWS, self.n_cells)) == split)
+            start + np.flatnonzero(self.splits.split_of(start, min(start + PAGE_ROWS, self.n_cells)) == split)
             for start in starts.tolist()
         ]
         row_n: NDArray[np.int64] = np.concatenate(parts)
@@ -91,7 +91,7 @@ class Sampling:
         return row_n[low - begin : high - begin]
 
     def masses(self, start: int, stop: int) -> NDArray[np.int64]:
-        """Give the mass of each row of ``[start, stop)``: 0 outside train; inside 1, or its weight in 2**20 steps.
+        """Return the mass of each row of ``[start, stop)``: 0 outside train; inside 1, or its weight in 2**20 steps.
 
         A weight above 0 has a mass of at least 1.
         """
@@ -279,4 +279,4 @@ def _cells_of(column: Categorical, n_cells: int) -> NDArray[np.int64]:
 
 
 def _pages(n_cells: int) -> Iterator[tuple[int, int]]:
-    return ((start, min(start + _PAGE_ROWS, n_cells)) for start in range(0, n_cells, _PAGE_ROWS))
+    return ((start, min(start + PAGE_ROWS, n_cells)) for start in range(0, n_cells, PAGE_ROWS))

@@ -257,7 +257,7 @@ def check_world_size(lanes: int, world_size: int) -> None:
 
 
 def usable_workers(lanes: int, least: int, most: int) -> int:
-    """Give the greatest number of workers from `least` to `most` that can share the lanes evenly.
+    """Return the greatest number of workers from `least` to `most` that can share the lanes evenly.
 
     Raises
     ------
@@ -278,7 +278,7 @@ def lane_span(plan: Plan, lane: int, step: int) -> tuple[int, int]:
 
 
 def window_rows(plan: Plan, epoch: int, lane: int, window: int) -> NDArray[np.int64]:
-    """Give the rows that `lane` trains on in one window, in training order."""
+    """Return the rows that `lane` trains on in one window, in training order."""
     first = window * plan.window_steps
     last = min(first + plan.window_steps, plan.steps_per_epoch) - 1
     offset = lane * plan.n_train // plan.lanes
@@ -287,16 +287,9 @@ def window_rows(plan: Plan, epoch: int, lane: int, window: int) -> NDArray[np.in
         # by the number of the draw, so that a row that comes several times is spread over the window
         row_n, key_n = plan.line.draws(epoch, low, high), np.arange(low, high)
     else:
+        # by the row, so that the order within a window does not depend on how its blocks lie
         row_n = key_n = plan.strata.line(TRAIN, low, high, block_cells=plan.block_cells, epoch=epoch)
     return row_n[np.argsort(hash_rows(key_n, plan.seed, _CELL_KEY, epoch), kind="stable")]
-
-
-def minibatch_rows(plan: Plan, epoch: int, step: int, lane: int) -> NDArray[np.int64]:
-    """Give the rows that `lane` trains on in `step`; the stream deals out the same from whole windows."""
-    window = step // plan.window_steps
-    begin, _ = lane_span(plan, lane, window * plan.window_steps)
-    low, high = lane_span(plan, lane, step)
-    return window_rows(plan, epoch, lane, window)[low - begin : high - begin]
 
 
 def count_steps(n_train: int, lanes: int, lane_cells: int) -> int:
@@ -315,7 +308,7 @@ def micro_sizes(n_cells: int, micro_cells: int) -> tuple[int, ...]:
 
 
 def split_rows(plan: Plan, split: Split, low: int, high: int) -> NDArray[np.int64]:
-    """Give the rows at places ``[low, high)`` among those of `split`, in the store's own order."""
+    """Return the rows at places ``[low, high)`` among those of `split`, in the store's own order."""
     if plan.line:
         return plan.line.sampling.rows(_number(split), low, high)
     return plan.strata.line(_number(split), low, high, block_cells=plan.block_cells, epoch=None)

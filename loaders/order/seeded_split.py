@@ -58,7 +58,7 @@ class SeededSplit:
         return strata * self.quota(split, self.stratum_cells) + self.quota(split, rest)
 
     def split_of(self, start: int, stop: int) -> NDArray[np.int8]:
-        """Give the split of each row of ``[start, stop)``."""
+        """Return the split of each row of ``[start, stop)``."""
         size = self.stratum_cells
         low, high = start // size * size, min(-(-stop // size) * size, self.n_cells)
         row_n = np.arange(low, high)
@@ -67,7 +67,7 @@ class SeededSplit:
         return np.concatenate([part.ravel() for part in parts])[start - low : stop - low]
 
     def line(self, split: int, low: int, high: int, *, block_cells: int, epoch: int | None) -> NDArray[np.int64]:
-        """Give the rows at places ``[low, high)`` on the line of `split`.
+        """Return the rows at places ``[low, high)`` on the line of `split`.
 
         The line is the store's own order if `epoch` is None, else the blocks in the order of that epoch. The last block
         is shorter and stands at a place of its own, so that every place on the line is found by division.
@@ -131,5 +131,5 @@ def shares_of(train_size: float | None, validation_size: float | None) -> tuple[
 
 
 def order_of_blocks(place_b: NDArray[np.int64], n_blocks: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """Give the blocks that stand at the places `place_b` in an epoch."""
+    """Return the blocks that stand at the places `place_b` in an epoch."""
     return permute(place_b, n_blocks, hash_keys(seed, _BLOCK_KEY, epoch))

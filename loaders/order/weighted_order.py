@@ -49,7 +49,7 @@ class EpochOrder(Protocol):
         """A few letters that change with the rows."""
 
     def draws(self, epoch: int, low: int, high: int) -> NDArray[np.int64]:
-        """Give the rows of draws ``[low, high)`` of an epoch."""
+        """Return the rows of draws ``[low, high)`` of an epoch."""
 
 
 class WeightedOrder:
@@ -99,7 +99,7 @@ class WeightedOrder:
         return sha256(self._mass_b.tobytes() + self.sampling.stop_sp.tobytes()).hexdigest()[:16]
 
     def draws(self, epoch: int, low: int, high: int) -> NDArray[np.int64]:
-        """Give the rows of draws ``[low, high)`` of an epoch; one of large mass may come several times in a row."""
+        """Return the rows of draws ``[low, high)`` of an epoch; one of large mass may come several times in a row."""
         n_draws, n_blocks = self.n_draws, len(self._mass_b)
         offset = hash_keys(self._seed, _OFFSET_KEY, epoch) % self._length
         # floor((draw * length + offset) / n_draws), whose first product would not fit into 64 bits

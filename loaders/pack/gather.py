@@ -127,7 +127,7 @@ def create_store(plan: Gathering, source: Source) -> None:
 
 
 def write_shard(plan: Gathering, number: int) -> int:
-    """Write file `number` of ``X/data`` and of ``X/indices``, and give its share of the cells."""
+    """Write file `number` of ``X/data`` and of ``X/indices``, and return its share of the cells."""
     low, high = plan.entries_of_shard(number)
     kinds = plan.counts_type, plan.genes_type
     edges = np.load(plan.folder / "edges.npy")

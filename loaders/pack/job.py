@@ -132,7 +132,7 @@ class Budget:
 
 
 def source_bytes(job: PackJob, record_bytes: int) -> int:
-    """Give about how many bytes an opened source holds: columns keep `_CACHED_CELLS` of their values."""
+    """Return about how many bytes an opened source holds: columns keep `_CACHED_CELLS` of their values."""
     return min(job.source.n_cells, _CACHED_CELLS) * record_bytes
 
 
@@ -173,25 +173,25 @@ def plan_pieces(job: PackJob, budget: Budget, probe: Probe, *, record_bytes: int
 
 
 def read_cells(source: CellStore) -> int:
-    """Give the rows to read at once: whole chunks, of about as many entries as `_READ_BYTES` allows."""
+    """Return the rows to read at once: whole chunks, of about as many entries as `_READ_BYTES` allows."""
     wanted = max(1, _READ_ENTRIES * source.n_cells // max(1, source.n_entries))
     return _whole_chunks(wanted, source.chunk_cells)
 
 
 def chunk_entries(n_entries: int, n_cells: int) -> int:
-    """Give the entries of a chunk, a power of two: 32 to 64 mean rows."""
+    """Return the entries of a chunk, a power of two: 32 to 64 mean rows."""
     mean = max(1, _CHUNK_CELLS * n_entries // n_cells)
     return min(max(1 << (mean.bit_length() - 1), _CHUNK_ENTRIES[0]), _CHUNK_ENTRIES[1])
 
 
 def gene_places(source: CellStore, genes: Sequence[str]) -> np.ndarray[Any, np.dtype[np.int32]]:
-    """Give the place of each gene of `source` among `genes`, -1 for those not asked for."""
+    """Return the place of each gene of `source` among `genes`, -1 for those not asked for."""
     places = {name: place for place, name in enumerate(genes)}
     return np.array([places.get(name, -1) for name in source.var_names], dtype=np.int32)
 
 
 def check_genes(source: CellStore, genes: Sequence[str] | None) -> tuple[str, ...]:
-    """Give the genes to keep, all by default.
+    """Return the genes to keep, all by default.
 
     Raises
     ------
@@ -215,7 +215,7 @@ def check_genes(source: CellStore, genes: Sequence[str] | None) -> tuple[str, ..
 
 
 def check_codec(codec: Codec) -> Codec:
-    """Give the codec if it is one that can be written.
+    """Return the codec if it is one that can be written.
 
     Raises
     ------
@@ -228,7 +228,7 @@ def check_codec(codec: Codec) -> Codec:
 
 
 def check_columns(source: CellStore, obs_columns: Sequence[str] | None, group_by: str | None) -> tuple[str, ...]:
-    """Give the obs columns to keep, all by default.
+    """Return the obs columns to keep, all by default.
 
     Raises
     ------

@@ -264,7 +264,7 @@ def _end_with_parent() -> None:
 
 @contextmanager
 def _workers(processes: int, begin: Callable[[], None]) -> Iterator[ProcessPoolExecutor | None]:
-    """Give processes that `begin` makes ready, or none where this one does all."""
+    """Return processes that `begin` makes ready, or none where this one does all."""
     if processes == 1:
         yield None
         return

@@ -45,7 +45,7 @@ def open_columns(store: CellStore, job: PackJob) -> Source:
 
 
 def record_bytes(source: Source) -> int:
-    """Give about how many bytes are kept of a row beside its counts."""
+    """Return about how many bytes are kept of a row beside its counts."""
     rows = _moving_rows(source, 0, min(source.store.n_cells, _NAMED_CELLS), np.zeros(1, dtype=np.int64))
     return rows.records_n.itemsize + _LONGER_NAME
 
@@ -72,7 +72,7 @@ def write_piece(
     size_g: NDArray[np.int64],
     part_bytes: int,
 ) -> int:
-    """Move the rows of piece `number` to parts in a folder of that name, and give how many they are.
+    """Move the rows of piece `number` to parts in a folder of that name, and return how many they are.
 
     Parameters
     ----------

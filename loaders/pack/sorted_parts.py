@@ -46,7 +46,7 @@ class MovingRows:
 def destinations(
     code_n: NDArray[np.integer], before_g: NDArray[np.int64], size_g: NDArray[np.int64], seed: int | None
 ) -> NDArray[np.int64]:
-    """Give each row its place in the new order: group after group, shuffled in each.
+    """Return each row its place in the new order: group after group, shuffled in each.
 
     Here g are groups.
 
@@ -121,7 +121,7 @@ def write_part(folder: Path, pending: list[MovingRows], *, n_cells: int, block_c
 
 
 def sum_edges(parts: Sequence[Path]) -> NDArray[np.int64]:
-    """Give rows, entries and sum of counts of all parts before each edge, shape (b, 3)."""
+    """Return rows, entries and sum of counts of all parts before each edge, shape (b, 3)."""
     total = np.load(parts[0] / "edges.npy")
     for part in parts[1:]:
         total += np.load(part / "edges.npy")
@@ -129,7 +129,7 @@ def sum_edges(parts: Sequence[Path]) -> NDArray[np.int64]:
 
 
 def joint_types(parts: Sequence[Path]) -> tuple[np.dtype[Any], np.dtype[Any]]:
-    """Give the narrowest types that hold the counts and the records of all parts."""
+    """Return the narrowest types that hold the counts and the records of all parts."""
     records = [_opened(part, "records").dtype for part in parts]
     fields = records[0].names or ()
     joint = [(name, np.result_type(*{kind.fields[name][0] for kind in records if kind.fields})) for name in fields]

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from anndata import AnnData
 
-from dist_scvi.loaders.order.plan import minibatch_rows
 from tests.launch.fault_runs import (
     STEP,
     Crew,
@@ -22,6 +21,7 @@ from tests.launch.fault_runs import (
     train_here,
     write_config,
 )
+from tests.loaders.order.lane_rows import minibatch_rows
 
 pytestmark = pytest.mark.timeout(240)
 

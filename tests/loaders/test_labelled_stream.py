@@ -18,9 +18,9 @@ from dist_scvi.loaders.arrays.obs_columns import Categorical
 from dist_scvi.loaders.labelled_stream import LabelledSplit, LabelSample, ListedOrder, labelled_plan, labelled_stream
 from dist_scvi.loaders.minibatch import MiniBatch
 from dist_scvi.loaders.order.column_sampling import open_sampling
-from dist_scvi.loaders.order.plan import minibatch_rows
 from dist_scvi.loaders.order.weighted_order import WeightedOrder
 from dist_scvi.loaders.stream import train_stream
+from tests.loaders.order.lane_rows import minibatch_rows
 
 NAMES = ("?", "alpha", "beta", "gamma")
 

@@ -18,8 +18,8 @@ from scipy import sparse
 
 from dist_scvi.loaders import CellData, Plan, make_plan, open_data
 from dist_scvi.loaders.minibatch import MiniBatch
-from dist_scvi.loaders.order.plan import minibatch_rows
 from dist_scvi.loaders.stream import lane_stream, prefetch, row_stream, rows_minibatch, split_stream, train_stream
+from tests.loaders.order.lane_rows import minibatch_rows
 
 N_CELLS, N_GENES = 333, 11
 

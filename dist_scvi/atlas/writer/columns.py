@@ -19,11 +19,11 @@ from dist_scvi.loaders.arrays.obs_columns import Categorical, Numeric
 from dist_scvi.loaders.cell_store import open_column
 from dist_scvi.loaders.data import CellData
 from dist_scvi.loaders.name_lookup import check_list
+from dist_scvi.loaders.read_limits import PAGE_ROWS
 
 MOST_CATEGORIES = 1000
 """Of a column that is kept by default."""
 DEFAULT_LEAF_BUDGET = 1 << 30
-_PAGE_ROWS = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,4 +192,4 @@ def _grown(table: LeafTable, column: Categorical, n_cells: int, most: int) -> Le
 
 
 def _pages(n_cells: int) -> Iterable[tuple[int, int]]:
-    return ((start, min(start + _PAGE_ROWS, n_cells)) for start in range(0, n_cells, _PAGE_ROWS))
+    return ((start, min(start + PAGE_ROWS, n_cells)) for start in range(0, n_cells, PAGE_ROWS))

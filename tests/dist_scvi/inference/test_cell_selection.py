@@ -47,7 +47,7 @@ def test_a_mask_chooses_the_cells_where_it_is_true(data: CellData, adata: Any) -
 def test_values_of_columns_choose_the_cells_that_have_them_all(
     data: CellData, adata: Any, monkeypatch: pytest.MonkeyPatch, page_rows: int
 ) -> None:
-    monkeypatch.setattr(module, "_PAGE_ROWS", page_rows)
+    monkeypatch.setattr(module, "PAGE_ROWS", page_rows)
     obs = adata.obs
     wanted = (obs["batch"] == "b1") & obs["label"].isin(["B", "NK"])
     where = {"batch": "b1", "label": ["NK", "B"]}

@@ -36,7 +36,7 @@ def cells(adata: ad.AnnData) -> ad.AnnData:
 def test_a_store_answers_as_the_obs_it_holds(
     cells: ad.AnnData, save: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
-    monkeypatch.setattr(obs_query, "_PAGE_ROWS", 100)
+    monkeypatch.setattr(obs_query, "PAGE_ROWS", 100)
     expected = cells.obs.index.isin(cells.obs.query(text).index)
     assert expected.any()
     assert not expected.all()

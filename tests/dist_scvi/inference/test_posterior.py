@@ -66,7 +66,7 @@ def test_the_mean_of_a_logistic_normal_is_its_integral(monkeypatch: pytest.Monke
 def test_rows_of_each_category_are_listed_or_as_many_as_allowed(
     data: CellData, adata: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(posterior, "_PAGE_ROWS", 100)
+    monkeypatch.setattr(posterior, "PAGE_ROWS", 100)
     column = data.store.categorical("site")
     every = rows_by_category(column, 403)
     assert list(every) == ["x", "y", "z"]

@@ -12,7 +12,6 @@ from scipy import sparse
 
 from dist_scvi.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig
 from dist_scvi.loaders import open_data
-from dist_scvi.loaders.order.plan import minibatch_rows
 from dist_scvi.metrics.metrics_file import Row
 from dist_scvi.network.vae import VAE
 from dist_scvi.training.evaluate import evaluate
@@ -20,6 +19,7 @@ from dist_scvi.training.resolve import resolve
 from dist_scvi.training.step import Step, take_step
 from dist_scvi.training.train import Trained, train
 from dist_scvi.world import World
+from tests.loaders.order.lane_rows import minibatch_rows
 
 
 class Stopped(Exception):  # noqa: N818

@@ -1,5 +1,6 @@
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -162,17 +163,21 @@ def test_columns_that_could_be_batches_or_labels_are_suggested_unless_given(unev
 @pytest.mark.parametrize(
     ("order", "line"),
     [
-        (np.argsort, "rows are sorted by batch: 320 of them hold 0.00 of 2.00 bits, a window needs 4 blocks for every"),
-        (np.arange, "rows are shuffled by batch: 320 of them hold 1.99 of 2.00 bits, 16 blocks in a window are enough"),
+        (np.argsort, "neighbouring rows are of one batch: the loader shuffles all cells together; nothing to do"),
+        (np.arange, "neighbouring rows are mixed by batch: the loader shuffles all cells together; nothing to do"),
     ],
     ids=["sorted", "shuffled"],
 )
-def test_the_order_of_the_rows_is_told_with_the_window_it_needs(order, line):
+def test_the_order_of_the_rows_is_reported_with_what_is_to_be_done(order, line):
     batch = np.random.default_rng(0).permutation(np.repeat(list("abcd"), 3200))
     batch = batch[order(batch, kind="stable")] if order is np.argsort else batch
     obs = pd.DataFrame({"batch": batch}, index=[f"cell{row}" for row in range(12_800)])
     found = inspect_store(open_store(AnnData(sparse.csr_matrix(np.ones((12_800, 2))), obs=obs)), batch_key="batch")
-    assert any(told.strip().startswith(line) for told in format_inspection(found).splitlines())
+    assert f"  {line}" in format_inspection(found).splitlines()
+    large = replace(found, n_cells=10**8, n_entries=10**11, chunk_cells=3000)
+    advice = {np.argsort: "of one batch: the loader mixes 66 blocks of rows at a time, too few: raise data.memory_mib"}
+    advice[np.arange] = "mixed by batch: the loader mixes 16 blocks of rows at a time; nothing to do"
+    assert advice[order] in format_inspection(large)
 
 
 def test_the_time_of_an_epoch_is_that_of_reading_all_cells(monkeypatch, cells):

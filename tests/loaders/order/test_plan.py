@@ -15,12 +15,12 @@ from dist_scvi.loaders.order.plan import (
     lane_span,
     make_plan,
     micro_sizes,
-    minibatch_rows,
     split_rows,
     window_rows,
 )
 from dist_scvi.loaders.order.seeded_split import LEFT_OUT, SeededSplit
 from dist_scvi.loaders.order.weighted_order import WeightedOrder
+from tests.loaders.order.lane_rows import minibatch_rows
 
 
 @st.composite

@@ -9,9 +9,10 @@ from numpy.testing import assert_array_equal
 from dist_scvi.loaders.arrays.obs_columns import Categorical, Numeric
 from dist_scvi.loaders.order.column_sampling import holdout_split, make_sampling
 from dist_scvi.loaders.order.keyed_hash import hash_keys
-from dist_scvi.loaders.order.plan import make_plan, minibatch_rows, split_rows
+from dist_scvi.loaders.order.plan import make_plan, split_rows
 from dist_scvi.loaders.order.seeded_split import TRAIN, SeededSplit, order_of_blocks
 from dist_scvi.loaders.order.weighted_order import WeightedOrder
+from tests.loaders.order.lane_rows import minibatch_rows
 
 
 def line_of(weights, block_cells=8, *, seed=0, train_size=1.0) -> WeightedOrder:
