@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dist_scvi import model, pp
+    from dist_scvi import data, model, pp
     from dist_scvi.atlas.atlas import Atlas, open_atlas
     from dist_scvi.atlas.import_minified import import_minified
     from dist_scvi.loaders.data import open_data
@@ -23,6 +23,7 @@ __all__ = [
     "Atlas",
     "LinearSCVI",
     "__version__",
+    "data",
     "import_minified",
     "model",
     "open_atlas",
@@ -44,7 +45,7 @@ _PLACES = {
     "open": ("dist_scvi.loaders.data", "open_data"),
     "settings": ("dist_scvi.session_settings", "settings"),
 }
-_MODULES = ("model", "pp")
+_MODULES = ("data", "model", "pp")
 
 
 def __dir__() -> list[str]:

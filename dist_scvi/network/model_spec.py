@@ -1,12 +1,21 @@
 """What a trained model must know besides its weights, as JSON; and the folder that holds both."""
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from numpy.typing import NDArray
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from dist_scvi.config.schema import ModelConfig
 from dist_scvi.loaders import CellData
+from dist_scvi.loaders.arrays.obs_columns import Categorical, typed_categories
 from dist_scvi.network.ldvae import LDVAE
 from dist_scvi.network.scanvae import SCANVAE
 from dist_scvi.network.vae import VAE
@@ -19,6 +28,24 @@ class Covariate(BaseModel):
 
     key: str
     categories: tuple[str, ...]
+    dtype: str = Field("str", pattern=r"^(str|bool|u?int(8|16|32|64)|float(16|32|64))$")
+    """NumPy type that the categories have in obs. They are named by texts here, whatever they are."""
+
+    def values(self) -> NDArray[Any]:
+        """Categories in the type that they have in obs, in the order of their codes."""
+        return typed_categories(self.categories, self.dtype)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.dtype != "str":
+            self.values()  # a ValueError if a category is no such number
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the type of texts: files of models without numbers stay readable by earlier versions."""
+        written: dict[str, Any] = serialize(self)
+        return {key: value for key, value in written.items() if (key, value) != ("dtype", "str")}
 
 
 class ModelSpec(BaseModel):
@@ -89,7 +116,11 @@ def spec_of(model: ModelConfig, seed: int, data: CellData) -> ModelSpec:
         If the model does not fit the data: SCANVI without two labels, LinearSCVI with covariates.
     """
     described = data.describe()
-    known = {key: value for key, value in described.items() if key in ModelSpec.model_fields}
+    known = {key: value for key, value in described.items() if key in ModelSpec.model_fields} | {
+        "batch": _covariate_of(data.batch),
+        "label": _covariate_of(data.label),
+        "categorical_covariates": tuple(map(_covariate_of, data.categorical_covariates)),
+    }
     spec = ModelSpec(model=model, seed=seed, **known)
     if model.model_name == "SCANVI":
         _check_labels(spec)
@@ -97,6 +128,10 @@ def spec_of(model: ModelConfig, seed: int, data: CellData) -> ModelSpec:
     if model.model_name == "LinearSCVI" and (covariates or spec.size_factor_key):
         raise ValueError(f"LinearSCVI has no covariate but the batch: leave out {covariates or spec.size_factor_key}")
     return spec
+
+
+def _covariate_of(column: Categorical | None) -> Covariate | None:
+    return None if column is None else Covariate(key=column.key, categories=column.vocabulary, dtype=column.dtype)
 
 
 _NO_LABELS = {"unknown", "unlabeled", "unlabelled", "unassigned", "unannotated", "na", "n/a", "nan", "none", ""}

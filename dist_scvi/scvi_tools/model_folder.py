@@ -3,26 +3,30 @@
 import io
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from dist_scvi.loaders.arrays.printable import printable
 from dist_scvi.network.model_files import differing_names
 from dist_scvi.network.model_spec import ModelSpec
 from dist_scvi.network.vae import VAE
-from dist_scvi.scvi_tools.registry import attributes_of, spec_of_attributes
+from dist_scvi.scvi_tools.registry import spec_of_attributes
+from dist_scvi.scvi_tools.registry_values import scalars_at, shorten, table_at
+from dist_scvi.scvi_tools.registry_writer import attributes_of
 from dist_scvi.scvi_tools.safe_unpickle import Foreign, read_pickle, read_torch
 from dist_scvi.storage.atomic_files import write_file
 
 _MODEL = "model.pt"
 _LEGACY = ("model_params.pt", "attr.pkl", "var_names.csv")
 _CELLS = "adata.h5ad"
+SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +43,8 @@ class ScviModel:
     """Whether its cells were minified; `scvi_minified.open_minified_h5ad` reads them."""
     cells: Path | None
     """The ``adata.h5ad`` that was saved with it."""
+    split: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    """Rows of train, validation and test, where they are known."""
 
     def build(self) -> VAE:
         """Make the network with these weights, for inference."""
@@ -77,9 +83,8 @@ def read_scvi_tools(path: Path, *, prefix: str = "") -> ScviModel:
         raise ValueError(f"the model in {path} cannot be read: its weights are not all tensors")
     try:
         spec = spec_of_attributes(attributes, var_names, weights)
-        minified = "minify_type" in (attributes.get("registry_") or {}).get("field_registries", {})
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise ValueError(f"the model in {path} cannot be read: its registry is damaged ({error!r})") from error
+        minified = "minify_type" in table_at(table_at(attributes, "registry_"), "field_registries")
+        split = _read_split(attributes)
     except ValueError as error:
         raise ValueError(f"the model in {path} cannot be read: {error}") from error
     _check_weights(path, spec, weights)
@@ -92,6 +97,7 @@ def read_scvi_tools(path: Path, *, prefix: str = "") -> ScviModel:
         spec.lineage["scvi_tools"],
         minified,
         cells if cells.is_file() else None,
+        split,
     )
 
 
@@ -156,12 +162,17 @@ def _read_parts(path: Path, prefix: str) -> tuple[dict[str, Any], list[str], dic
         attributes, var_names, weights = map(found.get, keys) if isinstance(found, dict) else (None, None, None)
     else:
         weights, attributes = read_torch(legacy[0]), read_pickle(legacy[1])
+        if not legacy[2].is_file():
+            raise ValueError(f"{legacy[2]} is missing or no regular file: the names of the model's genes are needed")
         var_names = legacy[2].read_text(encoding="utf-8").splitlines()
     if not isinstance(attributes, dict) or not isinstance(weights, dict):
         raise ValueError(f"{path} holds no model of scvi-tools: a table of attributes and one of weights are needed")  # noqa: TRY004
     if not isinstance(var_names, list | np.ndarray):
         raise ValueError(f"the model in {path} has genes by modality or none at all: one list of genes is needed")  # noqa: TRY004
-    return attributes, [str(name) for name in var_names], weights
+    try:
+        return attributes, [str(name) for name in scalars_at({"var_names": var_names}, "var_names")], weights
+    except ValueError as error:
+        raise ValueError(f"the model in {path} cannot be read: {error}") from error
 
 
 def _check_weights(path: Path, spec: ModelSpec, weights: Mapping[str, Tensor]) -> None:
@@ -171,27 +182,57 @@ def _check_weights(path: Path, spec: ModelSpec, weights: Mapping[str, Tensor]) -
     if differ:
         needed = {name: tuple(value.shape) for name, value in module.state_dict().items()}
         told = [
-            f"{name} {tuple(weights[name].shape) if name in weights else 'absent'} for {needed.get(name, 'none')}"
+            f"{printable(name, 80)} {tuple(weights[name].shape) if name in weights else 'absent'} "
+            f"for {needed.get(name, 'none')}"
             for name in differ[:4]
         ]
         raise ValueError(f"the weights in {path} do not fit its options and registry: {', '.join(told)}")
+
+
+def _read_split(attributes: Mapping[str, Any]) -> dict[str, NDArray[np.int64]]:
+    """Read which rows were trained, validated and tested on; empty if the model does not say."""
+    split: dict[str, NDArray[np.int64]] = {}
+    for name in SPLITS:
+        rows = attributes.get(f"{name}_indices_")
+        if rows is None:
+            continue
+        row_n = np.asarray(scalars_at({f"{name}_indices_": rows}, f"{name}_indices_"))
+        if row_n.dtype.kind not in "iu" and len(row_n):
+            raise ValueError(f"its {name}_indices_ hold {shorten(row_n[:3].tolist())}: numbers of rows are needed")
+        split[name] = row_n.astype(np.int64)
+    return split
 
 
 def _history(stored: Any) -> dict[str, list[float]]:
     """Read the metrics; those that pandas stored in a layout not known here are left out."""
     read: dict[str, list[float]] = {}
     for name, column in stored.items() if isinstance(stored, dict) else ():
-        try:
-            values = _frame_values(column) if isinstance(column, Foreign) else column
-            read[str(name)] = [float(value) for value in np.ravel(values).tolist()]
-        except (TypeError, ValueError, KeyError, IndexError, AttributeError):
-            continue
+        values = _numbers(_frame_values(column) if isinstance(column, Foreign) else column)
+        if values is not None:
+            read[str(name)] = values
     return read
 
 
+def _numbers(column: Any) -> list[float] | None:
+    """Return numbers of a list, or of a list or array of one row, as floats; None for anything else."""
+    values = column.ravel().tolist() if isinstance(column, np.ndarray) else column
+    while isinstance(values, list) and len(values) == 1 and isinstance(values[0], list):
+        values = values[0]
+    if not isinstance(values, list) or not all(isinstance(value, int | float) for value in values):
+        return None
+    return [float(value) for value in values]
+
+
 def _frame_values(frame: Foreign) -> Any:
-    """Give the values of a frame with one column, from pandas' own state of it."""
-    blocks = frame.state.get("_mgr", frame.state.get("_data"))
-    if blocks.arguments:
-        return blocks.arguments[0][0].arguments[0]
-    return blocks.state[1][0]  # pandas before 1.3
+    """Return the values of a frame with one column from the state that pandas gives it; None if it is another."""
+    match frame.state:
+        case {"_mgr": Foreign() as blocks} | {"_data": Foreign() as blocks}:
+            pass
+        case _:
+            return None
+    match blocks.arguments, blocks.state:
+        case [[Foreign(arguments=[values, *_]), *_], *_], _:
+            return values
+        case _, [_, [values, *_], *_]:  # pandas before 1.3
+            return values
+    return None

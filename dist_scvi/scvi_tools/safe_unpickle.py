@@ -13,7 +13,7 @@ import re
 import struct
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -26,6 +26,11 @@ _MAX_DIMS = 8
 _MAX_DEPTH = 100
 _MAX_TUPLES = 50_000
 """One inside the other, twice as many overflow the stack of a thread when they are the key of a table."""
+_MIN_PARTS = 1 << 16
+_PARTS_PER_BYTE = 4
+"""A pickle of n bytes writes out at most n values; those that it shares make a few times as many in real models."""
+_TEXT_PART = 64
+"""Characters that count as one further part."""
 _NUMPY_TYPE = re.compile(r"b1|[iu][1248]|f[248]|[SU][1-9]\d{0,5}")
 _STORAGES = {
     "DoubleStorage": torch.float64,
@@ -74,11 +79,13 @@ def read_torch(path: Path) -> Any:
     ValueError
         If the file is damaged, names anything that is not allowed, or claims sizes that it does not hold.
     """
+    _check_is_file(path)
     with path.open("rb") as file:
         is_old = file.read(4) == _OLD_TORCH
         try:
             with zipfile.ZipFile(file) as archive:
-                return _plain(_Unpickler(*_open_archive(archive, path.stat().st_size)).load(), 0, {})
+                content, *_, root = _open_archive(archive, path.stat().st_size)
+                return _to_plain(_Unpickler(content, archive, root).load(), len(content))
         except _FAILURES as error:
             hint = "; a file of torch before 1.6 must be saved again with a newer one" if is_old else ""
             raise ValueError(f"{path} cannot be read: {error or type(error).__name__}{hint}") from error
@@ -92,9 +99,10 @@ def read_pickle(path: Path) -> Any:
     ValueError
         As `read_torch`.
     """
+    _check_is_file(path)
     content = path.read_bytes()
     try:
-        return _plain(_Unpickler(content).load(), 0, {})
+        return _to_plain(_Unpickler(content).load(), len(content))
     except _FAILURES as error:
         raise ValueError(f"{path} cannot be read: {error or type(error).__name__}") from error
 
@@ -285,35 +293,69 @@ _ALLOWED: dict[str, Callable[..., Any]] = {
 }
 
 
-def _plain(value: Any, depth: int, done: dict[int, Any]) -> Any:
-    """Put in place of every stand-in what it stands for; `done` keeps what several places share."""
-    if value is None or isinstance(value, bool | int | float | complex | str | bytes | slice | Tensor):
-        return value
-    if depth > _MAX_DEPTH:
-        raise pickle.UnpicklingError(f"it is nested deeper than {_MAX_DEPTH}, or holds itself")
-    if id(value) not in done:
-        done[id(value)] = _plain_parts(value, depth, done)
-    return done[id(value)]
+def _check_is_file(path: Path) -> None:
+    """Refuse what is there and no file: reading a pipe or a device may never end."""
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} cannot be read: it is no regular file")
 
 
-def _plain_parts(value: Any, depth: int, done: dict[int, Any]) -> Any:
-    def below(part: Any) -> Any:
-        return _plain(part, depth + 1, done)
+def _to_plain(value: Any, n_bytes: int) -> Any:
+    """Replace every stand-in in what a pickle of `n_bytes` holds by what it stands for.
 
-    match value:
-        case _Array(values=values):
-            return below(values) if isinstance(values, list) else values
-        case _Name(text=text) | _NumpyType(code=text):
-            return text
-        case type():
-            return value.__name__
-        case Foreign():
-            value.arguments, value.state = below(value.arguments), below(value.state)
-            return value
-        case dict():
-            if any(not isinstance(key, str | int | float | None) for key in value):
-                raise pickle.UnpicklingError("it holds a table whose keys are neither texts nor numbers")
-            return {key: below(part) for key, part in value.items()}
-        case list() | tuple() | set() | frozenset():
-            return [below(part) for part in value]
-    raise pickle.UnpicklingError(f"it holds a {type(value).__name__}")
+    Lists that share their parts can describe a tree of 10^12 values in a kilobyte. Such a tree costs nothing until
+    someone prints, joins or copies it, so it is refused here, by its size written out.
+    """
+    return _Plain(max(_MIN_PARTS, _PARTS_PER_BYTE * n_bytes)).convert(value, 0)[0]
+
+
+class _Plain:
+    """Replaces stand-ins, and counts the values of the result as if nothing in it were shared."""
+
+    def __init__(self, max_parts: int) -> None:
+        self._max_parts = max_parts
+        self._done: dict[int, tuple[Any, int]] = {}
+        """What several places share, by the identity of the stand-in, and its number of parts."""
+
+    def convert(self, value: Any, depth: int) -> tuple[Any, int]:
+        """Return the plain value and its number of parts."""
+        if value is None or isinstance(value, bool | int | float | complex | slice | Tensor):
+            return value, 1
+        if isinstance(value, str | bytes):
+            return value, 1 + len(value) // _TEXT_PART
+        if depth > _MAX_DEPTH:
+            raise pickle.UnpicklingError(f"it is nested deeper than {_MAX_DEPTH}, or holds itself")
+        if id(value) not in self._done:
+            self._done[id(value)] = self._convert_parts(value, depth)
+        return self._done[id(value)]
+
+    def _convert_parts(self, value: Any, depth: int) -> tuple[Any, int]:
+        match value:
+            case _Array(values=values):
+                return self.convert(values, depth + 1) if isinstance(values, list) else (values, 1)
+            case _Name(text=text) | _NumpyType(code=text):
+                return text, 1
+            case type():
+                return value.__name__, 1
+            case Foreign():
+                (value.arguments, value.state), n_parts = self._convert_all((value.arguments, value.state), depth)
+                return value, n_parts
+            case dict():
+                if any(not isinstance(key, str | int | float | None) for key in value):
+                    raise pickle.UnpicklingError("it holds a table whose keys are neither texts nor numbers")
+                parts, n_parts = self._convert_all(value.values(), depth)
+                return dict(zip(value, parts, strict=True)), n_parts
+            case list() | tuple() | set() | frozenset():
+                return self._convert_all(value, depth)
+        raise pickle.UnpicklingError(f"it holds a {type(value).__name__}")
+
+    def _convert_all(self, values: Iterable[Any], depth: int) -> tuple[list[Any], int]:
+        parts, total = [], 1
+        for value in values:
+            part, n_parts = self.convert(value, depth + 1)
+            total += n_parts
+            if total > self._max_parts:
+                raise pickle.UnpicklingError(
+                    f"its lists share parts and would be more than {self._max_parts} values if written out"
+                )
+            parts.append(part)
+        return parts, total

@@ -106,6 +106,12 @@ class Categorical:
     """Codes as stored, into the order of `place`."""
     place: NDArray[np.int32]
     """Where each stored code lies in `vocabulary`."""
+    dtype: str = "str"
+    """NumPy type of the categories as stored, for numbers and booleans; "str" for all others."""
+
+    def values(self) -> NDArray[Any]:
+        """Categories in the type in which they are stored, in the order of `vocabulary`."""
+        return typed_categories(self.vocabulary, self.dtype)
 
     def codes(self, start: int, stop: int) -> NDArray[np.int32]:
         """Codes into `vocabulary` of rows ``[start, stop)``, -1 where the value is missing; see `codes_of`."""
@@ -180,7 +186,34 @@ def categorical_from_codes(key: str, categories: Sequence[object], stored: Slice
     names = [str(category) for category in categories]
     vocabulary = tuple(sorted(set(names)))
     lookup = {name: code for code, name in enumerate(vocabulary)}
-    return Categorical(key, vocabulary, stored, np.array([lookup[name] for name in names], dtype=np.int32))
+    place = np.array([lookup[name] for name in names], dtype=np.int32)
+    return Categorical(key, vocabulary, stored, place, type_of_categories(categories))
+
+
+def typed_categories(names: Sequence[str], dtype: str) -> NDArray[Any]:
+    """Return categories, which are known by their names, as values of the type `dtype`; objects for "str".
+
+    Raises
+    ------
+    ValueError
+        If a name is not that of such a value.
+    """
+    if dtype == "str":
+        return np.array(names, dtype=object)
+    if dtype != "bool":
+        return np.array(names).astype(dtype)
+    if not {*names} <= {"True", "False"}:
+        raise ValueError(f"{', '.join(names[:5])}: True and False are needed")
+    return np.array([name == "True" for name in names], dtype=bool)
+
+
+def type_of_categories(categories: Sequence[object]) -> str:
+    """Name the NumPy type of categories if all are numbers, or all booleans."""
+    n_bools = sum(isinstance(category, bool | np.bool_) for category in categories)
+    if n_bools:
+        return "bool" if n_bools == len(categories) else "str"
+    dtype = np.asarray(list(categories)).dtype
+    return dtype.name if len(categories) and dtype.kind in "iuf" else "str"
 
 
 def categorical_from_values(key: str, values: Any) -> Categorical:

@@ -156,8 +156,8 @@ class Collection:
         self._check_spelling(key, columns)
         offsets = np.cumsum([0, *(len(column.vocabulary) for column in columns)])
         codes = [partial(_codes, column, offset) for column, offset in zip(columns, offsets, strict=False)]
-        names = [name for column in columns for name in column.vocabulary]
-        return categorical_from_codes(key, names, self._joined(codes))
+        values = [value for column in columns for value in column.values()]
+        return categorical_from_codes(key, values, self._joined(codes))
 
     def numeric(self, key: str) -> Numeric:
         """Open an obs column as numbers; see `CellStore`."""

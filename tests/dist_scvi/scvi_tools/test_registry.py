@@ -9,7 +9,8 @@ import torch
 
 from dist_scvi.config.schema import ModelConfig
 from dist_scvi.network.model_spec import Covariate, ModelSpec
-from dist_scvi.scvi_tools.registry import attributes_of, spec_of_attributes
+from dist_scvi.scvi_tools.registry import spec_of_attributes
+from dist_scvi.scvi_tools.registry_writer import attributes_of
 
 GENES = ("g0", "g1", "ß2")
 BATCH = Covariate(key="donor", categories=("d2", "d10", "d1"))
@@ -244,7 +245,64 @@ def test_categories_are_written_as_the_values_the_column_holds() -> None:
     assert fields["labels"]["state_registry"]["categorical_mapping"].tolist() == [7, 3, -1]
     assert attributes["unlabeled_category_"] == attributes["registry_"]["setup_args"]["unlabeled_category"] == -1
     assert np.issubdtype(fields["labels"]["state_registry"]["categorical_mapping"].dtype, np.integer)
-    assert read(attributes).model_copy(update={"lineage": {}}) == made
+    found = read(attributes)
+    assert (found.label.values().tolist(), found.unlabeled_category) == ([7, 3], "-1")
+    assert [covariate.categories for covariate in found.categorical_covariates] == [*columns.values()]
+    assert [covariate.dtype for covariate in found.categorical_covariates] == ["int64", "bool", "float64", "str"]
+    again = attributes_of(found)["registry_"]["field_registries"]  # the types are known now without the cells
+    assert again["labels"]["state_registry"]["categorical_mapping"].tolist() == [7, 3, -1]
+
+
+def test_an_unlabeled_category_that_is_a_text_stands_beside_labels_that_are_numbers() -> None:
+    made = spec(
+        {"model_name": "SCANVI"},
+        label=Covariate(key="type", categories=("7", "3"), dtype="int64"),
+        unlabeled_category="Unknown",
+    )
+    state = attributes_of(made)["registry_"]["field_registries"]["labels"]["state_registry"]
+    assert state["categorical_mapping"].tolist() == [7, 3, "Unknown"]
+    assert state["unlabeled_category"] == "Unknown"
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        ("registry_",),
+        ("init_params_",),
+        ("registry_", "model_name"),
+        ("registry_", "scvi_version"),
+        ("registry_", "setup_args"),
+        ("registry_", "setup_args", "layer"),
+        ("registry_", "field_registries"),
+        ("registry_", "field_registries", "batch"),
+        ("registry_", "field_registries", "batch", "state_registry"),
+        ("registry_", "field_registries", "batch", "state_registry", "categorical_mapping"),
+        ("registry_", "field_registries", "batch", "state_registry", "original_key"),
+        ("registry_", "field_registries", "labels", "state_registry", "unlabeled_category"),
+        ("registry_", "field_registries", "extra_categorical_covs", "state_registry", "mappings"),
+        ("registry_", "field_registries", "extra_categorical_covs", "state_registry", "field_keys"),
+        ("registry_", "field_registries", "extra_continuous_covs", "state_registry", "columns"),
+        ("init_params_", "non_kwargs"),
+        ("init_params_", "non_kwargs", "n_latent"),
+        ("init_params_", "kwargs", "model_kwargs", "classifier_parameters"),
+        ("init_params_", "kwargs", "model_kwargs", "y_prior"),
+        ("init_params_", "kwargs", "model_kwargs", "an_option_of_tomorrow"),
+    ],
+    ids=".".join,
+)
+def test_whatever_lies_at_a_place_is_read_or_refused_in_one_short_line(place: tuple[str, ...]) -> None:
+    for value in (["x"] * 10**5, {"a": 1}, 3, "\x1b[31m", b"x" * 10**5, np.ones((2, 2)), object()):
+        attributes = attributes_of(spec({"model_name": "SCANVI"}, unlabeled_category="Unknown"))
+        tree: Any = attributes
+        for key in place[:-1]:
+            tree = tree[key]
+        tree[place[-1]] = value
+        try:
+            said = read(attributes).model.model_name
+        except ValueError as error:
+            said = str(error)
+        assert len(said) < 500, said[:500]
+        assert said.isprintable()
 
 
 def test_a_model_that_scvi_tools_cannot_load_is_not_written() -> None:

@@ -325,11 +325,32 @@ def test_new_and_old_names_of_numpy_mean_the_same(tmp_path: Path) -> None:
 
 
 def test_what_two_places_share_is_read_once(tmp_path: Path) -> None:
-    laughs: list[object] = ["ha"]
-    for _ in range(60):
-        laughs = [laughs, laughs]
-    found = read_pickle(stored(tmp_path, laughs))
-    assert found[0] is found[1]
+    names = ["a", "b"]
+    found = read_pickle(stored(tmp_path, {"var_names": names, "column_names": names}))
+    assert found["var_names"] is found["column_names"]
+
+
+@pytest.mark.parametrize("wrap", [lambda part: [part] * 10, lambda part: dict.fromkeys("abcdefghij", part)])
+@pytest.mark.parametrize("leaf", ["ha", 1, np.array(["ha"], dtype=object)])
+def test_shared_parts_that_would_be_billions_of_values_are_refused(tmp_path: Path, wrap, leaf: object) -> None:
+    laughs = leaf
+    for _ in range(12):
+        laughs = wrap(laughs)
+    with pytest.raises(ValueError, match=r"lists share parts and would be more than 65536 values"):
+        read_pickle(stored(tmp_path, {"var_names": laughs}))
+
+
+def test_a_long_text_that_is_shared_very_often_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="would be more than"):
+        read_pickle(stored(tmp_path, ["x" * 1_000_000] * 10_000))
+    assert len(read_pickle(stored(tmp_path, ["a label of some length"] * 100_000))) == 100_000
+
+
+def test_a_pipe_where_a_file_should_be_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "model.pt")
+    for read in (read_torch, read_pickle):
+        with pytest.raises(ValueError, match=r"model\.pt cannot be read: it is no regular file"):
+            read(tmp_path / "model.pt")
 
 
 @pytest.mark.real_data

@@ -1,0 +1,197 @@
+"""A `ModelSpec` turned into the registry and options that scvi-tools 1.4.2 keeps beside the weights.
+
+Layouts as in scvi-tools 1.4.2: data/_manager.py, data/fields/, model/base/_save_load.py.
+"""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from dist_scvi.config.schema import ModelConfig
+from dist_scvi.loaders.arrays.obs_columns import typed_categories
+from dist_scvi.network.model_spec import Covariate, ModelSpec
+from dist_scvi.scvi_tools.registry import NAMED_OPTIONS, OTHER_OPTIONS
+
+VERSION = "1.4.2"
+"""The scvi-tools whose layout is written."""
+
+
+def attributes_of(spec: ModelSpec, *, is_trained: bool = True, obs: pd.DataFrame | None = None) -> dict[str, Any]:
+    """Return the attributes from which scvi-tools 1.4.2 makes the model of `spec`.
+
+    Parameters
+    ----------
+    obs
+        The cells it will be loaded with. Of models that do not record it, the columns say which categories are numbers;
+        without them all are texts.
+
+    Raises
+    ------
+    ValueError
+        If scvi-tools has no such model.
+    """
+    _check_offered(spec)
+    registry = registry_of(spec, obs=obs)
+    attributes = {"init_params_": init_params_of(spec.model), "is_trained_": is_trained, "registry_": registry}
+    if spec.model.model_name == "SCANVI":
+        attributes["unlabeled_category_"] = registry["setup_args"]["unlabeled_category"]
+    return attributes
+
+
+def registry_of(spec: ModelSpec, *, obs: pd.DataFrame | None = None, n_cells: int | None = None) -> dict[str, Any]:
+    """Return what scvi-tools 1.4.2 calls the registry: arguments of the setup, fields and their categories.
+
+    Parameters
+    ----------
+    obs
+        As of `attributes_of`.
+    n_cells
+        Cells of the model's data; by default the rows of `obs`.
+    """
+    labels, unlabeled = _written_labels(spec)
+    setup: dict[str, Any] = {
+        "layer": None if spec.layer == "raw/X" else spec.layer,
+        "batch_key": spec.batch.key if spec.batch else None,
+        "labels_key": labels.key if labels else None,
+    }
+    if spec.model.model_name != "LinearSCVI":
+        setup |= {
+            "size_factor_key": spec.size_factor_key,
+            "categorical_covariate_keys": [covariate.key for covariate in spec.categorical_covariates] or None,
+            "continuous_covariate_keys": list(spec.continuous_covariates) or None,
+        }
+    fields = _write_fields(spec, labels, obs, n_cells if n_cells is not None else 0 if obs is None else len(obs))
+    if spec.model.model_name == "SCANVI":
+        setup["unlabeled_category"] = None
+    if labels is not None and unlabeled is not None:
+        setup["unlabeled_category"] = _typed(obs, labels, (unlabeled,)).tolist()[0]
+        fields["labels"]["state_registry"]["unlabeled_category"] = setup["unlabeled_category"]
+    return {
+        "scvi_version": VERSION,
+        "model_name": spec.model.model_name,
+        "setup_method_name": "setup_anndata",
+        "setup_args": setup,
+        "field_registries": fields,
+    }
+
+
+def init_params_of(model: ModelConfig) -> dict[str, Any]:
+    """Return the arguments of the model's class, as scvi-tools 1.4.2 keeps them in ``init_params_``."""
+    default = ModelConfig(model_name=model.model_name)
+    named = {key: getattr(model, key) for key in NAMED_OPTIONS}
+    others = {key: getattr(model, key) for key in OTHER_OPTIONS if getattr(model, key) != getattr(default, key)}
+    if model.model_name == "SCANVI":
+        named |= {"linear_classifier": others.pop("linear_classifier", False), "datamodule": None}
+        classifier = model.classifier_parameters.model_dump(exclude_none=True)
+        if classifier:
+            others["classifier_parameters"] = classifier
+        if model.y_prior is not None:
+            others["y_prior"] = torch.tensor([model.y_prior])
+    else:
+        named["latent_distribution"] = others.pop("latent_distribution", default.latent_distribution)
+    if model.model_name == "LinearSCVI" and "use_batch_norm" in others:
+        others["use_batch_norm"] = False
+    if model.embedding_dim != default.embedding_dim:
+        others["batch_embedding_kwargs"] = {"embedding_dim": model.embedding_dim}
+    return {"kwargs": {"kwargs" if model.model_name == "SCVI" else "model_kwargs": others}, "non_kwargs": named}
+
+
+def _written_labels(spec: ModelSpec) -> tuple[Covariate | None, str | None]:
+    """Return the labels with the unlabeled category last, and that category if it is SCANVI, which must have one."""
+    if spec.label is None:
+        return None, None
+    unlabeled, categories = spec.unlabeled_category, spec.label.categories
+    if spec.model.model_name == "SCANVI":
+        unlabeled = unlabeled or "Unknown"
+        while unlabeled in categories and spec.unlabeled_category is None:
+            unlabeled = f"_{unlabeled}"
+    whole = categories if unlabeled is None else (*categories, unlabeled)
+    labels = spec.label.model_copy(update={"categories": whole})
+    return labels, unlabeled if spec.model.model_name == "SCANVI" else None
+
+
+def _write_fields(
+    spec: ModelSpec, labels: Covariate | None, obs: pd.DataFrame | None, n_cells: int
+) -> dict[str, dict[str, Any]]:
+    """Return ``field_registries``."""
+    g = len(spec.var_names)
+    layer = None if spec.layer == "raw/X" else spec.layer
+    genes = {"n_obs": n_cells, "n_vars": g, "column_names": np.array(spec.var_names, dtype=object)}
+    fields = {
+        "X": _field({"attr_name": "layers" if layer else "X", "attr_key": layer}, genes, n_vars=g, n_cells=n_cells),
+        "batch": _write_covariate("batch", spec.batch, obs),
+        "labels": _write_covariate("labels", labels, obs),
+    }
+    if spec.model.model_name == "LinearSCVI":
+        return fields
+    key, columns, numbers = spec.size_factor_key, spec.categorical_covariates, spec.continuous_covariates
+    mappings = {column.key: _typed(obs, column, column.categories) for column in columns}
+    categorical = {
+        "mappings": mappings,
+        "field_keys": list(mappings),
+        "n_cats_per_key": [len(column.categories) for column in columns],
+    }
+    continuous = {"columns": np.array(numbers, dtype=object)}
+    return fields | {
+        "size_factor": _field({"attr_name": "obs", "attr_key": key} if key else {}, {}),
+        "extra_categorical_covs": _joint_field("extra_categorical_covs", categorical, len(columns)),
+        "extra_continuous_covs": _joint_field("extra_continuous_covs", continuous, len(numbers)),
+    }
+
+
+def _field(place: dict[str, Any], state: dict[str, Any], **stats: int) -> dict[str, Any]:
+    return {"data_registry": place, "state_registry": state, "summary_stats": stats}
+
+
+def _joint_field(name: str, state: dict[str, Any], n: int) -> dict[str, Any]:
+    place = {"attr_name": "obsm", "attr_key": f"_scvi_{name}"}
+    return _field(place if n else {}, state if n else {}, **{f"n_{name}": n})
+
+
+def _write_covariate(name: str, covariate: Covariate | None, obs: pd.DataFrame | None) -> dict[str, Any]:
+    column = f"_scvi_{name}"
+    mapping = np.zeros(1, dtype=np.int64) if covariate is None else _typed(obs, covariate, covariate.categories)
+    state = {"categorical_mapping": mapping, "original_key": covariate.key if covariate else column}
+    return _field({"attr_name": "obs", "attr_key": column}, state, **{f"n_{name}": len(mapping)})
+
+
+def _typed(obs: pd.DataFrame | None, column: Covariate, names: Sequence[str]) -> NDArray[Any]:
+    """Return categories as the values that the obs column holds, with which scvi-tools compares them.
+
+    A category that is none of these, as ``"Unknown"`` beside labels that are numbers, stays a text.
+    """
+    dtype = column.dtype if column.dtype != "str" else _type_in(obs, column.key)
+    try:
+        return typed_categories(names, dtype)
+    except ValueError:
+        typed = np.empty(len(names), dtype=object)
+        for at, name in enumerate(names):
+            with suppress(ValueError):
+                typed[at] = typed_categories([name], dtype)[0]
+            if typed[at] is None:
+                typed[at] = name
+        return typed
+
+
+def _type_in(obs: pd.DataFrame | None, key: str) -> str:
+    """Name the type of the values of an obs column, of which models before this was recorded know the names only."""
+    if obs is None or key not in obs:
+        return "str"
+    stored: Any = obs[key]
+    kind = getattr(stored.dtype, "categories", stored).dtype.kind
+    return {"b": "bool", "i": "int64", "u": "int64", "f": "float64"}.get(kind, "str")
+
+
+def _check_offered(spec: ModelSpec) -> None:
+    """Refuse what scvi-tools could not make or load."""
+    if spec.model.dispersion == "gene-label" and (spec.model.model_name == "SCANVI" or spec.unlabeled_category):
+        raise ValueError(
+            "dispersion='gene-label' with an unlabeled category: scvi-tools 1.4.2 cannot load such a model"
+        )
+    if spec.model.model_name == "SCANVI" and spec.label is None:
+        raise ValueError("SCANVI without labels: scvi-tools 1.4.2 needs their obs column")
