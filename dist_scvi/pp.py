@@ -26,8 +26,8 @@ from dist_scvi.loaders.minibatch import MiniBatch
 from dist_scvi.loaders.name_lookup import check_list
 from dist_scvi.loaders.stores.anndata_store import AnnDataStore
 from dist_scvi.loaders.stores.open import open_store
+from dist_scvi.model.cell_source import anndata_of
 from dist_scvi.model.linear_scvi import LinearSCVI
-from dist_scvi.model.opened_model import held_anndata
 from dist_scvi.model.scvi import SCVI
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def scvi(  # noqa: PLR0913, PLR0917 - the arguments of scanpy
     -----
     ``scanpy.external.pp.scvi`` of scanpy 1.5. Its posterior had the same methods under older names.
     """
-    held = held_anndata(adata)
+    held = anndata_of(adata)
     if held is None and copy:
         raise ValueError(f"copy=True is for an AnnData in memory: the results for {adata} are written beside it")
     out = _free_place(adata) if held is None else None

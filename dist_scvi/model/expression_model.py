@@ -6,45 +6,38 @@ Shape letters in this file
     s   samples
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, overload
 
 import numpy as np
 import pandas as pd
 import zarr
 from numpy.typing import NDArray
-from scipy import sparse
 
 from dist_scvi.expression import differential
-from dist_scvi.expression.correlation import pearson_correlation, spearman_correlation
 from dist_scvi.expression.de_groups import CellChoice
 from dist_scvi.expression.de_scores import Change, Domain
 from dist_scvi.expression.model_source import ModelSource
-from dist_scvi.expression.predictive import PARAMETERS, denoised_rates, likelihood_parameters, predictive_counts
 from dist_scvi.expression.subsample import Weights, checked_importance, sampled_expression
 from dist_scvi.inference.cell_selection import Cells, Selection, select
 from dist_scvi.inference.encode_decode import (
     Batches,
-    ExpressionQuery,
     expression_query,
     expression_samples,
     latent_cells,
     normalized_expression,
 )
 from dist_scvi.inference.importance import ImportanceSampling
-from dist_scvi.inference.progress import with_progress
 from dist_scvi.inference.zarr_output import RowArrays, check_count, chunk_cells_of
 from dist_scvi.loaders.minibatch import MiniBatch
-from dist_scvi.model.latent_model import LatentModel
+from dist_scvi.model.cell_source import CellSource, anndata_of
+from dist_scvi.model.predictive_model import PredictiveModel
 from dist_scvi.progress_reporter import ProgressReporter
 
-T = TypeVar("T")
 
-
-class ExpressionModel(LatentModel):
+class ExpressionModel(PredictiveModel):
     """The questions that the decoder answers; `LatentModel` explains the arguments they share.
 
     `transform_batch` is a batch that every cell is decoded with, or several that are averaged over; by default each
@@ -55,9 +48,102 @@ class ExpressionModel(LatentModel):
     scvi-tools 1.4.2, model/base/_rnamixin.py.
     """
 
+    # Without return_numpy, or with None: an array for draws that are kept apart, else a table.
+    @overload
+    def get_normalized_expression(
+        self,
+        adata: CellSource | None = None,
+        indices: Cells | None = None,
+        transform_batch: Batches = None,
+        gene_list: Sequence[str] | None = None,
+        library_size: float | Literal["latent"] = 1,
+        n_samples: int | None = 1,
+        n_samples_overall: int | None = None,
+        weights: Weights | None = None,
+        batch_size: int | None = None,
+        return_mean: bool = True,  # noqa: FBT001, FBT002
+        return_numpy: Literal[False] = False,  # noqa: FBT002
+        silent: bool = True,  # noqa: FBT001, FBT002
+        *,
+        max_cells: int = 1024,
+        truncation: bool = False,
+        n_mc_samples: int = 500,
+        n_mc_samples_per_pass: int = 250,
+        seed: int = 0,
+        out: None = None,
+    ) -> pd.DataFrame: ...
+    @overload
+    def get_normalized_expression(
+        self,
+        adata: CellSource | None = None,
+        indices: Cells | None = None,
+        transform_batch: Batches = None,
+        gene_list: Sequence[str] | None = None,
+        library_size: float | Literal["latent"] = 1,
+        n_samples: int | None = 1,
+        n_samples_overall: int | None = None,
+        weights: Weights | None = None,
+        batch_size: int | None = None,
+        return_mean: bool = True,  # noqa: FBT001, FBT002
+        *,
+        return_numpy: Literal[True],
+        silent: bool = True,
+        max_cells: int = 1024,
+        truncation: bool = False,
+        n_mc_samples: int = 500,
+        n_mc_samples_per_pass: int = 250,
+        seed: int = 0,
+        out: None = None,
+    ) -> NDArray[np.float32]: ...
+    @overload
+    def get_normalized_expression(
+        self,
+        adata: CellSource | None = None,
+        indices: Cells | None = None,
+        transform_batch: Batches = None,
+        gene_list: Sequence[str] | None = None,
+        library_size: float | Literal["latent"] = 1,
+        n_samples: int | None = 1,
+        n_samples_overall: int | None = None,
+        weights: Weights | None = None,
+        batch_size: int | None = None,
+        return_mean: bool = True,  # noqa: FBT001, FBT002
+        return_numpy: bool | None = None,  # noqa: FBT001
+        silent: bool = True,  # noqa: FBT001, FBT002
+        *,
+        max_cells: int = 1024,
+        truncation: bool = False,
+        n_mc_samples: int = 500,
+        n_mc_samples_per_pass: int = 250,
+        seed: int = 0,
+        out: None = None,
+    ) -> pd.DataFrame | NDArray[np.float32]: ...
+    @overload
+    def get_normalized_expression(
+        self,
+        adata: CellSource | None = None,
+        indices: Cells | None = None,
+        transform_batch: Batches = None,
+        gene_list: Sequence[str] | None = None,
+        library_size: float | Literal["latent"] = 1,
+        n_samples: int | None = 1,
+        n_samples_overall: int | None = None,
+        weights: Weights | None = None,
+        batch_size: int | None = None,
+        return_mean: bool = True,  # noqa: FBT001, FBT002
+        return_numpy: bool | None = None,  # noqa: FBT001
+        silent: bool = True,  # noqa: FBT001, FBT002
+        *,
+        max_cells: int = 1024,
+        truncation: bool = False,
+        n_mc_samples: int = 500,
+        n_mc_samples_per_pass: int = 250,
+        seed: int = 0,
+        out: str | Path,
+    ) -> zarr.Group: ...
     def get_normalized_expression(  # noqa: PLR0913 - the arguments of scvi-tools
         self,
-        adata: Any = None,
+        adata: CellSource | None = None,
         indices: Cells | None = None,
         transform_batch: Batches = None,
         gene_list: Sequence[str] | None = None,
@@ -132,7 +218,7 @@ class ExpressionModel(LatentModel):
         def expression(minibatch: MiniBatch) -> RowArrays:
             return {"X": compute(self.module, latent_cells(self.module, minibatch), query)}
 
-        answers = self._told(expression, selection, batch_size, silent=silent or out is not None)
+        answers = self._with_progress(expression, selection, batch_size, silent=silent or out is not None)
         identity = ("get_normalized_expression", asdict(query))
         found = self._answer(selection, answers, batch_size, out, identity=identity, var_names=genes)
         if isinstance(found, zarr.Group):
@@ -143,7 +229,7 @@ class ExpressionModel(LatentModel):
 
     def differential_expression(  # noqa: PLR0913, PLR0917 - the arguments of scvi-tools
         self,
-        adata: Any = None,
+        adata: CellSource | None = None,
         groupby: str | None = None,
         group1: str | Sequence[str] | None = None,
         group2: str | None = None,
@@ -215,159 +301,11 @@ class ExpressionModel(LatentModel):
             seed=seed,
         )
 
-    def posterior_predictive_sample(
-        self,
-        adata: Any = None,
-        indices: Cells | None = None,
-        transform_batch: Batches = None,
-        n_samples: int = 1,
-        gene_list: Sequence[str] | None = None,
-        batch_size: int | None = None,
-        silent: bool = True,  # noqa: FBT001, FBT002 - the place that scvi-tools gives it
-        *,
-        seed: int = 0,
-        out: str | Path | None = None,
-    ) -> sparse.csr_matrix | NDArray[np.float32] | zarr.Group:
-        """Draw counts of cells from the posterior predictive distribution.
-
-        Parameters
-        ----------
-        n_samples
-            Draws of each cell.
-        silent
-            Show no progress; that of `out` is always shown.
-        out
-            Holds ``X``, dense; for one draw.
-
-        Returns
-        -------
-        scipy.sparse.csr_matrix or numpy.ndarray
-            Shape (n, g) for one draw, else an array of shape (n, g, s). scvi-tools gives arrays of the package sparse.
-        """
-        check_count("n_samples", n_samples)
-        if out is not None and n_samples > 1:
-            raise ValueError(f"out={str(out)!r} holds one draw of each cell, n_samples={n_samples}: give 1, and a seed")
-        selection, query = self.select(adata, indices), self._query(gene_list, transform_batch, seed)
-        genes, batches = query.gene_index, query.transform_batch
-
-        def drawn(minibatch: MiniBatch) -> RowArrays:
-            cells = latent_cells(self.module, minibatch)
-            counts = predictive_counts(self.module, cells, genes, batches, n_samples=n_samples, seed=seed)
-            return {"X": counts[..., 0] if n_samples == 1 else counts}
-
-        answers = self._told(drawn, selection, batch_size, silent=silent or out is not None)
-        if out is not None:
-            names = [self.spec.var_names[index] for index in genes]
-            identity = ("posterior_predictive_sample", asdict(query))
-            found = self._answer(selection, answers, batch_size, out, identity=identity, var_names=names)
-            assert isinstance(found, zarr.Group)
-            return found
-        chunk_cells = chunk_cells_of(batch_size)
-        if n_samples > 1:
-            return selection.answer(lambda cells: (answers(cells)["X"],), self.world, chunk_cells=chunk_cells)[0]
-        chunks = selection.minibatches(self.world, chunk_cells=chunk_cells)
-        mine = {minibatch.step: sparse.csr_matrix(answers(minibatch)["X"]) for minibatch in chunks}
-        parts = {at: part for share in self.world.from_all(mine) for at, part in share.items()}
-        whole = sparse.csr_matrix(sparse.vstack([parts[at] for at in sorted(parts)], format="csr"))
-        return sparse.csr_matrix(whole[selection.order])
-
-    def get_likelihood_parameters(
-        self,
-        adata: Any = None,
-        indices: Cells | None = None,
-        n_samples: int | None = 1,
-        give_mean: bool | None = False,  # noqa: FBT001, FBT002 - the place that scvi-tools gives it
-        batch_size: int | None = None,
-        *,
-        seed: int = 0,
-    ) -> dict[str, NDArray[np.float32]]:
-        """Give the parameters of the likelihood of the counts.
-
-        Parameters
-        ----------
-        n_samples
-            Draws of the posterior; None decodes its mean.
-        give_mean
-            Average over the draws.
-
-        Returns
-        -------
-        dict
-            ``mean``, the expected count before zero inflation; of zinb ``dropout``, the probability of that; and but
-            for Poisson ``dispersions``, the inverse dispersion, or the standard deviation if normal. Each of shape
-            (n, g), or (s, n, g) for several draws.
-        """
-        check_count("n_samples", 1 if n_samples is None else n_samples)
-        compute = partial(likelihood_parameters, self.module, n_samples=n_samples, give_mean=bool(give_mean), seed=seed)
-        found = self.select(adata, indices).answer(
-            lambda minibatch: tuple(compute(latent_cells(self.module, minibatch)).values()),
-            self.world,
-            chunk_cells=chunk_cells_of(batch_size),
-        )
-        named = dict(zip(PARAMETERS[self.spec.model.gene_likelihood], found, strict=True))
-        return {name: np.moveaxis(values, 1, 0) if values.ndim == 3 else values for name, values in named.items()}
-
-    def get_feature_correlation_matrix(
-        self,
-        adata: Any = None,
-        indices: Cells | None = None,
-        n_samples: int = 10,
-        batch_size: int | None = 64,
-        rna_size_factor: float = 1000,
-        transform_batch: Batches = None,
-        correlation_type: Literal["spearman", "pearson"] = "spearman",
-        silent: bool = True,  # noqa: FBT001, FBT002 - the place that scvi-tools gives it
-        *,
-        gene_list: Sequence[str] | None = None,
-        seed: int = 0,
-    ) -> pd.DataFrame:
-        """Give the correlation of genes over draws of the rates that counts are drawn from, genes by genes.
-
-        Parameters
-        ----------
-        n_samples
-            Draws of each cell.
-        rna_size_factor
-            Library size of all cells.
-        transform_batch
-            The correlations within several batches are averaged.
-        correlation_type
-            ``"pearson"`` needs memory for genes x genes, ``"spearman"`` also for draws x cells x genes.
-        silent
-            Show no progress.
-
-        Raises
-        ------
-        ValueError
-            If that memory is more than some GiB.
-        """
-        check_count("n_samples", n_samples)
-        if correlation_type not in ("spearman", "pearson"):
-            raise ValueError(f"correlation_type={correlation_type!r}: 'spearman' or 'pearson' is needed")
-        selection, query = self.select(adata, indices), self._query(gene_list, transform_batch, seed)
-        genes, chunk_cells = query.gene_index, chunk_cells_of(batch_size)
-        correlate = {"spearman": spearman_correlation, "pearson": pearson_correlation}[correlation_type]
-        total_gg = np.zeros((len(genes), len(genes)))
-        for batch in query.transform_batch:
-
-            def rates(minibatch: MiniBatch, batch: int | None = batch) -> NDArray[np.float32]:
-                cells, options = latent_cells(self.module, minibatch), (rna_size_factor, n_samples, seed)
-                return denoised_rates(self.module, cells, genes, batch, *options)
-
-            rates_told = self._told(rates, selection, batch_size, silent=silent)
-            total_gg += correlate(selection, rates_told, len(genes), n_samples, self.world, chunk_cells=chunk_cells)
-        names = [self.spec.var_names[index] for index in genes]
-        return pd.DataFrame(total_gg / len(query.transform_batch), index=names, columns=names)
-
-    def _query(self, gene_list: Sequence[str] | None, transform_batch: Batches, seed: int) -> ExpressionQuery:
-        """Read what is asked of single draws."""
-        return expression_query(
-            self.spec, gene_list=gene_list, transform_batch=transform_batch, library_size=1, n_samples=1, seed=seed
-        )
-
-    def _source(self, selection: Selection, seed: int, batch_size: int | None, adata: Any = None) -> ModelSource:
-        held = self.adata if adata is None else adata
-        obs = getattr(held, "obs", None)
+    def _source(
+        self, selection: Selection, seed: int, batch_size: int | None, adata: CellSource | None = None
+    ) -> ModelSource:
+        in_memory = self.adata if adata is None else anndata_of(adata)
+        obs = None if in_memory is None else in_memory.obs
         return ModelSource(
             self.module,
             self.spec,
@@ -375,11 +313,5 @@ class ExpressionModel(LatentModel):
             seed,
             chunk_cells_of(batch_size),
             self.world,
-            obs if isinstance(obs, pd.DataFrame) else None,
+            obs,
         )
-
-    def _told(
-        self, compute: Callable[[MiniBatch], T], selection: Selection, batch_size: int | None, *, silent: bool
-    ) -> Callable[[MiniBatch], T]:
-        progress, chunk_cells = None if silent else ProgressReporter("computed"), chunk_cells_of(batch_size)
-        return with_progress(compute, selection, progress, world=self.world, chunk_cells=chunk_cells)

@@ -1,4 +1,4 @@
-"""What the encoder of a model says of cells: where they lie in the latent space, and how well they are explained.
+"""What the encoder of a model says of cells: where they lie in the latent space.
 
 Shape letters in this file
     n   cells
@@ -8,9 +8,8 @@ Shape letters in this file
 """
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 import pandas as pd
@@ -20,12 +19,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dist_scvi.inference.cell_selection import Cells, Selection, select
-from dist_scvi.inference.likelihood_estimates import (
-    elbo,
-    marginal_log_likelihood,
-    mean_over_cells,
-    reconstruction_error,
-)
 from dist_scvi.inference.output_identity import digest, model_fingerprint
 from dist_scvi.inference.posterior import (
     AggregatedPosterior,
@@ -37,6 +30,7 @@ from dist_scvi.inference.posterior import (
 from dist_scvi.inference.zarr_output import ComputeChunk, RowArrays, check_count, chunk_cells_of, compute_or_write
 from dist_scvi.loaders.arrays.anndata_layout import QZM, QZV
 from dist_scvi.loaders.minibatch import MiniBatch
+from dist_scvi.model.cell_source import CellSource, anndata_of
 from dist_scvi.model.opened_model import OpenedModel
 from dist_scvi.network.noise import RowNoise
 
@@ -44,8 +38,8 @@ from dist_scvi.network.noise import RowNoise
 class LatentModel(OpenedModel):
     """The questions that the encoder answers.
 
-    All methods share these arguments. `adata` is an AnnData, a store, or data from ``dist_scvi.open``; by default the
-    cells of the model. `indices` are rows in the order wanted, a mask, or values of obs columns as in
+    All methods share these arguments. `adata` is an AnnData, a store, or data from ``dist_scvi.open_data``; by default
+    the cells of the model. `indices` are rows in the order wanted, a mask, or values of obs columns as in
     ``{"cell_type": "B"}``; by default all cells. `batch_size` cells are computed at a time, by default 1024, and `seed`
     keys the noise: beyond rounding an answer depends neither on `batch_size`, nor on the number of workers, nor on
     which other cells are asked for. `out` is the path of a new Zarr folder to write the answer to, in memory that does
@@ -59,9 +53,48 @@ class LatentModel(OpenedModel):
     scvi-tools 1.4.2, model/base/_vaemixin.py, _rnamixin.py and _embedding_mixin.py.
     """
 
+    @overload
     def get_latent_representation(
         self,
-        adata: Any = None,
+        adata: CellSource | None = None,
+        indices: Cells | None = None,
+        give_mean: bool = True,  # noqa: FBT001, FBT002
+        mc_samples: int = 5_000,
+        batch_size: int | None = None,
+        return_dist: Literal[False] = False,  # noqa: FBT002
+        *,
+        seed: int = 0,
+        out: None = None,
+    ) -> NDArray[np.float32]: ...
+    @overload
+    def get_latent_representation(
+        self,
+        adata: CellSource | None = None,
+        indices: Cells | None = None,
+        give_mean: bool = True,  # noqa: FBT001, FBT002
+        mc_samples: int = 5_000,
+        batch_size: int | None = None,
+        *,
+        return_dist: Literal[True],
+        seed: int = 0,
+        out: None = None,
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]: ...
+    @overload
+    def get_latent_representation(
+        self,
+        adata: CellSource | None = None,
+        indices: Cells | None = None,
+        give_mean: bool = True,  # noqa: FBT001, FBT002
+        mc_samples: int = 5_000,
+        batch_size: int | None = None,
+        return_dist: bool = False,  # noqa: FBT001, FBT002
+        *,
+        seed: int = 0,
+        out: str | Path,
+    ) -> zarr.Group: ...
+    def get_latent_representation(
+        self,
+        adata: CellSource | None = None,
         indices: Cells | None = None,
         give_mean: bool = True,  # noqa: FBT001, FBT002 - the place that scvi-tools gives it
         mc_samples: int = 5_000,
@@ -104,107 +137,9 @@ class LatentModel(OpenedModel):
             return found
         return (found[0], found[1]) if return_dist else found[0]
 
-    def get_elbo(
-        self,
-        adata: Any = None,
-        indices: Cells | None = None,
-        batch_size: int | None = None,
-        return_mean: bool = True,  # noqa: FBT001, FBT002
-        *,
-        seed: int = 0,
-        out: str | Path | None = None,
-    ) -> float | NDArray[np.float32] | zarr.Group:
-        """Give the evidence lower bound at one draw for each cell; higher is better.
-
-        Parameters
-        ----------
-        return_mean
-            Average over the cells, else give that of each, shape (n,).
-        out
-            Holds ``obs/elbo``; needs ``return_mean=False``.
-        """
-        compute = partial(elbo, self.module, seed=seed)
-        selection = self.select(adata, indices)
-        return self._for_each(selection, "elbo", compute, batch_size, out, return_mean=return_mean)
-
-    def get_reconstruction_error(
-        self,
-        adata: Any = None,
-        indices: Cells | None = None,
-        batch_size: int | None = None,
-        return_mean: bool = True,  # noqa: FBT001, FBT002
-        *,
-        include_latent_terms: bool = False,
-        seed: int = 0,
-        out: str | Path | None = None,
-    ) -> dict[str, float | NDArray[np.float32]] | zarr.Group:
-        """Give the negative log-probability of the counts at one draw for each cell, as ``reconstruction_loss``.
-
-        Parameters
-        ----------
-        return_mean
-            Average over the cells, else give that of each, shape (n,).
-        include_latent_terms
-            SCANVI: add ``log q(z | x) - log p(z | z2, y)``, as scvi-tools 1.4.2 does.
-        out
-            Holds ``obs/reconstruction_loss``; needs ``return_mean=False``.
-        """
-        self._check_latent_terms(include_latent_terms)
-        compute = partial(reconstruction_error, self.module, include_latent_terms=include_latent_terms, seed=seed)
-        name, selection = "reconstruction_loss", self.select(adata, indices)
-        found = self._for_each(selection, name, compute, batch_size, out, return_mean=return_mean)
-        return found if isinstance(found, zarr.Group) else {name: found}
-
-    def get_marginal_ll(
-        self,
-        adata: Any = None,
-        indices: Cells | None = None,
-        n_mc_samples: int = 1_000,
-        batch_size: int | None = None,
-        return_mean: bool = True,  # noqa: FBT001, FBT002
-        n_mc_samples_per_pass: int = 1,
-        *,
-        include_latent_terms: bool = False,
-        seed: int = 0,
-        out: str | Path | None = None,
-    ) -> float | NDArray[np.float32] | zarr.Group:
-        """Estimate the log-probability of the counts of cells by importance sampling; higher is better.
-
-        Parameters
-        ----------
-        n_mc_samples
-            Draws for each cell.
-        return_mean
-            Average over the cells (scvi-tools averages the means of its minibatches), else give that of each.
-        n_mc_samples_per_pass
-            How many draws are held at a time.
-        include_latent_terms
-            SCANVI: weigh as scvi-tools 1.4.2 does, which counts latent terms as log-probability of the counts.
-        out
-            Holds ``obs/marginal_ll``; needs ``return_mean=False``.
-
-        Notes
-        -----
-        scvi-tools 1.4.2, module/_vae.py: marginal_ll. See
-        `dist_scvi.inference.likelihood_estimates.marginal_log_likelihood`.
-        """
-        self._check_latent_terms(include_latent_terms)
-        check_count("n_mc_samples", n_mc_samples)
-        check_count("n_mc_samples_per_pass", n_mc_samples_per_pass)
-        compute = partial(
-            marginal_log_likelihood,
-            self.module,
-            n_samples=n_mc_samples,
-            n_samples_per_pass=n_mc_samples_per_pass,
-            include_latent_terms=include_latent_terms,
-            seed=seed,
-        )
-        selection = self.select(adata, indices)
-        return self._for_each(selection, "marginal_ll", compute, batch_size, out, return_mean=return_mean)
-
     def get_latent_library_size(
         self,
-        adata: Any = None,
+        adata: CellSource | None = None,
         indices: Cells | None = None,
         give_mean: bool = True,  # noqa: FBT001, FBT002
         batch_size: int | None = None,
@@ -251,7 +186,7 @@ class LatentModel(OpenedModel):
 
     def get_batch_representation(
         self,
-        adata: Any = None,
+        adata: CellSource | None = None,
         indices: Cells | None = None,
         batch_size: int | None = None,
         *,
@@ -282,7 +217,7 @@ class LatentModel(OpenedModel):
 
     def get_aggregated_posterior(
         self,
-        adata: Any = None,
+        adata: CellSource | None = None,
         indices: Cells | None = None,
         batch_size: int | None = None,
         dof: float | None = 3.0,
@@ -304,7 +239,7 @@ class LatentModel(OpenedModel):
 
     def differential_abundance(
         self,
-        adata: Any = None,
+        adata: CellSource | None = None,
         sample_key: str | None = None,
         batch_size: int | None = 128,
         num_cells_posterior: int | None = None,
@@ -360,33 +295,10 @@ class LatentModel(OpenedModel):
         if isinstance(found, zarr.Group):
             return found
         frame = pd.DataFrame(found[0], index=selection.obs_names(), columns=list(rows))
-        in_memory: Any = self.adata if adata is None else adata
-        if hasattr(in_memory, "obsm"):
+        in_memory = self.adata if adata is None else anndata_of(adata)
+        if in_memory is not None:
             in_memory.obsm["da_log_probs"] = frame
         return frame
-
-    def _check_latent_terms(self, include_latent_terms: bool) -> None:  # noqa: FBT001
-        if include_latent_terms and self.model_name != "SCANVI":
-            raise ValueError(f"include_latent_terms=True: {self.model_name} has no latent terms, leave it out")
-
-    def _for_each(
-        self,
-        selection: Selection,
-        name: str,
-        compute: partial[NDArray[np.float32]],
-        batch_size: int | None,
-        out: str | Path | None,
-        *,
-        return_mean: bool,
-    ) -> float | NDArray[np.float32] | zarr.Group:
-        """Give one number for each cell, or their mean over those asked for; the keywords of `compute` decide it."""
-        if return_mean and out is not None:
-            raise ValueError(f"out={str(out)!r} is for the values of cells: give return_mean=False with it")
-        if return_mean:
-            return mean_over_cells(selection, compute, self.world, chunk_cells=chunk_cells_of(batch_size))
-        asked = (name, compute.keywords)
-        found = self._answer(selection, lambda cells: {f"obs/{name}": compute(cells)}, batch_size, out, identity=asked)
-        return found if isinstance(found, zarr.Group) else found[0]
 
     def _answer(
         self,

@@ -1,11 +1,12 @@
 """LinearSCVI as a notebook holds it: names, arguments and defaults of ``scvi.model.LinearSCVI`` 1.4.2."""
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import pandas as pd
 
 from dist_scvi.config.load import parse_section
 from dist_scvi.config.schema import ModelConfig
+from dist_scvi.model.cell_source import CellSource
 from dist_scvi.model.setup_anndata import setup_anndata
 from dist_scvi.model.trainable_model import TrainableModel
 from dist_scvi.network.ldvae import LDVAE
@@ -51,7 +52,7 @@ class LinearSCVI(TrainableModel):
 
     def __init__(
         self,
-        adata: Any = None,
+        adata: CellSource | None = None,
         n_hidden: int = 128,
         n_latent: int = 10,
         n_layers: int = 1,

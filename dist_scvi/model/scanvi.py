@@ -5,9 +5,10 @@ Shape letters in this file
     l   labels
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, overload
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,7 @@ from dist_scvi.inference.cell_selection import Cells
 from dist_scvi.inference.output_identity import model_fingerprint
 from dist_scvi.inference.zarr_output import RowArrays, chunk_cells_of, write_rows
 from dist_scvi.loaders.minibatch import MiniBatch
-from dist_scvi.model.opened_model import held_anndata
+from dist_scvi.model.cell_source import CellSource, anndata_of
 from dist_scvi.model.scvi import SCVI, Where
 from dist_scvi.model.setup_anndata import setup_anndata
 from dist_scvi.model.trainable_model import Accelerator, TrainableModel
@@ -76,7 +77,7 @@ class SCANVI(TrainableModel):
 
     def __init__(  # noqa: PLR0913 - the arguments of scvi-tools
         self,
-        adata: Any = None,
+        adata: CellSource | None = None,
         n_hidden: int = 128,
         n_latent: int = 10,
         n_layers: int = 1,
@@ -86,7 +87,7 @@ class SCANVI(TrainableModel):
         use_observed_lib_size: bool = True,  # noqa: FBT001, FBT002 - the place that scvi-tools gives it
         linear_classifier: bool = False,  # noqa: FBT001, FBT002
         *,
-        classifier_parameters: Mapping[str, float] | None = None,
+        classifier_parameters: Mapping[str, Any] | None = None,
         y_prior: Sequence[float] | None = None,
         objective: Literal["scvi-tools", "conditional"] = "scvi-tools",
         log_variational: bool = True,
@@ -109,7 +110,7 @@ class SCANVI(TrainableModel):
             "gene_likelihood": gene_likelihood,
             "use_observed_lib_size": use_observed_lib_size,
             "linear_classifier": linear_classifier,
-            "classifier_parameters": dict(classifier_parameters or {}),
+            "classifier_parameters": _classifier_options(classifier_parameters),
             "y_prior": None if y_prior is None else tuple(np.ravel(y_prior).tolist()),
             "objective": objective,
             "log_variational": log_variational,
@@ -126,12 +127,12 @@ class SCANVI(TrainableModel):
     def from_scvi_model(
         cls,
         scvi_model: SCVI,
-        unlabeled_category: str,
+        unlabeled_category: str | float,
         labels_key: str | None = None,
-        adata: Any = None,
+        adata: CellSource | None = None,
         *,
         linear_classifier: bool = False,
-        classifier_parameters: Mapping[str, float] | None = None,
+        classifier_parameters: Mapping[str, Any] | None = None,
         y_prior: Sequence[float] | None = None,
         objective: Literal["scvi-tools", "conditional"] = "scvi-tools",
         seed: int | None = None,
@@ -141,7 +142,7 @@ class SCANVI(TrainableModel):
         Parameters
         ----------
         unlabeled_category
-            Label of the cells that have none.
+            Label of the cells that have none, in the type that the column has.
         labels_key
             obs column of the labels; by default that of the SCVI model.
         adata
@@ -152,7 +153,12 @@ class SCANVI(TrainableModel):
         Raises
         ------
         ValueError
-            If the SCVI model is not trained, or no column of labels is known.
+            If no column of labels is known, or the cells do not fit the SCVI model.
+
+        Warns
+        -----
+        UserWarning
+            If the SCVI model is not trained, as in scvi-tools.
 
         Notes
         -----
@@ -161,29 +167,29 @@ class SCANVI(TrainableModel):
         if not isinstance(scvi_model, SCVI):
             raise ValueError(f"scvi_model is {type(scvi_model).__name__}: a model of SCVI is needed")  # noqa: TRY004
         if not scvi_model.is_trained:
-            raise ValueError("the SCVI model is not trained: call its train first")
+            warnings.warn("Passed in scvi model hasn't been trained yet.", stacklevel=2)
         options = {
             "linear_classifier": linear_classifier,
-            "classifier_parameters": dict(classifier_parameters or {}),
+            "classifier_parameters": _classifier_options(classifier_parameters),
             "y_prior": None if y_prior is None else tuple(np.ravel(y_prior).tolist()),
             "objective": objective,
         }
-        source = scvi_model.select(adata).data
-        data = labelled_data(source, labels_key=labels_key, unlabeled_category=unlabeled_category)
+        source = scvi_model.data_of(adata)
+        data = labelled_data(source, labels_key=labels_key, unlabeled_category=str(unlabeled_category))
         config = parse_section(
             ModelConfig, "model", {**scvi_model.spec.model.model_dump(), "model_name": "SCANVI", **options}
         )
         module, spec = scanvi_from(
             scvi_model.module, scvi_model.spec, data, config, seed=scvi_model.spec.seed if seed is None else seed
         )
-        held = scvi_model.adata if adata is None else held_anndata(adata)
-        return cls._made(fit_to_spec(data, spec), module, spec, adata=held, world=scvi_model.world)
+        in_memory = scvi_model.adata if adata is None else anndata_of(adata)
+        return cls._made(fit_to_spec(data, spec), module, spec, adata=in_memory, world=scvi_model.world)
 
     @staticmethod
     def setup_anndata(
         adata: "AnnData",
         labels_key: str,
-        unlabeled_category: str,
+        unlabeled_category: str | float,
         layer: str | None = None,
         batch_key: str | None = None,
         size_factor_key: str | None = None,
@@ -212,7 +218,7 @@ class SCANVI(TrainableModel):
         shuffle_set_split: bool = True,  # noqa: FBT001, FBT002 - the place that scvi-tools gives it
         batch_size: int | None = None,
         accelerator: Accelerator = "auto",
-        devices: int | str = "auto",
+        devices: int | str | Sequence[int] = "auto",
         *,
         early_stopping: bool = False,
         plan_kwargs: Mapping[str, Any] | None = None,
@@ -248,12 +254,50 @@ class SCANVI(TrainableModel):
             "early_stopping": early_stopping or None,
             "lanes": lanes,
         }
-        options |= trainer_options({"devices": devices, "shuffle_set_split": shuffle_set_split, **trainer_kwargs})
-        self._train(options, plan_kwargs, data_kwargs, accelerator=accelerator, run=run, progress=enable_progress_bar)
+        given = {"shuffle_set_split": shuffle_set_split, **trainer_kwargs}
+        options |= trainer_options(given, has_run=run is not None)
+        device = self._choose_device(accelerator, devices)
+        self._train(options, plan_kwargs, data_kwargs, device=device, run=run, progress=enable_progress_bar)
 
+    @overload
     def predict(
         self,
-        adata: Any = None,
+        adata: CellSource | None = None,
+        indices: Cells | None = None,
+        soft: Literal[False] = False,  # noqa: FBT002
+        batch_size: int | None = None,
+        use_posterior_mean: bool = True,  # noqa: FBT001, FBT002
+        *,
+        seed: int = 0,
+        out: None = None,
+    ) -> NDArray[Any]: ...
+    @overload
+    def predict(
+        self,
+        adata: CellSource | None = None,
+        indices: Cells | None = None,
+        *,
+        soft: Literal[True],
+        batch_size: int | None = None,
+        use_posterior_mean: bool = True,
+        seed: int = 0,
+        out: None = None,
+    ) -> pd.DataFrame: ...
+    @overload
+    def predict(
+        self,
+        adata: CellSource | None = None,
+        indices: Cells | None = None,
+        soft: bool = False,  # noqa: FBT001, FBT002
+        batch_size: int | None = None,
+        use_posterior_mean: bool = True,  # noqa: FBT001, FBT002
+        *,
+        seed: int = 0,
+        out: str | Path,
+    ) -> zarr.Group: ...
+    def predict(
+        self,
+        adata: CellSource | None = None,
         indices: Cells | None = None,
         soft: bool = False,  # noqa: FBT001, FBT002 - the place that scvi-tools gives it
         batch_size: int | None = None,
@@ -261,7 +305,7 @@ class SCANVI(TrainableModel):
         *,
         seed: int = 0,
         out: str | Path | None = None,
-    ) -> NDArray[np.object_] | pd.DataFrame | zarr.Group:
+    ) -> NDArray[Any] | pd.DataFrame | zarr.Group:
         """Predict the labels of cells.
 
         Parameters
@@ -283,10 +327,12 @@ class SCANVI(TrainableModel):
         Returns
         -------
         numpy.ndarray, pandas.DataFrame or zarr.Group
-            Labels, or cells by labels; what was written, if `out` is given.
+            Labels in the type that the column has in obs, or cells by labels; what was written, if `out` is given.
         """
-        module, categories = self.module, self.spec.label.categories if self.spec.label else ()
+        module = self.module
         assert isinstance(module, SCANVAE)
+        assert self.spec.label is not None
+        categories = self.spec.label.values()
 
         @torch.no_grad()
         def probabilities(minibatch: MiniBatch) -> tuple[NDArray[np.float32]]:
@@ -311,11 +357,18 @@ class SCANVI(TrainableModel):
                 },
                 world=self.world,
                 chunk_cells=chunk_cells,
-                attributes={"labels": list(categories)},
+                attributes={"labels": categories.tolist()},
                 on_progress=ProgressReporter("computed"),
             )
         (probability_nl,) = selection.answer(probabilities, self.world, chunk_cells=chunk_cells)
         if soft:
-            return pd.DataFrame(probability_nl, index=selection.obs_names(), columns=list(categories))
-        label_n: NDArray[np.object_] = np.array(categories, dtype=object)[probability_nl.argmax(axis=1)]
-        return label_n
+            return pd.DataFrame(probability_nl, index=selection.obs_names(), columns=categories)
+        return categories[probability_nl.argmax(axis=1)]
+
+
+def _classifier_options(given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Leave out ``logits=True``: scvi-tools names its only working form, which is the only one here."""
+    options = dict(given or {})
+    if options.get("logits") is True:
+        del options["logits"]
+    return options

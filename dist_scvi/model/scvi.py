@@ -1,10 +1,11 @@
 """SCVI as a notebook holds it: names, arguments and defaults of ``scvi.model.SCVI`` 1.4.2."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from dist_scvi.config.load import parse_section
 from dist_scvi.config.schema import ModelConfig
+from dist_scvi.model.cell_source import CellSource
 from dist_scvi.model.setup_anndata import setup_anndata
 from dist_scvi.model.trainable_model import TrainableModel
 from dist_scvi.world import World
@@ -70,7 +71,7 @@ class SCVI(TrainableModel):
 
     def __init__(  # noqa: PLR0913 - the arguments of scvi-tools
         self,
-        adata: Any = None,
+        adata: CellSource | None = None,
         n_hidden: int = 128,
         n_latent: int = 10,
         n_layers: int = 1,

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from dist_scvi.loaders.arrays.bounded_json import parse_json_object
+from dist_scvi.loaders.arrays.printable import printable
 from dist_scvi.loaders.data import CellData, open_data
 from dist_scvi.loaders.name_lookup import check_list
 
@@ -13,6 +15,10 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 SETUP_KEY = "_dist_scvi_setup"
+_ARGUMENTS = {
+    *("layer", "batch_key", "labels_key", "unlabeled_category", "size_factor_key"),
+    *("categorical_covariate_keys", "continuous_covariate_keys"),
+}
 
 
 def setup_anndata(
@@ -21,7 +27,7 @@ def setup_anndata(
     layer: str | None = None,
     batch_key: str | None = None,
     labels_key: str | None = None,
-    unlabeled_category: str | None = None,
+    unlabeled_category: str | float | None = None,
     size_factor_key: str | None = None,
     categorical_covariate_keys: Sequence[str] | None = None,
     continuous_covariate_keys: Sequence[str] | None = None,
@@ -51,7 +57,7 @@ def setup_anndata(
         "layer": layer,
         "batch_key": batch_key,
         "labels_key": labels_key,
-        "unlabeled_category": unlabeled_category,
+        "unlabeled_category": None if unlabeled_category is None else str(unlabeled_category),
         "size_factor_key": size_factor_key,
         "categorical_covariate_keys": list(categorical_covariate_keys or ()),
         "continuous_covariate_keys": list(continuous_covariate_keys or ()),
@@ -76,4 +82,9 @@ def data_of_setup(adata: "AnnData", *, model_name: str) -> CellData:
     """
     if SETUP_KEY not in adata.uns:
         raise ValueError(f"the AnnData is not set up: call {model_name}.setup_anndata(adata, ...) first")
-    return open_data(adata, **json.loads(adata.uns[SETUP_KEY]))
+    where = f"uns['{SETUP_KEY}'] of the AnnData"
+    arguments = parse_json_object(str(adata.uns[SETUP_KEY]), where)
+    unknown = sorted(arguments.keys() - _ARGUMENTS)
+    if unknown:
+        raise ValueError(f"{where} holds {printable(', '.join(unknown))}: call {model_name}.setup_anndata again")
+    return open_data(adata, **arguments)

@@ -1,21 +1,22 @@
 """Making, training and extending a model as a notebook does: arguments of scvi-tools in, a run of ours inside."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import pandas as pd
+import torch
 
 from dist_scvi.config.load import absolute, parse_section
 from dist_scvi.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig
-from dist_scvi.loaders.data import CellData, open_data
+from dist_scvi.loaders.data import CellData
 from dist_scvi.metrics.history import history_of
 from dist_scvi.metrics.metrics_file import Row
 from dist_scvi.metrics.reporter import MetricsReporter
+from dist_scvi.model.cell_source import CellSource, anndata_of, open_new
 from dist_scvi.model.expression_model import ExpressionModel
-from dist_scvi.model.opened_model import held_anndata, read_model
-from dist_scvi.model.setup_anndata import data_of_setup
-from dist_scvi.model.trainer_arguments import trainer_options
+from dist_scvi.model.model_folder import read_model
+from dist_scvi.model.trainer_arguments import device_number, trainer_options
 from dist_scvi.network.fit_data import fit_to_spec
 from dist_scvi.network.model_spec import ModelSpec, spec_of
 from dist_scvi.session_settings import settings
@@ -27,7 +28,7 @@ from dist_scvi.transfer.scarches import load_query
 from dist_scvi.world import World, choose_device
 
 if TYPE_CHECKING:
-    from anndata import AnnData
+    pass
 
 Accelerator = Literal["auto", "cpu", "gpu", "cuda"]
 _OF_READING = (
@@ -39,13 +40,13 @@ _OF_READING = (
 class TrainableModel(ExpressionModel):
     """A model that can be made from data, trained, and extended to a query."""
 
-    def _make(self, adata: Any, config: ModelConfig, *, seed: int | None, world: World | None) -> None:
+    def _make(self, adata: CellSource | None, config: ModelConfig, *, seed: int | None, world: World | None) -> None:
         """Build the network for `adata`: an AnnData that was set up, a store, or data from ``dist_scvi.open``."""
-        data, held = opened(adata, model_name=self.model_name)
+        data, in_memory = open_new(adata, model_name=self.model_name)
         spec = spec_of(config, _seed(seed), data)
         data = fit_to_spec(data, spec)
         module = spec.build()
-        super().__init__(data, module, spec, adata=held, world=world)
+        super().__init__(data, module, spec, adata=in_memory, world=world)
         if module.latent_library:
             set_library_prior(module, data, self.world)
 
@@ -53,7 +54,7 @@ class TrainableModel(ExpressionModel):
         self,
         max_epochs: int | None = None,
         accelerator: Accelerator = "auto",
-        devices: int | str = "auto",
+        devices: int | str | Sequence[int] = "auto",
         train_size: float | None = None,
         validation_size: float | None = None,
         shuffle_set_split: bool = True,  # noqa: FBT001, FBT002 - the places that scvi-tools gives them
@@ -77,9 +78,12 @@ class TrainableModel(ExpressionModel):
             By default ``min(400, 400 * 20000 / cells)``, at least 1.
         accelerator
             ``"auto"``, ``"cpu"`` or ``"gpu"``.
-        devices, shuffle_set_split, load_sparse_tensor
-            Of scvi-tools; only their defaults are offered. For several devices see `world`, for another split
-            `data_kwargs`.
+        devices
+            ``"auto"``, 1, -1 where there is one device, or the number of a GPU in a list. For several see `world`.
+        shuffle_set_split
+            True; for another split see `data_kwargs`.
+        load_sparse_tensor
+            Without effect: counts are sparse until they are on the device.
         train_size, validation_size
             Shares of the cells, 0.9 and the rest; what they leave is the test split.
         batch_size
@@ -102,8 +106,9 @@ class TrainableModel(ExpressionModel):
         enable_progress_bar
             Show progress.
         trainer_kwargs
-            ``early_stopping_patience`` and its like, ``gradient_clip_val``, ``log_every_n_steps``; other arguments of
-            scvi-tools' trainer are taken where they change nothing (`trainer_arguments`).
+            ``early_stopping_patience`` and its like, ``gradient_clip_val``, ``log_every_n_steps``, ``precision``
+            (``"32-true"``, ``"bf16-mixed"``). Other arguments of Lightning's trainer are accepted at values that change
+            nothing (`dist_scvi.model.trainer_arguments`).
 
         Raises
         ------
@@ -122,9 +127,14 @@ class TrainableModel(ExpressionModel):
             "check_val_every_n_epoch": check_val_every_n_epoch,
             "lanes": lanes,
         }
-        asked = {"devices": devices, "shuffle_set_split": shuffle_set_split, "load_sparse_tensor": load_sparse_tensor}
-        options |= trainer_options({**asked, **trainer_kwargs})
-        self._train(options, plan_kwargs, data_kwargs, accelerator=accelerator, run=run, progress=enable_progress_bar)
+        given = {"shuffle_set_split": shuffle_set_split, "load_sparse_tensor": load_sparse_tensor, **trainer_kwargs}
+        options |= trainer_options(given, has_run=run is not None)
+        device = self._choose_device(accelerator, devices)
+        self._train(options, plan_kwargs, data_kwargs, device=device, run=run, progress=enable_progress_bar)
+
+    def _choose_device(self, accelerator: str, devices: object) -> torch.device:
+        number = device_number(accelerator, devices, torch.cuda.device_count())
+        return choose_device(accelerator, number, rank=self.world.rank)
 
     def _train(
         self,
@@ -132,7 +142,7 @@ class TrainableModel(ExpressionModel):
         plan_kwargs: Mapping[str, Any] | None,
         data_kwargs: Mapping[str, Any] | None,
         *,
-        accelerator: Accelerator,
+        device: torch.device,
         run: str | Path | None,
         progress: bool,
     ) -> None:
@@ -142,7 +152,7 @@ class TrainableModel(ExpressionModel):
         if both:
             raise ValueError(f"{', '.join(both)} is given as an argument and in plan_kwargs: leave one out")
         section = parse_section(TrainConfig, "train", {**given, **(plan_kwargs or {})})
-        self.to_device(choose_device(accelerator, rank=self.world.rank))
+        self.to_device(device)
         config = self.run_config(section, run=str(run or ""), data_kwargs=data_kwargs)
         shown = MetricsReporter() if progress else None
         folder = open_run_storage(absolute(str(run))) if run else None
@@ -176,7 +186,7 @@ class TrainableModel(ExpressionModel):
         self.module, self.is_trained = trained.module, True
         history = history_of(self.world.from_first(trained.history))
         self.history = history if folder else _joined(self.history, history)  # a folder has its own from the start
-        self._plan = trained.plan
+        self._set_plan(trained.plan)
         self.world.wait()
 
     def run_config(
@@ -210,7 +220,7 @@ class TrainableModel(ExpressionModel):
     @classmethod
     def load_query_data(  # noqa: PLR0913 - the arguments of scvi-tools
         cls,
-        adata: Any,
+        adata: CellSource,
         reference_model: "TrainableModel | str | Path",
         *,
         inplace_subset_query_vars: bool = False,
@@ -266,17 +276,19 @@ class TrainableModel(ExpressionModel):
         scvi-tools 1.4.2, model/base/_archesmixin.py. What is frozen drifts under weight decay there; here it does not
         move.
         """
-        if isinstance(reference_model, TrainableModel):
-            module, spec = reference_model.module, reference_model.spec
-        else:
-            module, spec, *_ = read_model(Path(reference_model).expanduser().resolve())
+        reference = (
+            reference_model
+            if isinstance(reference_model, TrainableModel)
+            else read_model(Path(reference_model).expanduser().resolve())
+        )
+        spec = reference.spec
         if spec.model.model_name != cls.model_name:
             raise ValueError(f"the reference is {spec.model.model_name}: use {spec.model.model_name}.load_query_data")
         if inplace_subset_query_vars:
-            prepare_query_anndata(adata, spec)
+            cls.prepare_query_anndata(adata, reference_model)
         query = prepare_query_data(adata, spec, min_overlap=min_overlap)
-        module, spec, data = load_query(
-            module,
+        module, extended, data = load_query(
+            reference.module,
             spec,
             query,
             seed=_seed(seed),
@@ -289,12 +301,18 @@ class TrainableModel(ExpressionModel):
             freeze_classifier=freeze_classifier,
             freeze_reference_categories=freeze_reference_categories,
         )
-        world = world or World(device=choose_device(accelerator, device))
-        return cls._made(data, module, spec, adata=held_anndata(adata), world=world)
+        return cls._made(
+            data,
+            module,
+            extended,
+            adata=anndata_of(adata),
+            world=world or World(device=choose_device(accelerator, device)),
+            is_trained=reference.is_trained and _same_categories(spec, extended),
+        )
 
     @classmethod
     def prepare_query_data(
-        cls, adata: Any, reference_model: "TrainableModel | str | Path", *, min_overlap: float = 0.5
+        cls, adata: CellSource, reference_model: "TrainableModel | str | Path", *, min_overlap: float = 0.5
     ) -> CellData:
         """Open a query, in memory or in a store, with the genes of a reference; see `query_data.prepare_query_data`."""
         return prepare_query_data(adata, _spec_of(reference_model), min_overlap=min_overlap)
@@ -302,13 +320,17 @@ class TrainableModel(ExpressionModel):
     @classmethod
     def prepare_query_anndata(
         cls,
-        adata: "AnnData",
+        adata: CellSource,
         reference_model: "TrainableModel | str | Path",
         *,
         return_reference_var_names: bool = False,
         inplace: bool = True,
     ) -> Any:
         """Give an AnnData the genes of a reference in its order; absent ones are 0. See `prepare_query_anndata`."""
+        if anndata_of(adata) is None:
+            raise ValueError(
+                f"{type(adata).__name__}: an AnnData is needed; of a store the genes are chosen as it is read"
+            )
         spec = _spec_of(reference_model)
         return prepare_query_anndata(
             adata, spec, return_reference_var_names=return_reference_var_names, inplace=inplace
@@ -318,7 +340,16 @@ class TrainableModel(ExpressionModel):
 def _spec_of(reference: TrainableModel | str | Path) -> ModelSpec:
     if isinstance(reference, TrainableModel):
         return reference.spec
-    return read_model(Path(reference).expanduser().resolve())[1]
+    return read_model(Path(reference).expanduser().resolve()).spec
+
+
+def _same_categories(spec: ModelSpec, extended: ModelSpec) -> bool:
+    """Whether a query adds no weight, so that the reference's training is all that it needs."""
+    return (spec.batch, spec.label, spec.categorical_covariates) == (
+        extended.batch,
+        extended.label,
+        extended.categorical_covariates,
+    )
 
 
 def _seed(seed: int | None) -> int:
@@ -339,19 +370,3 @@ def _joined(earlier: dict[str, pd.DataFrame], later: dict[str, pd.DataFrame]) ->
         index = pd.Index(table.index + int(known.index[-1]) + 1 - int(table.index.min()), name=table.index.name)
         joined[name] = pd.concat([known, table.set_index(index)])
     return joined
-
-
-def opened(adata: Any, *, model_name: str) -> "tuple[CellData, AnnData | None]":
-    """Open what a model is made for, and give the AnnData if it is one."""
-    if adata is None:
-        raise ValueError(f"{model_name} needs cells: an AnnData after setup_anndata, a store, or dist_scvi.open(...)")
-    if isinstance(adata, CellData):
-        return adata, None
-    held = held_anndata(adata)
-    if held is None:
-        if not isinstance(adata, str | Path | list | tuple):
-            raise ValueError(
-                f"{model_name} needs an AnnData, a store, or dist_scvi.open(...): found {type(adata).__name__}"
-            )
-        return open_data(adata), None
-    return data_of_setup(held, model_name=model_name), held

@@ -94,7 +94,8 @@ def _labels(data: CellData, spec: ModelSpec) -> Categorical | None:
         return data.label
     if data.label is None:
         nothing = np.broadcast_to(np.int8(0), (data.n_cells,))
-        return Categorical(spec.label.key, spec.label.categories, nothing, np.array([-1], dtype=np.int32))
+        no_code = np.array([-1], dtype=np.int32)
+        return Categorical(spec.label.key, spec.label.categories, nothing, no_code, spec.label.dtype)
     column = data.label
     if spec.unlabeled_category is not None:
         column = without_category(column, spec.unlabeled_category)
@@ -112,4 +113,4 @@ def recode(column: Categorical, covariate: Covariate) -> Categorical:
         )
     lookup = {name: code for code, name in enumerate(covariate.categories)}
     to_model = np.array([*(lookup[name] for name in column.vocabulary), -1], dtype=np.int32)
-    return replace(column, vocabulary=covariate.categories, place=to_model[column.place])
+    return replace(column, vocabulary=covariate.categories, place=to_model[column.place], dtype=covariate.dtype)

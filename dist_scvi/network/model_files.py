@@ -20,7 +20,6 @@ from dist_scvi.loaders.arrays.printable import printable
 from dist_scvi.network.model_spec import ModelSpec
 from dist_scvi.network.vae import VAE
 from dist_scvi.storage import atomic_files
-from dist_scvi.storage.atomic_files import MANIFEST
 from dist_scvi.storage.run_storage import RunStorage, open_run_storage
 
 _WEIGHTS, _SPEC, _HISTORY, _SPLIT = "weights.safetensors", "spec.json", "history.json", "split.safetensors"
@@ -53,15 +52,25 @@ def save_model(
         n_cells = np.array([len(mask_n) for mask_n in split.values()][:1], dtype=np.int64)
         files[_SPLIT] = safetensors.numpy.save({**packed, "n_cells": n_cells})
     if prefix:
-        named = {f"{prefix}{name}": content for name, content in files.items()}
-        atomic_files.write_folder(_on_disk(folder), named, manifest_name=f"{prefix}{MANIFEST}")
+        atomic_files.write_folder(_on_disk(folder), files, prefix=prefix)
     else:
         open_run_storage(folder).write_folder("", files)
 
 
 def has_model(folder: Path, prefix: str = "") -> bool:
     """Whether `save_model` wrote a model with this prefix to the folder."""
-    return all(atomic_files.resolve_new(folder / f"{prefix}{name}").is_file() for name in (MANIFEST, _SPEC, _WEIGHTS))
+    return {_SPEC, _WEIGHTS} <= atomic_files.written_names(folder, prefix=prefix)
+
+
+def check_no_foreign_model_files(folder: Path, prefix: str = "") -> None:
+    """Refuse a folder with files of others under the names of a model's files.
+
+    Raises
+    ------
+    FileExistsError
+        If there is one.
+    """
+    atomic_files.check_no_foreign_files(folder, (_SPEC, _WEIGHTS, _HISTORY, _SPLIT), prefix=prefix)
 
 
 def model_files(module: VAE, spec: ModelSpec) -> dict[str, bytes]:
@@ -165,8 +174,7 @@ def _read_files(folder: Path | RunStorage, prefix: str) -> dict[str, bytes]:
     """Read the files of a model by their names without the prefix."""
     if not prefix:
         return open_run_storage(folder).read_folder("")
-    files = atomic_files.read_folder(_on_disk(folder), manifest_name=f"{prefix}{MANIFEST}")
-    return {name.removeprefix(prefix): content for name, content in files.items()}
+    return atomic_files.read_folder(_on_disk(folder), prefix=prefix)
 
 
 def _where(folder: Path | RunStorage) -> str:

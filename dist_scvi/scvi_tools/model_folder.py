@@ -27,6 +27,7 @@ _MODEL = "model.pt"
 _LEGACY = ("model_params.pt", "attr.pkl", "var_names.csv")
 _CELLS = "adata.h5ad"
 SPLITS = ("train", "validation", "test")
+_SPARSE = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +44,8 @@ class ScviModel:
     """Whether its cells were minified; `scvi_minified.open_minified_h5ad` reads them."""
     cells: Path | None
     """The ``adata.h5ad`` that was saved with it."""
-    split: dict[str, NDArray[np.int64]] = field(default_factory=dict)
-    """Rows of train, validation and test, where they are known."""
+    split: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
+    """Which cells were in train, validation and test, where the file says so: masks up to the last row of any."""
 
     def build(self) -> VAE:
         """Make the network with these weights, for inference."""
@@ -109,6 +110,7 @@ def write_scvi_tools(
     history: Mapping[str, ArrayLike | pd.DataFrame] | None = None,
     obs: pd.DataFrame | None = None,
     is_trained: bool = True,
+    split: Mapping[str, NDArray[np.bool_]] | None = None,
     prefix: str = "",
     overwrite: bool = False,
 ) -> None:
@@ -122,6 +124,8 @@ def write_scvi_tools(
         Table of the cells it will be loaded with; needed if a covariate is a column of numbers or booleans.
     is_trained
         Whether it was trained; scvi-tools warns of queries to one that was not.
+    split
+        Which cells were in ``train``, ``validation`` and ``test``: masks over all cells.
     prefix
         What the name of its file begins with.
     overwrite
@@ -141,7 +145,8 @@ def write_scvi_tools(
         raise ValueError(f"{path} exists: give another path, or allow it to be replaced with overwrite=True")
     state = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
     attributes = attributes_of(spec, is_trained=is_trained, obs=obs) | {
-        "history_": {name: np.ravel(np.asarray(values, float)).tolist() for name, values in (history or {}).items()}
+        "history_": {name: np.ravel(np.asarray(values, float)).tolist() for name, values in (history or {}).items()},
+        **{f"{name}_indices_": np.flatnonzero(mask_n) for name, mask_n in (split or {}).items()},
     }
     content = {
         "model_state_dict": OrderedDict(state),
@@ -189,17 +194,22 @@ def _check_weights(path: Path, spec: ModelSpec, weights: Mapping[str, Tensor]) -
         raise ValueError(f"the weights in {path} do not fit its options and registry: {', '.join(told)}")
 
 
-def _read_split(attributes: Mapping[str, Any]) -> dict[str, NDArray[np.int64]]:
+def _read_split(attributes: Mapping[str, Any]) -> dict[str, NDArray[np.bool_]]:
     """Read which rows were trained, validated and tested on; empty if the model does not say."""
-    split: dict[str, NDArray[np.int64]] = {}
+    rows: dict[str, NDArray[np.int64]] = {}
     for name in SPLITS:
-        rows = attributes.get(f"{name}_indices_")
-        if rows is None:
-            continue
-        row_n = np.asarray(scalars_at({f"{name}_indices_": rows}, f"{name}_indices_"))
-        if row_n.dtype.kind not in "iu" and len(row_n):
-            raise ValueError(f"its {name}_indices_ hold {shorten(row_n[:3].tolist())}: numbers of rows are needed")
-        split[name] = row_n.astype(np.int64)
+        key = f"{name}_indices_"
+        row_n = np.asarray(scalars_at(attributes, key))
+        if len(row_n) and (row_n.dtype.kind not in "iu" or row_n.min() < 0):
+            raise ValueError(f"its {key} hold {shorten(row_n[:3].tolist())}: numbers of rows are needed")
+        if attributes.get(key) is not None:
+            rows[name] = row_n.astype(np.int64)
+    n_cells = max((int(row_n.max(initial=-1)) + 1 for row_n in rows.values()), default=0)
+    if n_cells > _SPARSE * sum(map(len, rows.values())):  # a row number is no reason to take a terabyte
+        raise ValueError(f"its split names row {n_cells - 1} and few others: it is damaged")
+    split = {name: np.zeros(n_cells, dtype=bool) for name in rows}
+    for name, row_n in rows.items():
+        split[name][row_n] = True
     return split
 
 

@@ -168,7 +168,10 @@ def _with_new(covariate: Covariate | None, column: Categorical | None) -> Covari
     if covariate is None or column is None:
         return covariate
     new = sorted(set(column.vocabulary).difference(covariate.categories))
-    return covariate.model_copy(update={"categories": (*covariate.categories, *new)})
+    dtype = covariate.dtype
+    if new and column.dtype != dtype:  # whole numbers beside fractions are numbers, beside texts they are texts
+        dtype = "str" if {column.dtype, dtype} & {"str", "bool"} else np.result_type(column.dtype, dtype).name
+    return covariate.model_copy(update={"categories": (*covariate.categories, *new), "dtype": dtype})
 
 
 def _check_labels(spec: ModelSpec, column: Categorical | None) -> None:

@@ -1,0 +1,56 @@
+"""What a model can be given as cells, and how it is opened."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from anndata import AnnData
+
+from dist_scvi.loaders.cell_store import CellStore
+from dist_scvi.loaders.data import CellData, open_data
+from dist_scvi.model.setup_anndata import data_of_setup
+from dist_scvi.network.fit_data import fit_to_spec, open_for
+from dist_scvi.network.model_spec import ModelSpec
+
+CellSource = AnnData | str | Path | Sequence[AnnData | str | Path] | CellStore | CellData
+"""An AnnData, the path or URL of a store, several of these as one, an open store, or ``dist_scvi.open_data(...)``."""
+
+
+def open_new(adata: CellSource | None, *, model_name: str) -> tuple[CellData, AnnData | None]:
+    """Open the cells that a model is made for, and return the AnnData if they are one.
+
+    Raises
+    ------
+    ValueError
+        If they are nothing of the kind, or an AnnData that was not set up.
+    """
+    if adata is None:
+        raise ValueError(
+            f"{model_name} needs cells: an AnnData after setup_anndata, a store, or dist_scvi.open_data(...)"
+        )
+    if isinstance(adata, CellData):
+        return adata, None
+    in_memory = anndata_of(adata)
+    if in_memory is not None:
+        return data_of_setup(in_memory, model_name=model_name), in_memory
+    if not isinstance(adata, str | Path | list | tuple | CellStore):
+        raise ValueError(  # noqa: TRY004
+            f"{model_name} needs an AnnData, a store, or dist_scvi.open_data(...): found {type(adata).__name__}"
+        )
+    return open_data(adata), None  # type: ignore[arg-type]
+
+
+def open_fitting(adata: CellSource, spec: ModelSpec) -> CellData:
+    """Open cells with the genes, columns and codes of a model that exists.
+
+    Raises
+    ------
+    ValueError
+        If genes or columns are missing, or there are categories that the model was not trained on.
+    """
+    return fit_to_spec(adata, spec) if isinstance(adata, CellData) else open_for(adata, spec)
+
+
+def anndata_of(adata: Any) -> AnnData | None:
+    """Return `adata` if it is an AnnData."""
+    return adata if isinstance(adata, AnnData) else None

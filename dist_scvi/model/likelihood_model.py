@@ -1,0 +1,265 @@
+"""How well a model explains cells: bounds and estimates of the log-probability of their counts.
+
+Shape letters in this file
+    n   cells
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from dist_scvi.inference.cell_selection import Cells, Selection
+from dist_scvi.inference.likelihood_estimates import (
+    elbo,
+    marginal_log_likelihood,
+    mean_over_cells,
+    reconstruction_error,
+)
+from dist_scvi.inference.zarr_output import check_count, chunk_cells_of
+from dist_scvi.model.cell_source import CellSource
+from dist_scvi.model.latent_model import LatentModel
+
+
+class LikelihoodModel(LatentModel):
+    """Likelihoods of cells; `LatentModel` explains the arguments that the methods share.
+
+    Notes
+    -----
+    scvi-tools 1.4.2, model/base/_vaemixin.py.
+    """
+
+    @overload
+    def get_elbo(
+        self,
+        adata: CellSource | None = None,
+        indices: Cells | None = None,
+        batch_size: int | None = None,
+        return_mean: Literal[True] = True,  # noqa: FBT002
+        *,
+        seed: int = 0,
+        out: None = None,
+    ) -> float: ...
+    @overload
+    def get_elbo(
+        self,
+        adata: CellSource | None = None,
+        indices: Cells | None = None,
+        batch_size: int | None = None,
+        *,
+        return_mean: Literal[False],
+        seed: int = 0,
+        out: None = None,
+    ) -> NDArray[np.float32]: ...
+    @overload
+    def get_elbo(
+        self,
+        adata: CellSource | None = None,
+        indices: Cells | None = None,
+        batch_size: int | None = None,
+        *,
+        return_mean: Literal[False],
+        seed: int = 0,
+        out: str | Path,
+    ) -> zarr.Group: ...
+    def get_elbo(
+        self,
+        adata: CellSource | None = None,
+        indices: Cells | None = None,
+        batch_size: int | None = None,
+        return_mean: bool = True,  # noqa: FBT001, FBT002
+        *,
+        seed: int = 0,
+        out: str | Path | None = None,
+    ) -> float | NDArray[np.float32] | zarr.Group:
+        """Give the evidence lower bound at one draw for each cell; higher is better.
+
+        Parameters
+        ----------
+        return_mean
+            Average over the cells, else give that of each, shape (n,).
+        out
+            Holds ``obs/elbo``; needs ``return_mean=False``.
+        """
+        compute = partial(elbo, self.module, seed=seed)
+        selection = self.select(adata, indices)
+        return self._for_each(selection, "elbo", compute, batch_size, out, return_mean=return_mean)
+
+    @overload
+    def get_reconstruction_error(
+        self,
+        adata: CellSource | None = None,
+        indices: Cells | None = None,
+        batch_size: int | None = None,
+        return_mean: Literal[True] = True,  # noqa: FBT002
+        *,
+        include_latent_terms: bool = False,
+        seed: int = 0,
+        out: None = None,
+    ) -> dict[str, float]: ...
+    @overload
+    def get_reconstruction_error(
+        self,
+        adata: CellSource | None = None,
+        indices: Cells | None = None,
+        batch_size: int | None = None,
+        *,
+        return_mean: Literal[False],
+        include_latent_terms: bool = False,
+        seed: int = 0,
+        out: None = None,
+    ) -> dict[str, NDArray[np.float32]]: ...
+    @overload
+    def get_reconstruction_error(
+        self,
+        adata: CellSource | None = None,
+        indices: Cells | None = None,
+        batch_size: int | None = None,
+        *,
+        return_mean: Literal[False],
+        include_latent_terms: bool = False,
+        seed: int = 0,
+        out: str | Path,
+    ) -> zarr.Group: ...
+    def get_reconstruction_error(
+        self,
+        adata: CellSource | None = None,
+        indices: Cells | None = None,
+        batch_size: int | None = None,
+        return_mean: bool = True,  # noqa: FBT001, FBT002
+        *,
+        include_latent_terms: bool = False,
+        seed: int = 0,
+        out: str | Path | None = None,
+    ) -> dict[str, Any] | zarr.Group:
+        """Give the negative log-probability of the counts at one draw for each cell, as ``reconstruction_loss``.
+
+        Parameters
+        ----------
+        return_mean
+            Average over the cells, else give that of each, shape (n,).
+        include_latent_terms
+            SCANVI: add ``log q(z | x) - log p(z | z2, y)``, as scvi-tools 1.4.2 does.
+        out
+            Holds ``obs/reconstruction_loss``; needs ``return_mean=False``.
+        """
+        self._check_latent_terms(include_latent_terms)
+        compute = partial(reconstruction_error, self.module, include_latent_terms=include_latent_terms, seed=seed)
+        name, selection = "reconstruction_loss", self.select(adata, indices)
+        found = self._for_each(selection, name, compute, batch_size, out, return_mean=return_mean)
+        return found if isinstance(found, zarr.Group) else {name: found}
+
+    @overload
+    def get_marginal_ll(
+        self,
+        adata: CellSource | None = None,
+        indices: Cells | None = None,
+        n_mc_samples: int = 1_000,
+        batch_size: int | None = None,
+        return_mean: Literal[True] = True,  # noqa: FBT002
+        n_mc_samples_per_pass: int = 1,
+        *,
+        include_latent_terms: bool = False,
+        seed: int = 0,
+        out: None = None,
+    ) -> float: ...
+    @overload
+    def get_marginal_ll(
+        self,
+        adata: CellSource | None = None,
+        indices: Cells | None = None,
+        n_mc_samples: int = 1_000,
+        batch_size: int | None = None,
+        *,
+        return_mean: Literal[False],
+        n_mc_samples_per_pass: int = 1,
+        include_latent_terms: bool = False,
+        seed: int = 0,
+        out: None = None,
+    ) -> NDArray[np.float32]: ...
+    @overload
+    def get_marginal_ll(
+        self,
+        adata: CellSource | None = None,
+        indices: Cells | None = None,
+        n_mc_samples: int = 1_000,
+        batch_size: int | None = None,
+        *,
+        return_mean: Literal[False],
+        n_mc_samples_per_pass: int = 1,
+        include_latent_terms: bool = False,
+        seed: int = 0,
+        out: str | Path,
+    ) -> zarr.Group: ...
+    def get_marginal_ll(
+        self,
+        adata: CellSource | None = None,
+        indices: Cells | None = None,
+        n_mc_samples: int = 1_000,
+        batch_size: int | None = None,
+        return_mean: bool = True,  # noqa: FBT001, FBT002
+        n_mc_samples_per_pass: int = 1,
+        *,
+        include_latent_terms: bool = False,
+        seed: int = 0,
+        out: str | Path | None = None,
+    ) -> float | NDArray[np.float32] | zarr.Group:
+        """Estimate the log-probability of the counts of cells by importance sampling; higher is better.
+
+        Parameters
+        ----------
+        n_mc_samples
+            Draws for each cell.
+        return_mean
+            Average over the cells (scvi-tools averages the means of its minibatches), else give that of each.
+        n_mc_samples_per_pass
+            How many draws are held at a time.
+        include_latent_terms
+            SCANVI: weigh as scvi-tools 1.4.2 does, which counts latent terms as log-probability of the counts.
+        out
+            Holds ``obs/marginal_ll``; needs ``return_mean=False``.
+
+        Notes
+        -----
+        scvi-tools 1.4.2, module/_vae.py: marginal_ll. See
+        `dist_scvi.inference.likelihood_estimates.marginal_log_likelihood`.
+        """
+        self._check_latent_terms(include_latent_terms)
+        check_count("n_mc_samples", n_mc_samples)
+        check_count("n_mc_samples_per_pass", n_mc_samples_per_pass)
+        compute = partial(
+            marginal_log_likelihood,
+            self.module,
+            n_samples=n_mc_samples,
+            n_samples_per_pass=n_mc_samples_per_pass,
+            include_latent_terms=include_latent_terms,
+            seed=seed,
+        )
+        selection = self.select(adata, indices)
+        return self._for_each(selection, "marginal_ll", compute, batch_size, out, return_mean=return_mean)
+
+    def _check_latent_terms(self, include_latent_terms: bool) -> None:  # noqa: FBT001
+        if include_latent_terms and self.model_name != "SCANVI":
+            raise ValueError(f"include_latent_terms=True: {self.model_name} has no latent terms, leave it out")
+
+    def _for_each(
+        self,
+        selection: Selection,
+        name: str,
+        compute: partial[NDArray[np.float32]],
+        batch_size: int | None,
+        out: str | Path | None,
+        *,
+        return_mean: bool,
+    ) -> float | NDArray[np.float32] | zarr.Group:
+        """Give one number for each cell, or their mean over those asked for; the keywords of `compute` decide it."""
+        if return_mean and out is not None:
+            raise ValueError(f"out={str(out)!r} is for the values of cells: give return_mean=False with it")
+        if return_mean:
+            return mean_over_cells(selection, compute, self.world, chunk_cells=chunk_cells_of(batch_size))
+        asked = (name, compute.keywords)
+        found = self._answer(selection, lambda cells: {f"obs/{name}": compute(cells)}, batch_size, out, identity=asked)
+        return found if isinstance(found, zarr.Group) else found[0]
