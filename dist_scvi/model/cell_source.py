@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from anndata import AnnData
 
@@ -12,7 +12,7 @@ from dist_scvi.model.setup_anndata import data_of_setup
 from dist_scvi.network.fit_data import fit_to_spec, open_for
 from dist_scvi.network.model_spec import ModelSpec
 
-CellSource = AnnData | str | Path | Sequence[AnnData | str | Path] | CellStore | CellData
+CellSource: TypeAlias = AnnData | str | Path | Sequence[AnnData | str | Path] | CellStore | CellData
 """An AnnData, the path or URL of a store, several of these as one, an open store, or ``dist_scvi.open_data(...)``."""
 
 
@@ -37,7 +37,7 @@ def open_new(adata: CellSource | None, *, model_name: str) -> tuple[CellData, An
         raise ValueError(  # noqa: TRY004
             f"{model_name} needs an AnnData, a store, or dist_scvi.open_data(...): found {type(adata).__name__}"
         )
-    return open_data(adata), None  # type: ignore[arg-type]
+    return open_data(adata), None
 
 
 def open_fitting(adata: CellSource, spec: ModelSpec) -> CellData:

@@ -250,7 +250,7 @@ class OpenedModel:
     def data_of(self, adata: CellSource | None) -> CellData:
         """Open cells as the model needs them; None stands for its own."""
         own = adata is None or adata is self.data or adata is self._adata
-        return self.data if own else open_fitting(adata, self.spec)  # type: ignore[arg-type]
+        return self.data if own else open_fitting(adata, self.spec)
 
     def _warn_if_untrained(self) -> None:
         if not self.is_trained:
@@ -305,7 +305,7 @@ class OpenedModel:
         self._check_write_kwargs(anndata_write_kwargs, save_anndata=save_anndata)
         if self.world.rank == 0:
             known = self._plan is not None or len(self._masks) == 3
-            split = {name: self._mask(name) for name in ("train", "validation", "test")} if known else {}  # type: ignore[arg-type]
+            split = {name: self._mask(name) for name in ("train", "validation", "test")} if known else {}
             saved = SavedModel(self.module, self.spec, self.history, self.is_trained, split)
             obs = None if self._adata is None else self._adata.obs
             write_model(target, saved, prefix=prefix, format=format, obs=obs)

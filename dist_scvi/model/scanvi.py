@@ -363,7 +363,8 @@ class SCANVI(TrainableModel):
         (probability_nl,) = selection.answer(probabilities, self.world, chunk_cells=chunk_cells)
         if soft:
             return pd.DataFrame(probability_nl, index=selection.obs_names(), columns=categories)
-        return categories[probability_nl.argmax(axis=1)]
+        label_n: NDArray[Any] = categories[probability_nl.argmax(axis=1)]
+        return label_n
 
 
 def _classifier_options(given: Mapping[str, Any] | None) -> dict[str, Any]:

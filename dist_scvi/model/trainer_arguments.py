@@ -10,7 +10,7 @@ USED = (
     *("early_stopping_warmup_epochs", "gradient_clip_val", "log_every_n_steps", "precision"),
 )
 """Keys of `TrainConfig`."""
-_PRECISIONS = {
+_PRECISIONS: dict[int | str | None, str] = {
     **dict.fromkeys((None, 32, "32", "32-true"), "32-true"),
     **dict.fromkeys(("bf16-mixed", "bf16"), "bf16-mixed"),
 }
