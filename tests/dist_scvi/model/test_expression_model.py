@@ -20,6 +20,8 @@ from dist_scvi.network.model_spec import spec_of
 from tests.dist_scvi.golden import GOLDEN, Golden, needs_golden
 from tests.dist_scvi.workers import together
 
+pytestmark = pytest.mark.filterwarnings("ignore:Trying to query inferred values:UserWarning")
+
 ROWS = np.array([7, 3, 402, 3])
 NAMES = ["cell7", "cell3", "cell402", "cell3"]
 

@@ -13,46 +13,48 @@ from dist_scvi.config.schema import ModelConfig
 from dist_scvi.inference import posterior
 from dist_scvi.loaders import CellData, open_data
 from dist_scvi.loaders.stream import rows_minibatch
-from dist_scvi.model.latent_model import LatentModel
+from dist_scvi.model.likelihood_model import LikelihoodModel
 from dist_scvi.network.model_spec import spec_of
 from tests.dist_scvi.golden import Golden, needs_golden
 from tests.dist_scvi.workers import together
+
+pytestmark = pytest.mark.filterwarnings("ignore:Trying to query inferred values:UserWarning")
 
 N = 403
 ROWS = np.array([7, 3, 402, 3])
 
 
-class Plain(LatentModel):
+class Plain(LikelihoodModel):
     model_name = "SCVI"
 
 
-class WithLabels(LatentModel):
+class WithLabels(LikelihoodModel):
     model_name = "SCANVI"
 
 
-def made(adata: Any, *, held: Any = None, **options: Any) -> LatentModel:
+def made(adata: Any, *, held: Any = None, **options: Any) -> LikelihoodModel:
     data = adata if isinstance(adata, CellData) else open_data(adata, batch_key="batch", labels_key="label")
     spec = spec_of(ModelConfig(**({"n_hidden": 8, "n_latent": 3} | options)), 1, data)
     kind = WithLabels if spec.model.model_name == "SCANVI" else Plain
     return kind._made(data, spec.build(), spec, adata=held)
 
 
-def on(model: LatentModel, world: Any) -> LatentModel:
+def on(model: LikelihoodModel, world: Any) -> LikelihoodModel:
     return model._made(model.data, model.module, model.spec, world=world)
 
 
 @pytest.fixture(scope="module")
-def model(adata: Any) -> LatentModel:
+def model(adata: Any) -> LikelihoodModel:
     return made(adata)
 
 
 @torch.no_grad()
-def moments(model: LatentModel) -> tuple[np.ndarray, np.ndarray]:
+def moments(model: LikelihoodModel) -> tuple[np.ndarray, np.ndarray]:
     qzm, qzv = model.module.encode(rows_minibatch(model.data, np.arange(N)).to(model.device))
     return qzm.cpu().numpy(), qzv.cpu().numpy()
 
 
-def test_the_latent_representation_is_the_posterior_of_the_encoder(model: LatentModel) -> None:
+def test_the_latent_representation_is_the_posterior_of_the_encoder(model: LikelihoodModel) -> None:
     qzm, qzv = moments(model)
     np.testing.assert_allclose(model.get_latent_representation(), qzm, rtol=1e-4, atol=1e-6)
     found = model.get_latent_representation(indices=ROWS, return_dist=True)
@@ -60,7 +62,7 @@ def test_the_latent_representation_is_the_posterior_of_the_encoder(model: Latent
     np.testing.assert_allclose(found[1], qzv[ROWS], rtol=1e-4)
 
 
-def test_draws_of_the_posterior_have_its_mean_and_variance_and_a_seed(model: LatentModel) -> None:
+def test_draws_of_the_posterior_have_its_mean_and_variance_and_a_seed(model: LikelihoodModel) -> None:
     qzm, qzv = moments(model)
     drawn = np.stack([model.get_latent_representation(give_mean=False, seed=seed) for seed in range(40)])
     standard = (drawn - qzm) / np.sqrt(qzv)
@@ -83,19 +85,19 @@ def test_a_logistic_normal_is_given_as_shares_or_as_moments_before_the_softmax(a
 
 
 QUESTIONS: dict[str, tuple[Callable[..., Any], dict[str, Any], str]] = {
-    "mean": (LatentModel.get_latent_representation, {}, "obsm/X_latent"),
-    "draw": (LatentModel.get_latent_representation, {"give_mean": False}, "obsm/X_latent"),
-    "moments": (LatentModel.get_latent_representation, {"return_dist": True}, "obsm/scvi_latent_qzm"),
-    "elbo": (LatentModel.get_elbo, {"return_mean": False}, "obs/elbo"),
-    "error": (LatentModel.get_reconstruction_error, {"return_mean": False}, "obs/reconstruction_loss"),
+    "mean": (LikelihoodModel.get_latent_representation, {}, "obsm/X_latent"),
+    "draw": (LikelihoodModel.get_latent_representation, {"give_mean": False}, "obsm/X_latent"),
+    "moments": (LikelihoodModel.get_latent_representation, {"return_dist": True}, "obsm/scvi_latent_qzm"),
+    "elbo": (LikelihoodModel.get_elbo, {"return_mean": False}, "obs/elbo"),
+    "error": (LikelihoodModel.get_reconstruction_error, {"return_mean": False}, "obs/reconstruction_loss"),
     "marginal": (
-        LatentModel.get_marginal_ll,
+        LikelihoodModel.get_marginal_ll,
         {"return_mean": False, "n_mc_samples": 3, "n_mc_samples_per_pass": 2},
         "obs/marginal_ll",
     ),
-    "library": (LatentModel.get_latent_library_size, {}, "obs/latent_library_size"),
-    "drawn library": (LatentModel.get_latent_library_size, {"give_mean": False}, "obs/latent_library_size"),
-    "batch": (LatentModel.get_batch_representation, {}, "obsm/X_batch"),
+    "library": (LikelihoodModel.get_latent_library_size, {}, "obs/latent_library_size"),
+    "drawn library": (LikelihoodModel.get_latent_library_size, {"give_mean": False}, "obs/latent_library_size"),
+    "batch": (LikelihoodModel.get_batch_representation, {}, "obsm/X_batch"),
 }
 
 
@@ -142,7 +144,7 @@ def test_noise_has_a_seed_in_every_question_that_draws(adata: Any) -> None:
 
 
 @pytest.mark.parametrize("identity", ["elbo", "error", "marginal"])
-def test_the_mean_is_that_of_the_cells_asked_for(model: LatentModel, identity: str) -> None:
+def test_the_mean_is_that_of_the_cells_asked_for(model: LikelihoodModel, identity: str) -> None:
     ask, options, _ = QUESTIONS[identity]
     each = array_of(ask(model, indices=ROWS, **options))
     mean = ask(model, indices=ROWS, **(options | {"return_mean": True, "batch_size": 2}))
@@ -150,7 +152,7 @@ def test_the_mean_is_that_of_the_cells_asked_for(model: LatentModel, identity: s
     assert isinstance(mean["reconstruction_loss"] if identity == "error" else mean, float)
 
 
-def test_other_data_may_be_asked_about(model: LatentModel, adata: Any) -> None:
+def test_other_data_may_be_asked_about(model: LikelihoodModel, adata: Any) -> None:
     other = adata[::-1].copy()
     np.testing.assert_allclose(
         model.get_latent_representation(other)[::-1], model.get_latent_representation(), rtol=1e-4
@@ -169,7 +171,7 @@ def test_the_library_size_is_latent_or_observed(adata: Any) -> None:
     np.testing.assert_allclose(drawn.mean() / mean.mean(), 1, atol=0.05)
 
 
-def test_the_batch_is_represented_by_its_embedding(adata: Any, model: LatentModel) -> None:
+def test_the_batch_is_represented_by_its_embedding(adata: Any, model: LikelihoodModel) -> None:
     embedded = made(adata, batch_representation="embedding", embedding_dim=2)
     weight = embedded.module.state_dict()["_embeddings_dict.batch.weight"].cpu().numpy()
     code = (adata.obs["batch"] == "b1").to_numpy().astype(int)
@@ -178,7 +180,7 @@ def test_the_batch_is_represented_by_its_embedding(adata: Any, model: LatentMode
         model.get_batch_representation()
 
 
-def test_the_aggregated_posterior_mixes_those_of_the_cells_asked_for(model: LatentModel) -> None:
+def test_the_aggregated_posterior_mixes_those_of_the_cells_asked_for(model: LikelihoodModel) -> None:
     qzm, qzv = (torch.from_numpy(moment).to(model.device) for moment in moments(model))
     point = qzm[:20]
     for dof in (3.0, None):
@@ -242,7 +244,12 @@ def test_abundance_mixes_as_many_cells_as_allowed_and_leaves_a_store_alone(adata
     ],
 )
 def test_what_makes_no_sense_is_refused(
-    model: LatentModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ask: str, options: dict[str, Any], message: str
+    model: LikelihoodModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ask: str,
+    options: dict[str, Any],
+    message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=message):
@@ -250,7 +257,7 @@ def test_what_makes_no_sense_is_refused(
     assert not list(tmp_path.iterdir())
 
 
-def trained(name: str) -> tuple[LatentModel, dict[str, Any]]:
+def trained(name: str) -> tuple[LikelihoodModel, dict[str, Any]]:
     """Give the trained model of a golden case, and what scvi-tools 1.4.2 said of it."""
     golden = Golden(name)
     stored = torch.load(golden.folder / "model.pt", weights_only=False)["model_state_dict"]

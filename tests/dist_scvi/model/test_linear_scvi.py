@@ -11,6 +11,8 @@ import dist_scvi
 from dist_scvi.config.schema import ModelConfig
 from dist_scvi.model import LinearSCVI
 
+pytestmark = pytest.mark.filterwarnings("ignore:Trying to query inferred values:UserWarning")
+
 
 def test_arguments_and_defaults_are_those_of_scvi_tools() -> None:
     parameters = inspect.signature(LinearSCVI).parameters

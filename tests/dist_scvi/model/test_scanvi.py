@@ -12,6 +12,8 @@ import dist_scvi
 from dist_scvi.loaders import CellData
 from dist_scvi.model import SCANVI, SCVI
 
+pytestmark = pytest.mark.filterwarnings("ignore:Trying to query inferred values:UserWarning")
+
 SMALL = {"n_hidden": 32, "n_latent": 5}
 KEYS = {"labels_key": "told", "unlabeled_category": "Unknown"}
 
@@ -96,7 +98,7 @@ def test_the_history_tells_how_well_labels_are_learnt(scanvi: SCANVI) -> None:
 
 def test_a_model_goes_on_from_scvi(cells: CellData, partly: ad.AnnData) -> None:
     scvi = SCVI(dist_scvi.open_data(partly, batch_key="batch"), **SMALL)
-    with pytest.raises(ValueError, match=r"^the SCVI model is not trained: call its train first$"):
+    with pytest.warns(UserWarning, match=r"^Passed in scvi model hasn't been trained yet\.$"):
         SCANVI.from_scvi_model(scvi, "Unknown", labels_key="told")
     scvi.train(15, enable_progress_bar=False)
     with pytest.raises(ValueError, match=r"^no column of labels is known: name it as labels_key$"):
@@ -150,6 +152,38 @@ def test_anndata_is_set_up_as_in_scvi_tools(partly: ad.AnnData) -> None:
     model = SCANVI(adata, **SMALL)
     assert model.spec.unlabeled_category == "Unknown"
     assert model.summary_stats["n_labels"] == 4
+
+
+@pytest.mark.parametrize(
+    ("values", "unlabeled"),
+    [([-1, 0, 10], -1), ([0.5, 1.5, -1.0], -1.0), ([True, False], "Unknown"), ([3, 4], np.int64(3)), ("abc", "c")],
+    ids=str,
+)
+@pytest.mark.parametrize("categorical", [False, True])
+def test_labels_come_back_in_the_type_that_was_set_up(
+    adata: ad.AnnData, values: list, unlabeled: object, categorical: bool, tmp_path: Path
+) -> None:
+    cells = adata[:, :10].copy()
+    column = np.array(list(values))[np.arange(cells.n_obs) % len(values)]
+    cells.obs["number"] = pd.Categorical(column) if categorical else column
+    SCVI.setup_anndata(cells, labels_key="number")
+    scvi = SCVI(cells, n_hidden=8, n_latent=2)
+    scvi.is_trained = True
+    if len(set(values)) - (unlabeled in values) < 2:
+        with pytest.raises(ValueError, match="SCANVI needs two or more"):
+            SCANVI.from_scvi_model(scvi, unlabeled)
+        return
+    model = SCANVI.from_scvi_model(scvi, unlabeled, classifier_parameters={"n_hidden": 4, "logits": True})
+    model.is_trained = True
+    known = sorted({value for value in values if value != unlabeled}, key=str)
+    predicted = model.predict()
+    assert set(predicted) <= set(known)
+    assert (predicted == cells.obs["number"]).any()
+    assert sorted(model.predict(soft=True).columns, key=str) == known
+    model.save(tmp_path / "model")
+    np.testing.assert_array_equal(SCANVI.load(tmp_path / "model", cells).predict(), predicted)
+    SCANVI.setup_anndata(cells, "number", unlabeled)
+    assert SCANVI(cells, **SMALL).spec.unlabeled_category == str(unlabeled)
 
 
 def test_training_without_any_labelled_cell_is_refused(partly: ad.AnnData) -> None:

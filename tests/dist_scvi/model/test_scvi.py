@@ -15,6 +15,8 @@ from dist_scvi.metrics.run_record import run_config
 from dist_scvi.model import SCVI
 from dist_scvi.storage.run_storage import LocalStorage
 
+pytestmark = pytest.mark.filterwarnings("ignore:Trying to query inferred values:UserWarning")
+
 SMALL = {"n_hidden": 16, "n_latent": 4}
 
 

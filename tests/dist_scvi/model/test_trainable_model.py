@@ -11,6 +11,8 @@ import dist_scvi
 from dist_scvi.loaders import CellData
 from dist_scvi.model import SCANVI, SCVI
 
+pytestmark = pytest.mark.filterwarnings("ignore:Trying to query inferred values:UserWarning")
+
 SMALL = {"n_hidden": 16, "n_latent": 4}
 DEEP = {**SMALL, "n_layers": 2, "encode_covariates": True, "use_layer_norm": "both", "use_batch_norm": "none"}
 
@@ -22,6 +24,8 @@ DEEP = {**SMALL, "n_layers": 2, "encode_covariates": True, "use_layer_norm": "bo
         ({"plan_kwargs": {"lr": -1}}, r"^train\.lr=-1 does not fit"),
         ({"max_epochs": 0}, r"^train\.max_epochs=0 does not fit"),
         ({"max_epochs": 2, "plan_kwargs": {"max_epochs": 3}}, r"^max_epochs is given as an argument and in"),
+        ({"devices": [0, 1]}, r"^devices=\[0, 1\] is not offered: start several processes"),
+        ({"max_steps": 3}, r"^max_steps=3 is not offered: a run is counted in epochs"),
         ({"accelerator": "tpu"}, r"^accelerator='tpu': auto, cpu, gpu or cuda is needed$"),
     ],
 )
@@ -30,6 +34,15 @@ def test_a_setting_that_does_not_fit_is_refused(data: CellData, options: dict, m
     with pytest.raises(ValueError, match=message):
         model.train(enable_progress_bar=False, **options)
     assert not model.is_trained
+
+
+def test_arguments_of_lightning_that_mean_the_same_here_are_accepted(data: CellData, tmp_path: Path) -> None:
+    model = SCVI(data, **SMALL)
+    same = {"devices": [0], "accelerator": "cpu", "strategy": "ddp_find_unused_parameters_true"}
+    model.train(1, **same, load_sparse_tensor=True, max_steps=-1, limit_train_batches=1.0, enable_progress_bar=False)
+    precise = SCVI(data, **SMALL)
+    precise.train(1, precision="bf16-mixed", run=tmp_path / "run", enable_checkpointing=True, enable_progress_bar=False)
+    assert not np.array_equal(precise.get_latent_representation(), model.get_latent_representation())
 
 
 def test_a_column_says_which_cells_are_held_out(adata: ad.AnnData) -> None:
@@ -150,6 +163,14 @@ def test_a_reference_is_taken_from_its_folder_too(reference: SCVI, query: ad.Ann
     reference.save(tmp_path / "reference")
     mapped = [SCVI.load_query_data(query, source) for source in (reference, tmp_path / "reference")]
     np.testing.assert_array_equal(*(model.get_latent_representation() for model in mapped))
+
+
+@pytest.mark.filterwarnings("ignore:training on the query will not change:UserWarning", "error:Trying to query")
+def test_a_query_without_new_batches_may_be_asked_at_once(reference: SCVI, adata: ad.AnnData) -> None:
+    mapped = SCVI.load_query_data(adata, reference)
+    assert mapped.is_trained
+    mapped.get_latent_representation(indices=[0])
+    mapped.train(1, enable_progress_bar=False)
 
 
 @pytest.mark.filterwarnings("ignore:training on the query will not change:UserWarning")
