@@ -1,5 +1,6 @@
 """Making, training and extending a model as a notebook does: arguments of scvi-tools in, a run of ours inside."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -152,6 +153,15 @@ class TrainableModel(ExpressionModel):
         if both:
             raise ValueError(f"{', '.join(both)} is given as an argument and in plan_kwargs: leave one out")
         section = parse_section(TrainConfig, "train", {**given, **(plan_kwargs or {})})
+        if not any(parameter.requires_grad for parameter in self.module.parameters()):
+            # A script that trains every query goes on: the reference is all that this one can be.
+            warnings.warn(
+                "nothing of this query is trained: its reference knows all its batches and covariates; to train them, "
+                "give load_query_data freeze_reference_categories=False or unfrozen=True",
+                stacklevel=3,
+            )
+            self.is_trained = True
+            return
         self.to_device(device)
         config = self.run_config(section, run=str(run or ""), data_kwargs=data_kwargs)
         shown = MetricsReporter() if progress else None

@@ -77,9 +77,7 @@ def test_the_anndata_is_written_with_the_arguments_of_its_writer(adata: ad.AnnDa
         model.save(tmp_path / str(number), save_anndata=True, **options)
     sizes = [(tmp_path / name / "adata.h5ad").stat().st_size for name in ("0", "1")]
     assert sizes[1] < sizes[0]
-    with pytest.raises(
-        ValueError, match=r"^save has no argument save_kwargs: with save_anndata=True it has"
-    ):
+    with pytest.raises(ValueError, match=r"^save has no argument save_kwargs: with save_anndata=True it has"):
         model.save(tmp_path / "2", save_anndata=True, save_kwargs={})
     with pytest.raises(ValueError, match=r"^compression is for the AnnData: give save_anndata=True with it"):
         model.save(tmp_path / "2", compression="gzip")

@@ -201,7 +201,7 @@ def test_numbers_that_say_nothing_are_refused(model: SCVI) -> None:
     with pytest.raises(ValueError, match=r"^train\.batch_size=0 does not fit"):
         model.train(1, batch_size=0)
     with pytest.raises(
-        ValueError, match=r"^SCVI needs an AnnData, a store, or dist_scvi\.open\(\.\.\.\): found ndarray$"
+        ValueError, match=r"^SCVI needs an AnnData, a store, or dist_scvi\.open_data\(\.\.\.\): found ndarray$"
     ):
         SCVI(np.zeros((3, 3)))
     with pytest.raises(ValueError, match=r"^seed='a': a whole number"):

@@ -169,8 +169,13 @@ def test_a_reference_is_taken_from_its_folder_too(reference: SCVI, query: ad.Ann
 def test_a_query_without_new_batches_may_be_asked_at_once(reference: SCVI, adata: ad.AnnData) -> None:
     mapped = SCVI.load_query_data(adata, reference)
     assert mapped.is_trained
-    mapped.get_latent_representation(indices=[0])
-    mapped.train(1, enable_progress_bar=False)
+    before = mapped.get_latent_representation()
+    with pytest.warns(UserWarning, match=r"^nothing of this query is trained: its reference knows all its batches"):
+        mapped.train(1, enable_progress_bar=False)
+    np.testing.assert_array_equal(mapped.get_latent_representation(), before)
+    moved = SCVI.load_query_data(adata, reference, freeze_reference_categories=False)
+    moved.train(1, enable_progress_bar=False)
+    assert not np.array_equal(moved.get_latent_representation(), before)
 
 
 @pytest.mark.filterwarnings("ignore:training on the query will not change:UserWarning")
