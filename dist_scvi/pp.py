@@ -66,7 +66,7 @@ def scvi(  # noqa: PLR0913, PLR0917 - the arguments of scanpy
     Parameters
     ----------
     adata
-        Raw counts in memory, or a store on a disk. Beside a store at ``PATH`` the results are written to
+        Raw counts in memory, or a store on a disk. Next to a store at ``PATH`` the results are written to
         ``PATH.scvi.zarr``, an AnnData without counts.
     n_hidden, n_latent, n_layers, dispersion
         As of `SCVI`.
@@ -81,11 +81,11 @@ def scvi(  # noqa: PLR0913, PLR0917 - the arguments of scanpy
     linear_decoder
         Train LinearSCVI.
     copy
-        Give an AnnData with the results and leave `adata` as it is; not for a store.
+        Return an AnnData with the results and leave `adata` as it is; not for a store.
     use_cuda
         Use a GPU if there is one.
     return_posterior
-        Give the model.
+        Return the model.
     trainer_kwargs
         Further arguments of ``SCVI.train``, and keys of the section ``train`` of a run's configuration.
     model_kwargs
@@ -110,32 +110,32 @@ def scvi(  # noqa: PLR0913, PLR0917 - the arguments of scanpy
     -----
     ``scanpy.external.pp.scvi`` of scanpy 1.5. Its posterior had the same methods under older names.
     """
-    held = anndata_of(adata)
-    if held is None and copy:
-        raise ValueError(f"copy=True is for an AnnData in memory: the results for {adata} are written beside it")
-    out = _free_place(adata) if held is None else None
-    genes = _genes(adata, held, subset_genes, marked=use_highly_variable_genes)
-    data = open_data(held if held is not None else adata, genes=genes, batch_key=batch_key)
+    in_memory = anndata_of(adata)
+    if in_memory is None and copy:
+        raise ValueError(f"copy=True is for an AnnData in memory: the results for {adata} are written next to it")
+    out = _free_place(adata) if in_memory is None else None
+    genes = _genes(adata, in_memory, subset_genes, marked=use_highly_variable_genes)
+    data = open_data(in_memory if in_memory is not None else adata, genes=genes, batch_key=batch_key)
     kind = LinearSCVI if linear_decoder else SCVI
     model = kind(data, n_hidden, n_latent, n_layers, dispersion=dispersion, **(model_kwargs or {}))  # type: ignore[arg-type]
     further = {"lr": lr, **(trainer_kwargs or {})}
     arguments = {key: further.pop(key) for key in _OF_TRAIN if key in further}
     model.train(n_epochs, "auto" if use_cuda else "cpu", train_size=train_size, plan_kwargs=further, **arguments)
     if out is not None:
-        _write_beside(model, out)
-    if held is not None:
-        held = held.copy() if copy else held
-        _write_into(model, held)
+        _write_next_to(model, out)
+    if in_memory is not None:
+        in_memory = in_memory.copy() if copy else in_memory
+        _write_into(model, in_memory)
         if copy:
-            return (held, model) if return_posterior else held
+            return (in_memory, model) if return_posterior else in_memory
     return model if return_posterior else None
 
 
 def _free_place(source: Any) -> Path:
-    """Give the folder beside a store that is to hold the results; found taken before training rather than after."""
+    """Return the folder next to a store for the results; found taken before training rather than after."""
     if "://" in str(source):
         raise ValueError(
-            f"{source} is a URL, beside which nothing is written: train with dist_scvi.model.SCVI, and give a folder "
+            f"{source} is a URL, next to which nothing is written: train with dist_scvi.model.SCVI, and give a folder "
             "as out to its methods"
         )
     path = Path(source).expanduser().resolve()
@@ -146,16 +146,16 @@ def _free_place(source: Any) -> Path:
 
 
 def _genes(
-    source: Any, held: "AnnData | None", subset_genes: Sequence[str | int] | None, *, marked: bool
+    source: Any, in_memory: "AnnData | None", subset_genes: Sequence[str | int] | None, *, marked: bool
 ) -> list[str] | None:
     """Name the genes to train on; None stands for all."""
     check_list("subset_genes", subset_genes)
     if subset_genes is None:
-        genes = _marked(source, held) if marked else None
+        genes = _marked(source, in_memory) if marked else None
     else:
         genes = [gene for gene in subset_genes if isinstance(gene, str)]
         if len(genes) < len(subset_genes):
-            genes = _at(held.var_names if held is not None else open_store(source).var_names, subset_genes)
+            genes = _at(in_memory.var_names if in_memory is not None else open_store(source).var_names, subset_genes)
     if genes is not None and not genes:
         raise ValueError(f"no gene is left: var['{_MARK}'] marks none, or subset_genes is empty")
     return genes
@@ -174,16 +174,16 @@ def _at(var_names: Any, places: Sequence[str | int]) -> list[str]:
     return [str(var_names[at]) for at in places]
 
 
-def _marked(source: Any, held: "AnnData | None") -> list[str] | None:
+def _marked(source: Any, in_memory: "AnnData | None") -> list[str] | None:
     """Name the genes marked as highly variable; None if there is no such column."""
-    if held is not None:
-        return [str(name) for name in held.var_names[held.var[_MARK]]] if _MARK in held.var else None
+    if in_memory is not None:
+        return [str(name) for name in in_memory.var_names[in_memory.var[_MARK]]] if _MARK in in_memory.var else None
     store = open_store(source)
     return store.marked_genes(_MARK) if isinstance(store, AnnDataStore) else None
 
 
 def _answers(model: "SCVI | LinearSCVI", minibatch: MiniBatch) -> dict[str, NDArray[Any]]:
-    """Give the results for some cells, all from one draw of each."""
+    """Return the results for some cells, all from one draw of each."""
     cells = latent_cells(model.module, minibatch)
     px = decode_draw(model.module, cells, seed=0, draw=0)
     mean_nk = cells.qzm_nk
@@ -205,7 +205,7 @@ def _write_into(model: "SCVI | LinearSCVI", target: "AnnData") -> None:
         target.uns[_LOADINGS] = model.get_loadings()
 
 
-def _write_beside(model: "SCVI | LinearSCVI", out: Path) -> None:
+def _write_next_to(model: "SCVI | LinearSCVI", out: Path) -> None:
     write_rows(
         model.select(),
         partial(_answers, model),

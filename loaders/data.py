@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from dist_scvi.loaders.arrays.csr_rows import CsrRows
 from dist_scvi.loaders.arrays.obs_columns import Categorical, Numeric, Ranges
+from dist_scvi.loaders.arrays.printable import html_table, printable
 from dist_scvi.loaders.cell_store import CellStore
 from dist_scvi.loaders.minibatch import MiniBatch
 from dist_scvi.loaders.name_lookup import check_list
@@ -52,6 +53,29 @@ class CellData:
     def n_genes(self) -> int:
         """Genes of the store."""
         return len(self.store.var_names)
+
+    def __repr__(self) -> str:
+        rows = self._summary()
+        return "\n".join([rows.pop("title"), *(f"{name}: {value}" for name, value in rows.items())])
+
+    def _repr_html_(self) -> str:
+        rows = self._summary()
+        return html_table(rows.pop("title"), rows)
+
+    def _summary(self) -> dict[str, str]:
+        """Summarise the data for people: size, place, and the obs columns in use and present."""
+        used = {"batch_key": self.batch, "labels_key": self.label}
+        rows = {
+            "title": f"{self.n_cells:,} cells x {self.n_genes:,} genes of {printable(self.store.uri)}",
+            "counts": printable(self.store.layer or "X"),
+            **{name: f"{printable(one.key)} ({len(one.vocabulary)} categories)" for name, one in used.items() if one},
+        }
+        further = [column.key for column in (*self.categorical_covariates, *self.continuous_covariates)]
+        if further:
+            rows["covariates"] = printable(", ".join(further))
+        if self.size_factor is not None:
+            rows["size_factor_key"] = printable(self.size_factor.key)
+        return {**rows, "obs columns": printable(", ".join(self.store.obs_columns()))}
 
     def describe(self) -> dict[str, Any]:
         """Say what a model must know of its data, as plain values: genes, columns and their categories."""

@@ -1,7 +1,5 @@
 """What a model says of itself: options, sizes and columns, as text, tables and HTML."""
 
-import html
-from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -65,16 +63,6 @@ def describe_data(spec: ModelSpec, data: CellData) -> dict[str, str]:
     more = f", ... ({len(columns)})" if len(columns) > _NAMES else ""
     described["obs columns"] = printable(", ".join(columns[:_NAMES])) + more
     return described
-
-
-def to_html(title: str, rows: Mapping[str, str]) -> str:
-    """Return a table for a notebook; all text is escaped."""
-    cells = "".join(
-        f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
-        f"<td style='text-align:left'>{html.escape(value)}</td></tr>"
-        for name, value in rows.items()
-    )
-    return f"<div><b>{html.escape(title)}</b><table>{cells}</table></div>"
 
 
 def setup_table(spec: ModelSpec, *, hide_state_registries: bool) -> pd.DataFrame:

@@ -152,7 +152,7 @@ class ExpressionModel(PredictiveModel):
         n_samples_overall: int | None = None,
         weights: Weights | None = None,
         batch_size: int | None = None,
-        return_mean: bool = True,  # noqa: FBT001, FBT002 - the place that scvi-tools gives it
+        return_mean: bool = True,  # noqa: FBT001, FBT002 - the position in scvi-tools
         return_numpy: bool | None = None,  # noqa: FBT001
         silent: bool = True,  # noqa: FBT001, FBT002
         *,
@@ -163,7 +163,7 @@ class ExpressionModel(PredictiveModel):
         seed: int = 0,
         out: str | Path | None = None,
     ) -> pd.DataFrame | NDArray[np.float32] | zarr.Group:
-        """Give the normalized expression of cells, cells by genes.
+        """Return the normalized expression of cells, cells by genes.
 
         Parameters
         ----------
@@ -174,11 +174,11 @@ class ExpressionModel(PredictiveModel):
         n_samples_overall
             Choose this many cells with replacement, and give one draw of each: only these are decoded.
         weights
-            ``"importance"`` chooses the draws of `n_samples_overall` that explain all cells asked for.
+            ``"importance"`` chooses the draws of `n_samples_overall` that explain all cells requested.
         return_mean
-            Average over `n_samples`, if these are more than one; else give an array of shape (s, n, g).
+            Average over `n_samples`, if these are more than one; else return an array of shape (s, n, g).
         return_numpy
-            Give an array rather than a DataFrame.
+            Return an array rather than a DataFrame.
         silent
             Show no progress; that of `out` is always shown.
         max_cells, truncation, n_mc_samples, n_mc_samples_per_pass
@@ -238,7 +238,7 @@ class ExpressionModel(PredictiveModel):
         mode: Literal["vanilla", "change"] = "vanilla",
         delta: float | None = 0.25,
         batch_size: int | None = None,
-        all_stats: bool = True,  # noqa: FBT001, FBT002 - the place that scvi-tools gives it
+        all_stats: bool = True,  # noqa: FBT001, FBT002 - the position in scvi-tools
         batch_correction: bool = False,  # noqa: FBT001, FBT002
         batchid1: str | Sequence[str] | None = None,
         batchid2: str | Sequence[str] | None = None,

@@ -42,7 +42,7 @@ class LatentModel(OpenedModel):
     the cells of the model. `indices` are rows in the order wanted, a mask, or values of obs columns as in
     ``{"cell_type": "B"}``; by default all cells. `batch_size` cells are computed at a time, by default 1024, and `seed`
     keys the noise: beyond rounding an answer depends neither on `batch_size`, nor on the number of workers, nor on
-    which other cells are asked for. `out` is the path of a new Zarr folder to write the answer to, in memory that does
+    which other cells are requested. `out` is the path of a new Zarr folder to write the answer to, in memory that does
     not grow, as an AnnData whose rows are the cells by rising row; the method then returns it, open for reading.
 
     All raise a ValueError if the data does not fit the model, no cell is chosen, a number is out of range, or `out`
@@ -96,7 +96,7 @@ class LatentModel(OpenedModel):
         self,
         adata: CellSource | None = None,
         indices: Cells | None = None,
-        give_mean: bool = True,  # noqa: FBT001, FBT002 - the place that scvi-tools gives it
+        give_mean: bool = True,  # noqa: FBT001, FBT002 - the position in scvi-tools
         mc_samples: int = 5_000,
         batch_size: int | None = None,
         return_dist: bool = False,  # noqa: FBT001, FBT002
@@ -104,17 +104,17 @@ class LatentModel(OpenedModel):
         seed: int = 0,
         out: str | Path | None = None,
     ) -> NDArray[np.float32] | tuple[NDArray[np.float32], NDArray[np.float32]] | zarr.Group:
-        """Give the latent representation of cells, shape (n, k).
+        """Return the latent representation of cells, shape (n, k).
 
         Parameters
         ----------
         give_mean
-            Give the mean of the posterior, else one draw of it.
+            Return the mean of the posterior, else one draw of it.
         mc_samples
             Points over which a logistic normal is averaged, whose mean has no formula: evenly spread rather than drawn,
             and the same for all cells.
         return_dist
-            Give mean and variance of the posterior instead, before the softmax of a logistic normal.
+            Return mean and variance of the posterior instead, before the softmax of a logistic normal.
         out
             Holds ``obsm/X_latent``, or ``obsm/scvi_latent_qzm`` and ``obsm/scvi_latent_qzv``.
         """
@@ -147,12 +147,12 @@ class LatentModel(OpenedModel):
         seed: int = 0,
         out: str | Path | None = None,
     ) -> NDArray[np.float32] | zarr.Group:
-        """Give the library size of cells, shape (n, 1).
+        """Return the library size of cells, shape (n, 1).
 
         Parameters
         ----------
         give_mean
-            Give the mean of the latent library size, a log-normal. Else one draw of it, or the total count where that
+            Return the mean of the latent library size, a log-normal. Else one draw of it, or the total count where that
             is used.
         out
             Holds ``obs/latent_library_size``.
@@ -160,7 +160,7 @@ class LatentModel(OpenedModel):
         Raises
         ------
         ValueError
-            If the mean is asked for and the library size is observed.
+            If the mean is requested and the library size is observed.
         """
         module = self.module
         if give_mean and not module.latent_library:
@@ -192,7 +192,7 @@ class LatentModel(OpenedModel):
         *,
         out: str | Path | None = None,
     ) -> NDArray[np.float32] | zarr.Group:
-        """Give the embedding of the batch of each cell, shape (n, embedding_dim).
+        """Return the embedding of the batch of each cell, shape (n, embedding_dim).
 
         Parameters
         ----------
@@ -249,7 +249,7 @@ class LatentModel(OpenedModel):
         seed: int = 0,
         out: str | Path | None = None,
     ) -> pd.DataFrame | zarr.Group:
-        """Give the log-density of each cell under the aggregated posterior of each sample: cells by samples.
+        """Return the log-density of each cell under the aggregated posterior of each sample: cells by samples.
 
         That of an AnnData is also put into its ``obsm["da_log_probs"]``. Every worker holds the posteriors that are
         mixed, 8 bytes for each cell and latent dimension; `num_cells_posterior` limits them.

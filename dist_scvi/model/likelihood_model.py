@@ -75,12 +75,12 @@ class LikelihoodModel(LatentModel):
         seed: int = 0,
         out: str | Path | None = None,
     ) -> float | NDArray[np.float32] | zarr.Group:
-        """Give the evidence lower bound at one draw for each cell; higher is better.
+        """Return the evidence lower bound at one draw for each cell; higher is better.
 
         Parameters
         ----------
         return_mean
-            Average over the cells, else give that of each, shape (n,).
+            Average over the cells, else return that of each, shape (n,).
         out
             Holds ``obs/elbo``; needs ``return_mean=False``.
         """
@@ -135,12 +135,12 @@ class LikelihoodModel(LatentModel):
         seed: int = 0,
         out: str | Path | None = None,
     ) -> dict[str, Any] | zarr.Group:
-        """Give the negative log-probability of the counts at one draw for each cell, as ``reconstruction_loss``.
+        """Return the negative log-probability of the counts at one draw for each cell, as ``reconstruction_loss``.
 
         Parameters
         ----------
         return_mean
-            Average over the cells, else give that of each, shape (n,).
+            Average over the cells, else return that of each, shape (n,).
         include_latent_terms
             SCANVI: add ``log q(z | x) - log p(z | z2, y)``, as scvi-tools 1.4.2 does.
         out
@@ -214,9 +214,9 @@ class LikelihoodModel(LatentModel):
         n_mc_samples
             Draws for each cell.
         return_mean
-            Average over the cells (scvi-tools averages the means of its minibatches), else give that of each.
+            Average over the cells (scvi-tools averages the means of its minibatches), else return that of each.
         n_mc_samples_per_pass
-            How many draws are held at a time.
+            Draws in memory at a time.
         include_latent_terms
             SCANVI: weigh as scvi-tools 1.4.2 does, which counts latent terms as log-probability of the counts.
         out
@@ -255,7 +255,7 @@ class LikelihoodModel(LatentModel):
         *,
         return_mean: bool,
     ) -> float | NDArray[np.float32] | zarr.Group:
-        """Give one number for each cell, or their mean over those asked for; the keywords of `compute` decide it."""
+        """Return one number for each cell, or their mean over those requested; the keywords of `compute` decide it."""
         if return_mean and out is not None:
             raise ValueError(f"out={str(out)!r} is for the values of cells: give return_mean=False with it")
         if return_mean:

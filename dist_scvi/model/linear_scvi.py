@@ -59,7 +59,7 @@ class LinearSCVI(TrainableModel):
         dropout_rate: float = 0.1,
         dispersion: Literal["gene", "gene-batch"] = "gene",
         gene_likelihood: Literal["zinb", "nb", "poisson", "normal"] = "nb",
-        use_observed_lib_size: bool = False,  # noqa: FBT001, FBT002 - the place that scvi-tools gives it
+        use_observed_lib_size: bool = False,  # noqa: FBT001, FBT002 - the position in scvi-tools
         latent_distribution: Literal["normal", "ln"] = "normal",
         *,
         log_variational: bool = True,
@@ -92,7 +92,7 @@ class LinearSCVI(TrainableModel):
         setup_anndata(adata, layer=layer, batch_key=batch_key, labels_key=labels_key)
 
     def get_loadings(self) -> pd.DataFrame:
-        """Give the weight of each latent dimension in each gene: genes by ``Z_0``, ``Z_1`` and so on."""
+        """Return the weight of each latent dimension in each gene: genes by ``Z_0``, ``Z_1`` and so on."""
         assert isinstance(self.module, LDVAE)
         columns = [f"Z_{dimension}" for dimension in range(self.spec.model.n_latent)]
         return pd.DataFrame(self.module.loadings().cpu().numpy(), index=list(self.spec.var_names), columns=columns)

@@ -23,6 +23,7 @@ from dist_scvi.atlas.atlas import Atlas, open_atlas
 from dist_scvi.atlas.minify import minify
 from dist_scvi.inference.cell_selection import Cells, Selection, select
 from dist_scvi.inference.encode_decode import LatentCells, latent_cells
+from dist_scvi.loaders.arrays.printable import html_table
 from dist_scvi.loaders.data import CellData
 from dist_scvi.loaders.order.plan import Plan, Split, split_rows
 from dist_scvi.model.cell_source import CellSource, anndata_of, open_fitting
@@ -32,7 +33,6 @@ from dist_scvi.model.description import (
     describe_options,
     setup_table,
     summary_stats,
-    to_html,
 )
 from dist_scvi.model.model_folder import CELLS, SavedModel, check_target, read_model, write_model
 from dist_scvi.network.model_spec import ModelSpec
@@ -161,7 +161,7 @@ class OpenedModel:
         return "\n".join([self.summary_string, *(f"{name}: {value}" for name, value in rows.items())])
 
     def _repr_html_(self) -> str:
-        return to_html(self.summary_string, describe_data(self.spec, self.data))
+        return html_table(self.summary_string, describe_data(self.spec, self.data))
 
     @property
     def summary_stats(self) -> SummaryStats:

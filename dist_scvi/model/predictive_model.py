@@ -79,7 +79,7 @@ class PredictiveModel(LikelihoodModel):
         n_samples: int = 1,
         gene_list: Sequence[str] | None = None,
         batch_size: int | None = None,
-        silent: bool = True,  # noqa: FBT001, FBT002 - the place that scvi-tools gives it
+        silent: bool = True,  # noqa: FBT001, FBT002 - the position in scvi-tools
         *,
         seed: int = 0,
         out: str | Path | None = None,
@@ -132,12 +132,12 @@ class PredictiveModel(LikelihoodModel):
         adata: CellSource | None = None,
         indices: Cells | None = None,
         n_samples: int | None = 1,
-        give_mean: bool | None = False,  # noqa: FBT001, FBT002 - the place that scvi-tools gives it
+        give_mean: bool | None = False,  # noqa: FBT001, FBT002 - the position in scvi-tools
         batch_size: int | None = None,
         *,
         seed: int = 0,
     ) -> dict[str, NDArray[np.float32]]:
-        """Give the parameters of the likelihood of the counts.
+        """Return the parameters of the likelihood of the counts.
 
         Parameters
         ----------
@@ -172,12 +172,12 @@ class PredictiveModel(LikelihoodModel):
         rna_size_factor: float = 1000,
         transform_batch: Batches = None,
         correlation_type: Literal["spearman", "pearson"] = "spearman",
-        silent: bool = True,  # noqa: FBT001, FBT002 - the place that scvi-tools gives it
+        silent: bool = True,  # noqa: FBT001, FBT002 - the position in scvi-tools
         *,
         gene_list: Sequence[str] | None = None,
         seed: int = 0,
     ) -> pd.DataFrame:
-        """Give the correlation of genes over draws of the rates that counts are drawn from, genes by genes.
+        """Return the correlation of genes over draws of the rates that counts are drawn from, genes by genes.
 
         Parameters
         ----------

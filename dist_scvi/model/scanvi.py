@@ -84,7 +84,7 @@ class SCANVI(TrainableModel):
         dropout_rate: float = 0.1,
         dispersion: Literal["gene", "gene-batch", "gene-label", "gene-cell"] = "gene",
         gene_likelihood: Literal["zinb", "nb", "poisson", "normal"] = "zinb",
-        use_observed_lib_size: bool = True,  # noqa: FBT001, FBT002 - the place that scvi-tools gives it
+        use_observed_lib_size: bool = True,  # noqa: FBT001, FBT002 - the position in scvi-tools
         linear_classifier: bool = False,  # noqa: FBT001, FBT002
         *,
         classifier_parameters: Mapping[str, Any] | None = None,
@@ -215,7 +215,7 @@ class SCANVI(TrainableModel):
         check_val_every_n_epoch: int | None = None,
         train_size: float | None = None,
         validation_size: float | None = None,
-        shuffle_set_split: bool = True,  # noqa: FBT001, FBT002 - the place that scvi-tools gives it
+        shuffle_set_split: bool = True,  # noqa: FBT001, FBT002 - the position in scvi-tools
         batch_size: int | None = None,
         accelerator: Accelerator = "auto",
         devices: int | str | Sequence[int] = "auto",
@@ -299,7 +299,7 @@ class SCANVI(TrainableModel):
         self,
         adata: CellSource | None = None,
         indices: Cells | None = None,
-        soft: bool = False,  # noqa: FBT001, FBT002 - the place that scvi-tools gives it
+        soft: bool = False,  # noqa: FBT001, FBT002 - the position in scvi-tools
         batch_size: int | None = None,
         use_posterior_mean: bool = True,  # noqa: FBT001, FBT002
         *,
@@ -313,13 +313,13 @@ class SCANVI(TrainableModel):
         adata, indices
             Which cells; see `select`.
         soft
-            Give the probability of each label.
+            Return the probability of each label.
         batch_size
             Cells computed at a time; the answer does not depend on it.
         use_posterior_mean
             Classify the mean of a cell's posterior, else one draw of it.
         seed
-            Seed of the draw; a cell's draw does not depend on which others are asked for.
+            Seed of the draw; a cell's draw does not depend on which others are requested.
         out
             Zarr folder to write instead, by chunks: ``obsm/probability``, and in ``obs/predicted`` the place of the
             most probable label among ``labels``, an attribute of the group.

@@ -78,7 +78,7 @@ class SCVI(TrainableModel):
         dropout_rate: float = 0.1,
         dispersion: Literal["gene", "gene-batch", "gene-label", "gene-cell"] = "gene",
         gene_likelihood: Literal["zinb", "nb", "poisson", "normal"] = "zinb",
-        use_observed_lib_size: bool = True,  # noqa: FBT001, FBT002 - the place that scvi-tools gives it
+        use_observed_lib_size: bool = True,  # noqa: FBT001, FBT002 - the position in scvi-tools
         latent_distribution: Literal["normal", "ln"] = "normal",
         *,
         log_variational: bool = True,

@@ -58,7 +58,7 @@ class TrainableModel(ExpressionModel):
         devices: int | str | Sequence[int] = "auto",
         train_size: float | None = None,
         validation_size: float | None = None,
-        shuffle_set_split: bool = True,  # noqa: FBT001, FBT002 - the places that scvi-tools gives them
+        shuffle_set_split: bool = True,  # noqa: FBT001, FBT002 - the position in scvi-tools
         load_sparse_tensor: bool = False,  # noqa: FBT001, FBT002
         batch_size: int | None = None,
         early_stopping: bool = False,  # noqa: FBT001, FBT002
@@ -103,7 +103,7 @@ class TrainableModel(ExpressionModel):
         lanes
             Streams that share a minibatch. With 8, say, the run can be continued by 2, 4 or 8 workers.
         run
-            Folder for checkpoints and metrics. A run that lies there already is continued.
+            Folder for checkpoints and metrics. A run that is there already is continued.
         enable_progress_bar
             Show progress.
         trainer_kwargs
@@ -168,7 +168,7 @@ class TrainableModel(ExpressionModel):
         folder = open_run_storage(absolute(str(run))) if run else None
         rows: list[Row] = []
 
-        def tell(row: Row) -> None:
+        def log_row(row: Row) -> None:
             rows.append(row)
             if shown is not None:
                 shown(row)
@@ -180,7 +180,7 @@ class TrainableModel(ExpressionModel):
                 data=self.data,
                 world=World(self.world.rank, self.world.size, self.device),
                 folder=folder,
-                on_metrics=tell,
+                on_metrics=log_row,
                 start=(self.module, self.spec),
             )
         except KeyboardInterrupt:  # whoever has seen enough keeps what there is
@@ -258,7 +258,7 @@ class TrainableModel(ExpressionModel):
         reference_model
             A model, or the folder of one, of this package or of scvi-tools.
         inplace_subset_query_vars
-            Give the AnnData itself the genes of the reference, as `prepare_query_anndata` does.
+            Bring the AnnData itself to the genes of the reference, as `prepare_query_anndata` does.
         accelerator, device
             ``"auto"``, ``"cpu"`` or ``"gpu"``, and the number of the GPU.
         unfrozen
@@ -336,7 +336,7 @@ class TrainableModel(ExpressionModel):
         return_reference_var_names: bool = False,
         inplace: bool = True,
     ) -> Any:
-        """Give an AnnData the genes of a reference in its order; absent ones are 0. See `prepare_query_anndata`."""
+        """Bring an AnnData to the genes of a reference in its order; absent ones are 0. See `prepare_query_anndata`."""
         if anndata_of(adata) is None:
             raise ValueError(
                 f"{type(adata).__name__}: an AnnData is needed; of a store the genes are chosen as it is read"

@@ -56,7 +56,7 @@ class ScviModel:
 
 
 def is_scvi_tools(path: Path, prefix: str = "") -> bool:
-    """Tell whether the folder `path` is laid out as scvi-tools saves a model."""
+    """Return whether the folder `path` is laid out as scvi-tools saves a model."""
     return any((path / f"{prefix}{name}").is_file() for name in (_MODEL, _LEGACY[0]))
 
 
@@ -186,12 +186,12 @@ def _check_weights(path: Path, spec: ModelSpec, weights: Mapping[str, Tensor]) -
     differ = differing_names(module, weights)
     if differ:
         needed = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-        told = [
+        shapes = [
             f"{printable(name, 80)} {tuple(weights[name].shape) if name in weights else 'absent'} "
             f"for {needed.get(name, 'none')}"
             for name in differ[:4]
         ]
-        raise ValueError(f"the weights in {path} do not fit its options and registry: {', '.join(told)}")
+        raise ValueError(f"the weights in {path} do not fit its options and registry: {', '.join(shapes)}")
 
 
 def _read_split(attributes: Mapping[str, Any]) -> dict[str, NDArray[np.bool_]]:

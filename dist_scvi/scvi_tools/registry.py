@@ -200,7 +200,7 @@ def _before(version: Any, than: tuple[int, int]) -> bool:
 
 
 def _guess_model(weights: Mapping[str, Tensor]) -> str:
-    """Tell the model of a file before 0.15, which does not name it."""
+    """Determine the model of a file before 0.15, which does not name it."""
     if any(name.startswith("classifier.") for name in weights):
         return "SCANVI"
     return "LinearSCVI" if any(name.startswith("decoder.factor_regressor.") for name in weights) else "SCVI"

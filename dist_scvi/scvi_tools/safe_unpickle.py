@@ -163,7 +163,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _open_archive(archive: zipfile.ZipFile, n_bytes: int) -> tuple[bytes, zipfile.ZipFile, str]:
-    """Give the pickle of an archive and the folder it lies in, once nothing in it is larger than it looks."""
+    """Return the pickle of an archive and the folder it lies in, once nothing in it is larger than it looks."""
     entries = archive.infolist()
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         raise pickle.UnpicklingError("it holds compressed parts, which torch does not write")
@@ -211,7 +211,7 @@ class _NumpyType:
             raise pickle.UnpicklingError(f"it holds an array of records, or of the byte order {self.order!r}")
 
     def read(self, content: Any, n: int) -> Any:
-        """Give `n` values: an array, or a list of objects."""
+        """Return `n` values: an array, or a list of objects."""
         if re.fullmatch("O8?", self.code):
             if not isinstance(content, list) or len(content) != n:
                 raise pickle.UnpicklingError(f"it claims an array of {n} objects that are not there")
@@ -245,7 +245,7 @@ def _scalar(dtype: _NumpyType, content: Any) -> Any:
 
 
 def _tensor(flat: Any, offset: int, size: Any, stride: Any, *_: Any) -> Tensor:
-    """Give a view of stored numbers that lies wholly inside them."""
+    """Return a view of stored numbers that lies wholly inside them."""
     if not isinstance(flat, Tensor) or not isinstance(offset, int) or offset < 0:
         raise pickle.UnpicklingError("it holds a tensor without numbers")
     n = _count(size)

@@ -113,19 +113,19 @@ def _check_overlap(where: str, found: Iterable[str], reference: Sequence[str], m
     lacking = set(reference).difference(present)
     share = 1 - len(lacking) / len(reference)
     first = [name for name in reference if name in lacking][:_NAMED]
-    told = (
+    found = (
         f"{where} has {len(reference) - len(lacking)} of the {len(reference)} genes of the reference ({share:.0%}): it "
         f"lacks {', '.join(first)}{', ...' * (len(lacking) > _NAMED)}, and begins {', '.join(present[:_NAMED])}"
     )
     if share == 0:
-        raise ValueError(f"{told}; name genes as the reference does (adata.var_names)")
+        raise ValueError(f"{found}; name genes as the reference does (adata.var_names)")
     if share < min_overlap:
         raise ValueError(
-            f"{told}; min_overlap={min_overlap} needs more: name genes as the reference does (adata.var_names), or "
+            f"{found}; min_overlap={min_overlap} needs more: name genes as the reference does (adata.var_names), or "
             "lower min_overlap to count those that are absent as 0"
         )
     if share < _LOW_OVERLAP:
-        warnings.warn(f"{told}; those count as 0, and results may be poor", stacklevel=4)
+        warnings.warn(f"{found}; those count as 0, and results may be poor", stacklevel=4)
 
 
 def _open_columns(store: CellStore, spec: ModelSpec) -> CellData:
@@ -190,7 +190,7 @@ def _without_unused(column: Categorical, known: Covariate | None, n_cells: int) 
 def prepare_query_anndata(
     adata: "AnnData", reference: ModelSpec, *, return_reference_var_names: bool = False, inplace: bool = True
 ) -> "AnnData | pd.Index[str] | None":
-    """Give an AnnData in memory the genes of a reference in its order; those it lacks are 0 in X and layers.
+    """Bring an AnnData in memory to the genes of a reference in its order; those it lacks are 0 in X and layers.
 
     For a query that is opened by `prepare_query_data` this is not needed.
 
@@ -259,7 +259,7 @@ def _padded(adata: "AnnData", names: "pd.Index[str]") -> "AnnData":
 
 
 def _columns(values_nq: Any, place_g: NDArray[np.intp]) -> Any:
-    """Give the columns `place_g` of a matrix, dense or sparse; a place of -1 gives a column of 0."""
+    """Return the columns `place_g` of a matrix, dense or sparse; a place of -1 gives a column of 0."""
     chosen_e = np.flatnonzero(place_g >= 0)
     one_e = np.ones(len(chosen_e), dtype=values_nq.dtype)
     shape = (values_nq.shape[1], len(place_g))

@@ -106,7 +106,7 @@ def check_options(spec: ModelSpec, asked: ModelConfig, keys: AbstractSet[str]) -
 
 
 def _label_columns(spec: ModelSpec, new_spec: ModelSpec) -> torch.Tensor:
-    """Give the column of SCVI's dispersion for each label of SCANVI."""
+    """Return the column of SCVI's dispersion for each label of SCANVI."""
     known = spec.label.categories if spec.label else ()
     asked = new_spec.label.categories if new_spec.label else ()
     unknown = [name for name in asked if name not in known]

@@ -249,7 +249,7 @@ def _linear(layers: FCLayers, layer: int) -> nn.Linear:
 
 
 def _columns(layers: FCLayers, layer: int) -> list[tuple[int, int]]:
-    """Give first and last + 1 column of each covariate in the weight of a layer."""
+    """Return first and last + 1 column of each covariate in the weight of a layer."""
     sizes = layers.n_cat_list if layer == 0 or layers.inject_covariates else []
     return list(pairwise(accumulate(sizes, initial=_linear(layers, layer).in_features - sum(sizes))))
 

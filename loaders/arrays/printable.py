@@ -1,6 +1,8 @@
 """Text from files, made safe to show: no control characters, one line, bounded length."""
 
+import html
 import unicodedata
+from collections.abc import Mapping
 
 _UNSAFE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 """Unicode categories that are escaped: controls, invisible formatting such as right-to-left overrides, surrogates, and
@@ -25,6 +27,16 @@ def printable(value: object, max_length: int = 200) -> str:
 def printable_lines(text: str) -> str:
     """Return a report of several lines with all other control characters escaped."""
     return "\n".join(printable(line, max(len(line), 1)) for line in text.split("\n"))
+
+
+def html_table(title: str, rows: Mapping[str, str]) -> str:
+    """Return a title and a table of names and texts for a notebook; all text is escaped."""
+    cells = "".join(
+        f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
+        f"<td style='text-align:left'>{html.escape(value)}</td></tr>"
+        for name, value in rows.items()
+    )
+    return f"<div><b>{html.escape(title)}</b><table>{cells}</table></div>"
 
 
 def _escaped(letter: str) -> str:

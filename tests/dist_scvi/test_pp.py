@@ -171,7 +171,7 @@ def test_no_gene_that_is_marked_is_refused(cells: ad.AnnData) -> None:
 def test_a_copy_of_a_store_and_a_url_are_refused(path: Path) -> None:
     with pytest.raises(ValueError, match=r"^copy=True is for an AnnData in memory"):
         run(path, copy=True)
-    with pytest.raises(ValueError, match=r"^s3://bucket/cells\.zarr is a URL, beside which nothing is written"):
+    with pytest.raises(ValueError, match=r"^s3://bucket/cells\.zarr is a URL, next to which nothing is written"):
         run("s3://bucket/cells.zarr")
 
 

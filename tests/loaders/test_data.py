@@ -155,3 +155,17 @@ def test_a_size_factor_that_is_not_above_0_is_refused_at_the_door(adata: AnnData
     adata.obs["factor"] = np.where(np.arange(100) == 50, bad, 1.0)
     with pytest.raises(ValueError, match=rf"obs column 'factor' holds {bad} .*: size factors above 0 are needed"):
         open_data(adata, size_factor_key="factor")
+
+
+def test_opened_data_describes_itself_in_text_and_html(pristine):
+    data = open_data(pristine, batch_key="place", labels_key="gap", continuous_covariate_keys=["age"])
+    for shown in (repr(data), data._repr_html_()):
+        for part in (
+            "150 cells x 23 genes of memory",
+            "place (3 categories)",
+            "gap (2 categories)",
+            "age",
+            "place, text",
+        ):
+            assert part in shown
+        assert "0x" not in shown
