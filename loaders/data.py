@@ -70,7 +70,8 @@ class CellData:
             "counts": printable(self.store.layer or "X"),
             **{name: f"{printable(one.key)} ({len(one.vocabulary)} categories)" for name, one in used.items() if one},
         }
-        further = [column.key for column in (*self.categorical_covariates, *self.continuous_covariates)]
+        further = [column.key for column in self.categorical_covariates]
+        further += [column.key for column in self.continuous_covariates]
         if further:
             rows["covariates"] = printable(", ".join(further))
         if self.size_factor is not None:
