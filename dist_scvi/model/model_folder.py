@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dist_scvi.atlas.atlas import MANIFEST as ATLAS
+from dist_scvi.atlas.store.names import MANIFEST as ATLAS
 from dist_scvi.loaders.arrays.printable import printable
 from dist_scvi.network.model_files import (
     check_no_foreign_model_files,
