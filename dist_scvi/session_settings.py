@@ -43,6 +43,16 @@ class Settings:
     def verbosity(self, level: int) -> None:
         logging.getLogger("dist_scvi").setLevel(level)
 
+    def reset_logging_handler(self) -> None:
+        """Log to stderr as plain lines, in place of the handlers that the log of this package has."""
+        logger = logging.getLogger("dist_scvi")
+        for handler in [*logger.handlers]:
+            logger.removeHandler(handler)
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+        logger.propagate = False  # else the handlers of the root logger would print each line again
+
     def __setattr__(self, name: str, value: Any) -> None:
         """Set what there is, and refuse what there is not."""
         if name in _WITHOUT_EFFECT:

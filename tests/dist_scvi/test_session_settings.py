@@ -55,3 +55,15 @@ def test_threads_and_log_are_those_of_torch_and_logging() -> None:
 def test_no_seed_is_seed_0(adata: ad.AnnData) -> None:
     settings.seed = None
     assert dist_scvi.SCVI(dist_scvi.open_data(adata), n_hidden=4).spec.seed == 0
+
+
+def test_the_log_goes_to_stderr_as_plain_lines_once_it_is_reset(capsys: pytest.CaptureFixture[str]) -> None:
+    logger = logging.getLogger("dist_scvi")
+    before = [*logger.handlers], logger.propagate
+    try:
+        for _ in range(2):
+            settings.reset_logging_handler()
+        logging.getLogger("dist_scvi.training").error("one line")
+        assert capsys.readouterr().err == "one line\n"
+    finally:
+        logger.handlers[:], logger.propagate = before
