@@ -7,6 +7,7 @@ word by word, so that no text of a configuration is ever read as shell.
 import shlex
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
+from pathlib import Path
 from typing import TypeAlias
 
 from dist_scvi.launch.exit_codes import AGAIN, MISTAKE
@@ -23,7 +24,10 @@ def render_script(values: Mapping[str, Value], *names: str) -> str:
 
 def constraints() -> str:
     """Return the tested versions, as pip and uv read them."""
-    return _PACKAGE.joinpath("constraints.txt").read_text()
+    packaged = _PACKAGE.joinpath("constraints.txt")  # a wheel holds it here, a checkout at its root
+    if packaged.is_file():
+        return packaged.read_text()
+    return (Path(__file__).resolve().parents[2] / "constraints.txt").read_text()
 
 
 def pinned_version(package: str) -> str:

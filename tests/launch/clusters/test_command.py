@@ -33,7 +33,9 @@ def options(*words: str) -> argparse.Namespace:
 
 
 def parsed(target: str, config: Path, more: str = "") -> argparse.Namespace:
-    return options(target, str(config), "seed=3", *shlex.split(f"--workers 2 {TARGETS[target]} {more}"))
+    overrides, dashes, arguments = more.partition("--")
+    words = shlex.split(f"--workers 2 {TARGETS[target]} {dashes}{arguments}")
+    return options(target, str(config), "seed=3", *overrides.split(), *words)
 
 
 @pytest.mark.parametrize("target", TARGETS)
