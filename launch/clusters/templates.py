@@ -14,6 +14,7 @@ from dist_scvi.launch.exit_codes import AGAIN, MISTAKE
 
 Value: TypeAlias = str | int | Sequence[str]
 _PACKAGE = files("dist_scvi.launch.clusters")
+_PINS = "constraints.txt"
 
 
 def render_script(values: Mapping[str, Value], *names: str) -> str:
@@ -24,10 +25,10 @@ def render_script(values: Mapping[str, Value], *names: str) -> str:
 
 def constraints() -> str:
     """Return the tested versions, as pip and uv read them."""
-    packaged = _PACKAGE.joinpath("constraints.txt")  # a wheel holds it here, a checkout at its root
-    if packaged.is_file():
-        return packaged.read_text()
-    return (Path(__file__).resolve().parents[2] / "constraints.txt").read_text()
+    here = Path(__file__).resolve()
+    # A wheel holds the file beside this one, a checkout at its root, and an sdist at its root, one folder further up.
+    found = next(folder for folder in (here.parents[0], here.parents[2], here.parents[3]) if (folder / _PINS).is_file())
+    return (found / _PINS).read_text()
 
 
 def pinned_version(package: str) -> str:
