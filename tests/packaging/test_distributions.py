@@ -111,6 +111,7 @@ def link_files(distributions: Iterable[metadata.Distribution], site: Path) -> No
                 (site / top).symlink_to(source)
 
 
+@pytest.mark.timeout(900)
 def test_the_wheel_works_where_nothing_else_is_installed_than_it_requires(
     wheel: Path, described: Message, tmp_path: Path
 ) -> None:
@@ -130,10 +131,9 @@ def test_the_wheel_works_where_nothing_else_is_installed_than_it_requires(
     commands = """
 dist-scvi --version
 python -c "import dist_scvi, sys; assert dist_scvi.__file__.startswith(sys.prefix), dist_scvi.__file__"
+python -c "import dist_scvi as d, pkgutil; [__import__(m[1]) for m in pkgutil.walk_packages(d.__path__, 'dist_scvi.')]"
 dist-scvi simulate cells.zarr --cells 600 --genes 60
 dist-scvi train data.uri=cells.zarr data.batch_key=batch run=run train.max_epochs=1 train.batch_size=64 train.lanes=2
-dist-scvi minify run
-dist-scvi query run/atlas expression --by batch
 dist-scvi launch kuberay run/config.yaml run=s3://bucket/run data.uri=s3://bucket/cells.zarr --on-demand --image a/b
 """
     done = subprocess.run(
@@ -148,6 +148,7 @@ dist-scvi launch kuberay run/config.yaml run=s3://bucket/run data.uri=s3://bucke
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.timeout(900)
 def test_the_tests_of_the_sdist_pass_where_it_is_unpacked(unpacked: Path) -> None:
     # Those that read files of the checkout: the others are the same code as in the suite.
     environment = os.environ | {"PYTHONPATH": str(unpacked)}
@@ -155,6 +156,6 @@ def test_the_tests_of_the_sdist_pass_where_it_is_unpacked(unpacked: Path) -> Non
     chosen = ["tests/test_layout.py", "tests/test_layers.py", "tests/launch/clusters/test_templates.py"]
     for words in ([*command, *chosen], [*command, "--collect-only", "tests"]):
         done = subprocess.run(
-            words, cwd=unpacked, env=environment, capture_output=True, text=True, timeout=280, check=False
+            words, cwd=unpacked, env=environment, capture_output=True, text=True, timeout=400, check=False
         )
         assert done.returncode == 0, done.stdout[-4000:]
