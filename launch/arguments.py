@@ -195,10 +195,17 @@ def _minify(commands: "_Commands") -> None:
 
 
 def _export(commands: "_Commands") -> None:
-    export = commands.add_parser("export", help="write the model of a finished run in the format of scvi-tools 1.4.2")
-    export.add_argument("run", type=Path, help="folder of the run, or of a model")
-    export.add_argument("out", type=Path, help="folder to write")
-    export.add_argument("--overwrite", action="store_true", help="replace a model that is there")
+    export = commands.add_parser("export", help="write a model, or the cells of an atlas, in a format that others read")
+    export.add_argument("run", type=Path, help="folder of a run, of a model, or of an atlas")
+    export.add_argument("out", type=Path, help="folder or file to write")
+    export.add_argument(
+        "--to",
+        choices=["scvi-tools", "h5ad", "parquet"],
+        default="scvi-tools",
+        help="scvi-tools (default): the model as scvi-tools 1.4.2 loads it; h5ad: the cells of an atlas as scvi-tools "
+        "minifies them; parquet: their names, obs and latent means",
+    )
+    export.add_argument("--overwrite", action="store_true", help="replace what an earlier export wrote")
 
 
 def _query(commands: "_Commands") -> None:

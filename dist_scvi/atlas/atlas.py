@@ -10,17 +10,19 @@ Shape letters in this file
 import html
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from dist_scvi.atlas import export
 from dist_scvi.atlas.differential.differential_expression import differential_expression
 from dist_scvi.atlas.differential.markers import markers
 from dist_scvi.atlas.explain import explain
 from dist_scvi.atlas.queries.group_expression import expression
-from dist_scvi.atlas.queries.where import where
+from dist_scvi.atlas.queries.where import Cells, choose_cells, where
 from dist_scvi.atlas.store.atlas_store import AtlasStore
 from dist_scvi.inference.encode_decode import (
     Indices,
@@ -33,6 +35,9 @@ from dist_scvi.inference.encode_decode import (
 from dist_scvi.inference.posterior import logistic_normal_mean
 from dist_scvi.network.scanvae import SCANVAE
 from dist_scvi.storage.atomic_files import resolve_replaced
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 _PART_CELLS = 4096
 
@@ -232,6 +237,28 @@ class Atlas(AtlasStore):
         for rows in self._rows(indices):
             sizes += np.bincount(self.obs.codes(groupby, rows) + 1, minlength=len(sizes))
         return pd.Series(sizes[1:], index=pd.Index(column.vocabulary, name=groupby), name="n_cells")
+
+    def to_anndata(self, genes: Sequence[str] | None = None, where: Cells = None) -> "AnnData":
+        """Return cells as an AnnData in memory, for scanpy.
+
+        Parameters
+        ----------
+        genes
+            Genes whose normalized expression is X, by any column of `var`; without them X is empty.
+        where
+            Cells: a condition such as ``"tissue == 'lung' and n_counts > 500"``, values of obs columns, rows, or a
+            mask; all by default.
+
+        Returns
+        -------
+        AnnData
+            See `dist_scvi.atlas.export.to_anndata`.
+        """
+        return export.to_anndata(self, genes, None if where is None else choose_cells(self, where).rows(self))
+
+    def to_dask(self, chunk_cells: int = 1 << 16) -> dict[str, Any]:
+        """Return lazy arrays of dask over all cells, by name; see `dist_scvi.atlas.export.to_dask`."""
+        return export.to_dask(self, chunk_cells)
 
     def _parts(self, indices: Indices | None) -> Iterator[LatentCells]:
         """Read the requested cells, each once and by rising row, some at a time."""

@@ -217,11 +217,11 @@ class AtlasStore:
             high = min(low + self._cells.chunk_rows, self.n_cells)
             yield from (slice(start, min(start + size, high)) for start in range(low, high, size))
 
-    def obs_names(self, indices: Indices | None = None) -> NDArray[np.object_]:
-        """Return the names of cells, shape (n,): of rows in any order, or of a mask."""
-        if indices is None:
-            return self.obs.names()
-        row_n, order_n = rows_asked(indices, self.n_cells)
+    def obs_names(self, rows: Indices | slice | None = None) -> NDArray[np.object_]:
+        """Return the names of cells, shape (n,): of a slice, of rows in any order, or of a mask."""
+        if rows is None or isinstance(rows, slice):
+            return self.obs.names(rows)
+        row_n, order_n = rows_asked(rows, self.n_cells)
         return self.obs.names(row_n)[order_n]
 
     def rows_named(self, obs_names: Sequence[str]) -> NDArray[np.int64]:
