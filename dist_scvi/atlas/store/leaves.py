@@ -49,9 +49,9 @@ class Leaves:
         return self._array(f"obs/{N_CELLS}").take(None)
 
     @cached_property
-    def n_sketch(self) -> NDArray[np.int32]:
+    def n_sketch(self) -> NDArray[np.int64]:
         """Cells of each leaf whose draws are behind its quantiles, shape (l,)."""
-        return self._array(f"obs/{N_SKETCH}").take(None)
+        return self._array(f"obs/{N_SKETCH}").take(None).astype(np.int64)
 
     @cached_property
     def codes(self) -> NDArray[np.int32]:
