@@ -98,7 +98,12 @@ def parse_section(section: type[T], name: str, tree: Mapping[str, Any]) -> T:
 
 def absolute(path: str) -> str:
     """Return the absolute path of a file or folder, whatever the working directory will be; a URL stays as it is."""
-    return path if "://" in path else str(Path(path).expanduser().resolve())
+    if "://" in path:
+        return path
+    try:
+        return str(Path(path).expanduser().resolve())
+    except RuntimeError as error:  # of ~ where there is no home
+        raise ValueError(f"{path}: {error} (set HOME, or give the path in full)") from error
 
 
 def shorten(value: Any) -> str:

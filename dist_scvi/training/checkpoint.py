@@ -258,6 +258,8 @@ def check_same_run(
         f"{key.removeprefix('config.')} was {shorten(before.get(key))}, is {shorten(now.get(key))}"
         for key in differing[:8]
     )
+    if "data.content" in differing:
+        differences += " (a digest of counts, obs columns and names: the cells are not those trained on)"
     named = [key.removeprefix("config.") for key in differing if key in _MAY_BE_ALLOWED]
     allow = f", allow it with --allow {','.join(named)}" if len(named) == len(differing) else ""
     raise ValueError(

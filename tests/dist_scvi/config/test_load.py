@@ -170,6 +170,15 @@ def test_a_section_without_keys_and_one_in_a_section_are_known(tmp_path: Path) -
         load_config(write(tmp_path, "data: {uri: x, soma: {measurment: RNA}}"))
 
 
+def test_a_path_in_a_home_that_is_not_known_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(_: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", unknown)
+    with pytest.raises(ValueError, match=r"^~/x: Could not determine home directory\. \(set HOME, or give the path"):
+        load_config(None, ["data.uri=~/x"])
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"^there is no configuration file .*run\.yaml$"):
         load_config(tmp_path / "run.yaml")

@@ -93,6 +93,18 @@ def test_a_step_trains_on_the_cells_of_the_plan(store: Path) -> None:
         assert row["cells_hash"] == int((columns.hash_n >> np.uint64(40)).sum())
 
 
+def test_a_run_ends_after_max_steps_and_goes_on_from_there(store: Path, tmp_path: Path) -> None:
+    fixed = {"n_steps_kl_warmup": 5}
+    whole = train(config_of(store, **fixed), folder=tmp_path / "whole")
+    short = train(config_of(store, max_steps=8, **fixed), folder=tmp_path / "cut")
+    assert [row["step"] for row in short.history if row["kind"] == "train"][-1] == 8
+    assert json.loads((tmp_path / "cut" / "RESULT.json").read_text())["ended_by"] == "max_steps"
+    with pytest.raises(ValueError, match=r"is already at step 8, beyond max_steps=7: raise train\.max_steps"):
+        train(config_of(store, max_steps=7, **fixed), folder=tmp_path / "cut")
+    resumed = train(config_of(store, **fixed), folder=tmp_path / "cut")
+    assert weights(resumed) == weights(whole)
+
+
 def test_a_longer_run_goes_on_from_the_end_of_a_shorter_one(store: Path, tmp_path: Path) -> None:
     warmup = {"n_steps_kl_warmup": 5}
     whole = train(config_of(store, max_epochs=4, **warmup))

@@ -13,7 +13,7 @@ import yaml
 from dist_scvi.atlas.atlas import open_atlas
 from dist_scvi.atlas.worker import minify_worker
 from dist_scvi.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig
-from dist_scvi.metrics.run_record import is_finished, run_config
+from dist_scvi.metrics.run_record import is_finished, run_config, workers_of_run
 from dist_scvi.network.model_files import load_history, load_model
 from dist_scvi.storage.atomic_files import read_folder
 from dist_scvi.storage.run_storage import LocalStorage
@@ -135,6 +135,11 @@ def test_a_run_that_has_not_ended_is_not_minified(store: Path, tmp_path: Path) -
     with pytest.raises(ValueError, match=r"run has no finished model: continue it with 'dist-scvi resume"):
         minify_worker(LocalStorage(run), tmp_path / "atlas", World())
     assert not (tmp_path / "atlas").exists()
+
+
+def test_the_number_of_workers_is_that_of_the_last_start(run: Path, tmp_path: Path) -> None:
+    assert workers_of_run(LocalStorage(run)) == 1
+    assert workers_of_run(LocalStorage(tmp_path)) is None
 
 
 def test_overrides_apply_to_the_configuration_of_a_run(run: Path) -> None:
