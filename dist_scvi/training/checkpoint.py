@@ -25,13 +25,9 @@ from dist_scvi.storage.run_storage import RunStorage
 
 log = logging.getLogger(__name__)
 
-
 _FILES = {"model.safetensors", "optimizer.safetensors", "state.json"}
-
-
+_EXPLAINED = {"data.content": " (digest of counts, obs columns and names of cells)"}
 _PACKAGES, _TOLERATED = ("dist_scvi", "numpy", "torch"), ("numpy", "torch")
-
-
 _FREE_KEYS = {
     "run",
     "storage_options",
@@ -254,12 +250,11 @@ def check_same_run(
     )
     if not differing:
         return
+    names = [key.removeprefix("config.") + _EXPLAINED.get(key, "") for key in differing[:8]]
     differences = "; ".join(
-        f"{key.removeprefix('config.')} was {shorten(before.get(key))}, is {shorten(now.get(key))}"
-        for key in differing[:8]
+        f"{name} was {shorten(before.get(key))}, is {shorten(now.get(key))}"
+        for name, key in zip(names, differing, strict=False)
     )
-    if "data.content" in differing:
-        differences += " (a digest of counts, obs columns and names: the cells are not those trained on)"
     named = [key.removeprefix("config.") for key in differing if key in _MAY_BE_ALLOWED]
     allow = f", allow it with --allow {','.join(named)}" if len(named) == len(differing) else ""
     raise ValueError(

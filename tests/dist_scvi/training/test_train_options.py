@@ -219,5 +219,5 @@ def test_labels_that_changed_are_refused_on_resume(adata: ad.AnnData, tmp_path: 
         opened.append(open_data(changed, batch_key="batch", labels_key="label", unlabeled_category="unknown"))
     with pytest.raises(Stopped):
         train(config_of(), data=opened[0], folder=tmp_path, on_metrics=stop_at(5))
-    with pytest.raises(ValueError, match=r"belongs to another run: data\.labelled was"):
+    with pytest.raises(ValueError, match=r"belongs to another run: data\.content \(digest .* data\.labelled was"):
         train(config_of(), data=opened[1], folder=tmp_path)
