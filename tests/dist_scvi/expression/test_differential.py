@@ -394,3 +394,11 @@ def test_genes_are_ranked_as_scvi_tools_ranks_them(case, mode):
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-5)
     found_by = {name: spearmanr(found[name], expected[name]).statistic for name in LEAST[mode]}
     assert all(found_by[name] >= least for name, least in LEAST[mode].items()), found_by
+
+
+def test_a_long_list_of_comparisons_says_how_long_it_takes(cells, monkeypatch, caplog):
+    differential_expression(cells, "kind", n_samples_overall=50)
+    assert not caplog.records
+    monkeypatch.setattr("dist_scvi.expression.differential._LONG_S", 0.0)
+    differential_expression(cells, "kind", n_samples_overall=50)
+    assert "2 more comparisons of about" in caplog.text
