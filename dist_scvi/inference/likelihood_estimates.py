@@ -20,9 +20,10 @@ from torch import Tensor
 from dist_scvi.inference.cell_selection import Selection
 from dist_scvi.loaders.minibatch import Covariates, MiniBatch, Tensors
 from dist_scvi.network.likelihood import log_normal, sparse_log_likelihood
+from dist_scvi.network.loss_terms import LossTerms
 from dist_scvi.network.noise import RowNoise
 from dist_scvi.network.scanvae import SCANVAE
-from dist_scvi.network.vae import VAE, LossTerms
+from dist_scvi.network.vae import VAE
 from dist_scvi.world import World
 
 _ROWS_AT_ONCE = 1 << 14

@@ -5,7 +5,6 @@ Shape letters in this file
     h   hidden units
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -46,25 +45,34 @@ class MicroBatchNorm(nn.BatchNorm1d):
         if self.world is not None and micro_n:
             micro_n = (sum(micro_n),)
         parts = torch.split(hidden_nh, list(micro_n), -2) if micro_n else ()
+        sums, normalised = [], []
+        for n, part in zip(micro_n, parts, strict=True):
+            output, weighted = self._with_statistics(part.reshape(-1, self.num_features), n)
+            normalised.append(output.view(part.shape))
+            sums.append(weighted)
         if self.recording:
-            self.sums.append(self._weighted(parts, micro_n))
-        normalised = [self._normalised(part, None, None) for part in parts]
-        # without cells there is nothing to normalise, but every weight must have a gradient
-        return torch.cat(normalised or [hidden_nh * self.weight + self.bias], dim=-2)
+            self.sums.append(torch.stack(sums).sum(0) if sums else self.weight.new_zeros(2, self.num_features))
+        if not normalised:  # there is nothing to normalise, but every weight must have a gradient
+            return hidden_nh * self.weight + self.bias
+        return normalised[0] if len(normalised) == 1 else torch.cat(normalised, dim=-2)
 
     def _normalised(self, hidden_nh: Tensor, mean_h: Tensor | None, var_h: Tensor | None) -> Tensor:
         flat = hidden_nh.reshape(-1, self.num_features)
-        training = mean_h is None
-        flat = F.batch_norm(flat, mean_h, var_h, self.weight, self.bias, training=training, eps=self.eps)
+        flat = F.batch_norm(flat, mean_h, var_h, self.weight, self.bias, eps=self.eps)
         return flat.view(hidden_nh.shape)
 
-    @torch.no_grad()
-    def _weighted(self, parts: Sequence[Tensor], micro_n: tuple[int, ...]) -> Tensor:
-        sums = self.weight.new_zeros(2, self.num_features)
-        for n, part in zip(micro_n, parts, strict=True):
-            var_h, mean_h = torch.var_mean(part.reshape(-1, self.num_features), dim=0)
-            sums += n * torch.stack([mean_h, var_h])
-        return sums
+    def _with_statistics(self, flat: Tensor, n_cells: int) -> tuple[Tensor, Tensor]:
+        """Normalise rows by their own statistics; return these as well, times cells, which torch computes anyway."""
+        if len(flat) == 1:
+            raise ValueError(
+                "batch normalisation of a single cell: its variance is not defined; change train.batch_size"
+            )
+        output, mean_h, scale_h = torch.native_batch_norm(
+            flat, self.weight, self.bias, None, None, training=True, momentum=0.0, eps=self.eps
+        )
+        with torch.no_grad():
+            var_h = (scale_h.pow(-2) - self.eps) * (len(flat) / (len(flat) - 1))
+            return output, n_cells * torch.stack([mean_h, var_h])
 
     def _over_workers(self, hidden_nh: Tensor, n_cells: int, world: World) -> Tensor:
         flat = hidden_nh.reshape(-1, self.num_features)

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from dist_scvi.loaders.minibatch import Tensors
-from dist_scvi.network.count_kernels import negative_binomial_rows, poisson_rows
+from dist_scvi.network.kernels.count_kernels import negative_binomial_rows, poisson_rows
+from dist_scvi.network.kernels.thread_parts import run_parts
 from dist_scvi.network.linear import Linear
-from dist_scvi.network.thread_parts import run_parts
 
 _CELLS = 256
 """Cells whose logits are held at the same time."""

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dist_scvi.network.batch_norm import MicroBatchNorm
+from dist_scvi.network.kernels.sparse_input import SparseRows, sparse_product
 from dist_scvi.network.linear import Linear
 from dist_scvi.network.noise import Noise
-from dist_scvi.network.sparse_input import SparseRows, sparse_product
 
 _VAR_EPS = 1e-4
 

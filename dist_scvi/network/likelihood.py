@@ -12,6 +12,7 @@ needed at the stored entries (Notes on `sparse_log_likelihood`).
 """
 
 import math
+from importlib.util import find_spec
 from typing import Literal
 
 import torch
@@ -20,8 +21,18 @@ from torch import Tensor
 
 GeneLikelihood = Literal["zinb", "nb", "poisson", "normal"]
 
+Path = Literal["torch", "numba", "triton"]
+"""What computes the likelihood: torch's operations, loops compiled for the CPU, or a kernel compiled for the GPU."""
+
 _EPS = 1e-8
 _HALF_LOG_2_PI = 0.5 * math.log(2 * math.pi)
+
+
+def choose_path(device: torch.device) -> Path:
+    """Choose what is compiled for `device`: nothing where there is no compiler for it."""
+    if device.type == "cpu":
+        return "numba"
+    return "triton" if device.type == "cuda" and find_spec("triton") else "torch"
 
 
 def log_nb(x_ng: Tensor, mu_ng: Tensor, theta_ng: Tensor) -> Tensor:
@@ -144,3 +155,13 @@ def sparse_log_likelihood(
 
 def _sum_by_cell(value_e: Tensor, place_e: Tensor, n_cells: int, n_genes: int) -> Tensor:
     return torch.zeros(n_cells, dtype=value_e.dtype, device=value_e.device).index_add(0, place_e // n_genes, value_e)
+
+
+def kl_normal(
+    mean_nk: Tensor, var_nk: Tensor, prior_mean: Tensor | float = 0.0, prior_var: Tensor | None = None
+) -> Tensor:
+    """Give the KL divergence of independent normals from their priors, standard by default, over the last axis."""
+    if prior_var is None:
+        return 0.5 * (var_nk + mean_nk.square() - 1 - var_nk.log()).sum(-1)
+    ratio_nk = var_nk / prior_var
+    return 0.5 * (ratio_nk + (mean_nk - prior_mean).square() / prior_var - 1 - ratio_nk.log()).sum(-1)

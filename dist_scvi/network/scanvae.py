@@ -21,8 +21,10 @@ from dist_scvi.config.schema import ModelConfig
 from dist_scvi.loaders.minibatch import Covariates, Tensors
 from dist_scvi.network.batch_norm import MicroBatchNorm, norms_of
 from dist_scvi.network.layers import Classifier, Encoder, LatentDecoder
+from dist_scvi.network.likelihood import kl_normal
+from dist_scvi.network.loss_terms import Labelled, LossTerms
 from dist_scvi.network.noise import Noise
-from dist_scvi.network.vae import VAE, Expression, Labelled, LossTerms, kl_normal
+from dist_scvi.network.vae import VAE, Expression
 
 _ROWS_AT_ONCE = 1 << 14
 """Rows of cells times labels that inference takes at a time; training keeps an eighth of it for the backward pass."""

@@ -25,11 +25,18 @@ from dist_scvi.config.schema import ModelConfig
 from dist_scvi.loaders.minibatch import Covariates, Tensors
 from dist_scvi.network.batch_norm import MicroBatchNorm, norms_of
 from dist_scvi.network.heads_likelihood import heads_log_likelihood
+from dist_scvi.network.kernels.sparse_input import SparseRows
 from dist_scvi.network.layers import Decoder, Encoder, LinearDecoder
-from dist_scvi.network.likelihood import dense_log_likelihood, sparse_log_likelihood
+from dist_scvi.network.likelihood import (
+    Path,
+    choose_path,
+    dense_log_likelihood,
+    kl_normal,
+    sparse_log_likelihood,
+)
 from dist_scvi.network.linear import Linear
+from dist_scvi.network.loss_terms import Labelled, LossTerms
 from dist_scvi.network.noise import Noise
-from dist_scvi.network.sparse_input import SparseRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,31 +51,6 @@ class Expression:
     """Inverse dispersion, or standard deviation if normal; shape (g,), or (n, g) where it differs by cell."""
     zi_logits_ng: Tensor | None
     """Logits of zero inflation."""
-
-
-@dataclass(frozen=True, slots=True)
-class Labelled:
-    """Labelled cells that SCANVI learns to classify in a step."""
-
-    cells: Tensors
-    micro_n: tuple[int, ...]
-    noise: Noise
-
-
-@dataclass(frozen=True, slots=True)
-class LossTerms:
-    """The parts of the negative ELBO, for each cell, and what is classified."""
-
-    reconstruction_n: Tensor
-    """Negative log-probability of the counts given z."""
-    latent_n: Tensor
-    """SCANVI: log q(z | x) - log p(z | z2, y), which scvi-tools counts as reconstruction; else 0."""
-    kl_n: Tensor
-    """What the weight of the KL term applies to."""
-    kl_library_n: Tensor
-    """KL term of the library size where that weight does not apply."""
-    logits_ml: Tensor | None = None
-    """Logits of the labelled cells."""
 
 
 class VAE(nn.Module):
@@ -121,6 +103,7 @@ class VAE(nn.Module):
         """Of some weights, by name, the entries that training must leave as they are (True)."""
         self.kernels: Literal["torch", "compiled"] = "torch"
         """How the loss is computed: by torch's operations, or by loops compiled for it."""
+        self._norms: list[MicroBatchNorm] | None = None
 
     def _build(self, n_encoder_in: int, n_decoder_in: int) -> None:
         """Make encoders and decoder, in the order of scvi-tools."""
@@ -191,7 +174,7 @@ class VAE(nn.Module):
 
     def _encoder_input(self, cells: Tensors) -> tuple[Tensor | SparseRows, list[Tensor]]:
         log = self.config.log_variational
-        if self.kernels == "compiled" and self.device.type == "cpu":
+        if self.kernels == "compiled" and self.device.type == "cpu":  # on a GPU the dense product is the faster one
             count_e = torch.log1p(cells.count_e) if log else cells.count_e
             rows = SparseRows(cells.indptr, cells.gene_e, count_e, cells.n_genes)
             if not self.config.encode_covariates:
@@ -365,12 +348,10 @@ class VAE(nn.Module):
         label_nl, reference
             As of `decode` and `forward`.
         """
-        likelihood, decoder = self.config.gene_likelihood, self.decoder
-        plain = self.use_size_factor or likelihood == "normal" or not isinstance(decoder, Decoder)
-        if self.kernels == "torch" or reference or plain:
+        path, likelihood, decoder = self.path(), self.config.gene_likelihood, self.decoder
+        if path == "torch" or reference or not isinstance(decoder, Decoder):
             px = self.decode(z_nk, library_n, cells.covariates, micro_n, label_nl=label_nl)
             return self.reconstruction(cells, px, reference=reference)
-        assert isinstance(decoder, Decoder)
         hidden_nh = decoder.px_decoder(*self._with_covariates(z_nk, cells.covariates), micro_n, None)
         heads = [cast("Linear", decoder.px_scale_decoder[0])]
         if likelihood == "zinb":
@@ -380,7 +361,22 @@ class VAE(nn.Module):
             theta = torch.exp(self._of_cells(self.px_r, cells.covariates, label_nl))
         elif likelihood != "poisson":
             heads.append(decoder.px_r_decoder)
-        return -heads_log_likelihood(likelihood, hidden_nh, heads, theta, library_n, cells)
+        if path == "numba":
+            return -heads_log_likelihood(likelihood, hidden_nh, heads, theta, library_n, cells)
+        from dist_scvi.network.kernels.likelihood_triton import triton_log_likelihood
+
+        logits = [head(hidden_nh) for head in heads]
+        theta = torch.exp(logits[-1]) if theta is None and likelihood != "poisson" else theta
+        zi_ng = logits[1] if likelihood == "zinb" else None
+        counts = (cells.indptr, cells.gene_e, cells.count_e)
+        return -triton_log_likelihood(likelihood, logits[0], zi_ng, theta, library_n, *counts)
+
+    def path(self) -> Path:
+        """Choose how the likelihood is computed here; the results are the same up to rounding."""
+        known = (
+            isinstance(self.decoder, Decoder) and not self.use_size_factor and self.config.gene_likelihood != "normal"
+        )
+        return choose_path(self.device) if self.kernels == "compiled" and known else "torch"
 
     def reconstruction(self, cells: Tensors, px: Expression, *, reference: bool = False) -> Tensor:
         """Give the negative log-probability of the counts of each cell, shape (n,)."""
@@ -393,17 +389,9 @@ class VAE(nn.Module):
 
     def norms(self) -> list[MicroBatchNorm]:
         """Batch normalisations that training passes through, in a fixed order."""
-        unused = [] if self.latent_library else norms_of(self.l_encoder)
-        if self.config.gene_likelihood != "zinb":
-            unused += norms_of(self.decoder.px_dropout_decoder)
-        return [norm for norm in norms_of(self) if norm not in unused]
-
-
-def kl_normal(
-    mean_nk: Tensor, var_nk: Tensor, prior_mean: Tensor | float = 0.0, prior_var: Tensor | None = None
-) -> Tensor:
-    """Give the KL divergence of independent normals from their priors, standard by default, over the last axis."""
-    if prior_var is None:
-        return 0.5 * (var_nk + mean_nk.square() - 1 - var_nk.log()).sum(-1)
-    ratio_nk = var_nk / prior_var
-    return 0.5 * (ratio_nk + (mean_nk - prior_mean).square() / prior_var - 1 - ratio_nk.log()).sum(-1)
+        if self._norms is None:  # a walk through all modules takes longer than a small product
+            unused = [] if self.latent_library else norms_of(self.l_encoder)
+            if self.config.gene_likelihood != "zinb":
+                unused += norms_of(self.decoder.px_dropout_decoder)
+            self._norms = [norm for norm in norms_of(self) if norm not in unused]
+        return self._norms

@@ -7,9 +7,10 @@ from dist_scvi.loaders import CellData, Plan
 from dist_scvi.loaders.order.plan import Split
 from dist_scvi.loaders.stream import split_stream
 from dist_scvi.metrics.metrics_file import Row
+from dist_scvi.network.loss_terms import Labelled
 from dist_scvi.network.noise import RowNoise
 from dist_scvi.network.scanvae import SCANVAE
-from dist_scvi.network.vae import VAE, Labelled
+from dist_scvi.network.vae import VAE
 from dist_scvi.training.losses import cell_losses, loss_means, loss_sums, no_loss_sums
 from dist_scvi.world import World
 

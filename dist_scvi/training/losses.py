@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dist_scvi.network.loss_terms import LossTerms
 from dist_scvi.network.scanvae import SCANVAE
-from dist_scvi.network.vae import VAE, LossTerms
+from dist_scvi.network.vae import VAE
 from dist_scvi.training.label_metrics import classification_metrics, classification_sums, n_classification_sums
 
 _N_PLAIN = 5

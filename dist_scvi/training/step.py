@@ -22,11 +22,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dist_scvi.config.schema import TrainConfig
 from dist_scvi.loaders.minibatch import Covariates, MiniBatch, Tensors
+from dist_scvi.network.kernels.thread_parts import own_threads
 from dist_scvi.network.linear import Linear
+from dist_scvi.network.loss_terms import Labelled
 from dist_scvi.network.noise import StepNoise, step_noise
 from dist_scvi.network.scanvae import SCANVAE
-from dist_scvi.network.thread_parts import own_threads
-from dist_scvi.network.vae import VAE, Labelled
+from dist_scvi.network.vae import VAE
 from dist_scvi.training.losses import cell_losses, loss_sums
 from dist_scvi.world import World
 
@@ -164,20 +165,21 @@ def _cut(minibatch: MiniBatch, n_parts: int) -> list[MiniBatch]:
 @contextmanager
 def _arithmetic(module: VAE, settings: TrainConfig, world: World) -> Iterator[None]:
     """Let `module` multiply and normalise as the settings say for as long as a step lasts; inference never does."""
-    linears, norms = [layer for layer in module.modules() if isinstance(layer, Linear)], module.norms()
-
-    def set_all(operands: torch.dtype | None, together: World | None) -> None:
-        for linear in linears:
-            linear.operands = operands
-        for norm in norms:
-            norm.world = together
-
-    mixed, together = settings.precision == "bf16-mixed", settings.batch_norm == "global"
+    linears: list[Linear] = []
+    if settings.precision == "bf16-mixed":
+        linears = [layer for layer in module.modules() if isinstance(layer, Linear)]
+    norms = module.norms() if settings.batch_norm == "global" else []
     try:
-        set_all(torch.bfloat16 if mixed else None, world if together else None)
+        for linear in linears:
+            linear.operands = torch.bfloat16
+        for norm in norms:
+            norm.world = world
         yield
     finally:
-        set_all(None, None)
+        for linear in linears:
+            linear.operands = None
+        for norm in norms:
+            norm.world = None
 
 
 def make_optimizer(module: VAE, settings: TrainConfig) -> torch.optim.Optimizer:

@@ -11,9 +11,10 @@ import torch
 from dist_scvi.config.schema import ModelConfig
 from dist_scvi.loaders import CellData, open_data
 from dist_scvi.loaders.stream import rows_minibatch
+from dist_scvi.network.loss_terms import Labelled, LossTerms
 from dist_scvi.network.model_spec import spec_of
 from dist_scvi.network.noise import global_noise
-from dist_scvi.network.vae import VAE, Labelled, LossTerms
+from dist_scvi.network.vae import VAE
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "parity" / "golden"
 CASES = sorted(path.name for path in GOLDEN.glob("*")) if GOLDEN.is_dir() else []

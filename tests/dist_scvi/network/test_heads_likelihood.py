@@ -12,9 +12,9 @@ from torch import Tensor
 from dist_scvi.loaders.minibatch import Covariates, Tensors
 from dist_scvi.network import heads_likelihood
 from dist_scvi.network.heads_likelihood import heads_log_likelihood
+from dist_scvi.network.kernels.thread_parts import own_threads
 from dist_scvi.network.likelihood import GeneLikelihood, dense_log_likelihood
 from dist_scvi.network.linear import Linear
-from dist_scvi.network.thread_parts import own_threads
 
 N, G, H = 40, 700, 8
 THETA = ["by gene", "by cell", "head"]

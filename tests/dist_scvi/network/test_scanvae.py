@@ -7,9 +7,9 @@ import torch
 from dist_scvi.config.schema import ModelConfig
 from dist_scvi.loaders.minibatch import Covariates, Tensors
 from dist_scvi.network import scanvae
+from dist_scvi.network.loss_terms import Labelled
 from dist_scvi.network.noise import RowNoise, StepNoise, step_noise
 from dist_scvi.network.scanvae import SCANVAE
-from dist_scvi.network.vae import Labelled
 from dist_scvi.training.losses import cell_losses
 from dist_scvi.world import World
 

@@ -6,8 +6,9 @@ import torch
 
 from dist_scvi.config.schema import ModelConfig
 from dist_scvi.loaders.order.keyed_hash import hash_rows
+from dist_scvi.network.loss_terms import LossTerms
 from dist_scvi.network.scanvae import SCANVAE
-from dist_scvi.network.vae import VAE, LossTerms
+from dist_scvi.network.vae import VAE
 from dist_scvi.training.label_metrics import n_classification_sums
 from dist_scvi.training.losses import cell_losses, loss_means, loss_sums, no_loss_sums
 

@@ -16,9 +16,10 @@ from dist_scvi.loaders.labelled_stream import labelled_plan, labelled_stream
 from dist_scvi.loaders.minibatch import MiniBatch
 from dist_scvi.loaders.stream import train_stream
 from dist_scvi.network import scanvae
+from dist_scvi.network.loss_terms import Labelled
 from dist_scvi.network.model_spec import ModelSpec, spec_of
 from dist_scvi.network.noise import step_noise
-from dist_scvi.network.vae import VAE, Labelled
+from dist_scvi.network.vae import VAE
 from dist_scvi.training.step import Step, average_gradients, check_weights, make_optimizer, take_step
 from dist_scvi.world import World
 

@@ -14,10 +14,11 @@ from dist_scvi.loaders.data import open_data
 from dist_scvi.loaders.library_prior import library_prior
 from dist_scvi.loaders.stream import rows_minibatch
 from dist_scvi.network.fit_data import fit_to_spec
+from dist_scvi.network.loss_terms import Labelled
 from dist_scvi.network.model_files import load_model, save_model
 from dist_scvi.network.model_spec import ModelSpec, spec_of
 from dist_scvi.network.noise import step_noise
-from dist_scvi.network.vae import VAE, Labelled
+from dist_scvi.network.vae import VAE
 from dist_scvi.transfer.query_data import prepare_query_data
 from dist_scvi.transfer.scarches import extend, freeze, load_query, query_spec
 

@@ -23,7 +23,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from dist_scvi.network.fast_math import exp, log, log_of_sum, select
+from dist_scvi.network.kernels.fast_math import exp, log, log_of_sum, select
 
 _BLOCK = 512
 _EXACT = 8

@@ -1,0 +1,1 @@
+"""Loops compiled for the CPU and the GPU: what a training step spends its time in."""

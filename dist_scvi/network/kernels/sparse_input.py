@@ -1,0 +1,163 @@
+"""The product of sparse counts and a dense weight, without making the counts dense.
+
+Shape letters in this file
+    n   cells
+    g   genes
+    h   hidden units
+    c   further dense columns
+    e   stored entries
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import torch
+from numba import njit
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dist_scvi.network.kernels.thread_parts import run_parts
+
+_GENES = 1024
+"""Genes of a part that a thread takes."""
+_BLOCK = 16
+"""Genes whose weights are transposed at a time: of each hidden unit they are one line of the cache."""
+
+
+_Loop = TypeVar("_Loop", bound=Callable[..., Any])
+_loop = cast("Callable[[_Loop], _Loop]", njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy"))
+
+
+@dataclass(frozen=True, slots=True)
+class SparseRows:
+    """What an encoder is given of some cells: stored entries by row, and dense columns after those of the genes."""
+
+    indptr: Tensor
+    gene_e: Tensor
+    value_e: Tensor
+    n_genes: int
+    rest_nc: Tensor | None = None
+
+    @property
+    def n_columns(self) -> int:
+        """Columns of genes and the others."""
+        return self.n_genes + (0 if self.rest_nc is None else self.rest_nc.shape[1])
+
+
+def sparse_product(rows: SparseRows, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Multiply rows by the first columns of a weight of shape (h, at least `rows.n_columns`), and add the bias."""
+    product_nh: Tensor = _SparseProduct.apply(rows, weight)  # type: ignore[no-untyped-call]
+    if bias is not None:
+        product_nh = product_nh + bias
+    if rows.rest_nc is not None:
+        product_nh = product_nh + rows.rest_nc @ weight[:, rows.n_genes : rows.n_columns].t()
+    return product_nh
+
+
+class _SparseProduct(torch.autograd.Function):
+    """Entries are taken by gene: the weight is passed once, in order, and the hidden units stay in the cache."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: SparseRows, weight: Tensor) -> Tensor:
+        ctx.entries = _by_gene(rows.indptr.numpy(), rows.gene_e.numpy(), rows.value_e.numpy(), rows.n_genes)
+        ctx.weight_shape, (start_g, row_e, value_e) = weight.shape, ctx.entries
+        n_cells, n_parts = len(rows.indptr) - 1, -(-rows.n_genes // _GENES)
+        products = weight.new_zeros(n_parts, n_cells, len(weight))
+        weight_hg, to_nh = weight.detach().numpy(), products.numpy()
+
+        def add(part: int) -> None:
+            low, high = part * _GENES, min((part + 1) * _GENES, rows.n_genes)
+            _multiply(start_g, row_e, value_e, weight_hg, to_nh[part], low, high)
+
+        run_parts(add, n_parts)
+        return products.sum(0)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, d_product_nh: Tensor) -> Any:
+        (n_hidden, n_columns), (start_g, row_e, value_e) = ctx.weight_shape, ctx.entries
+        n_genes = len(start_g) - 1
+        d_weight = d_product_nh.new_empty(n_hidden, n_columns)
+        d_weight[:, n_genes:] = 0
+        d_nh, to_hg = np.ascontiguousarray(d_product_nh.numpy()), d_weight.numpy()
+
+        def add(part: int) -> None:
+            low, high = part * _GENES, min((part + 1) * _GENES, n_genes)
+            _multiply_back(start_g, row_e, value_e, d_nh, to_hg, low, high)
+
+        run_parts(add, -(-n_genes // _GENES))
+        return None, d_weight
+
+
+@_loop
+def _by_gene(
+    indptr: NDArray[np.int64], gene_e: NDArray[np.int32], value_e: NDArray[Any], n_genes: int
+) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[Any]]:
+    """Sort the entries by gene; return where each gene begins, and row and value of each entry."""
+    start_g = np.zeros(n_genes + 1, np.int64)
+    for e in range(len(gene_e)):
+        start_g[gene_e[e] + 1] += 1
+    for g in range(n_genes):
+        start_g[g + 1] += start_g[g]
+    next_g, row_e, sorted_e = start_g[:-1].copy(), np.empty(len(gene_e), np.int32), np.empty_like(value_e)
+    for n in range(len(indptr) - 1):
+        for e in range(indptr[n], indptr[n + 1]):
+            at = next_g[gene_e[e]]
+            row_e[at], sorted_e[at] = n, value_e[e]
+            next_g[gene_e[e]] = at + 1
+    return start_g, row_e, sorted_e
+
+
+@_loop
+def _multiply(
+    start_g: NDArray[np.int64],
+    row_e: NDArray[np.int32],
+    value_e: NDArray[Any],
+    weight_hg: NDArray[Any],
+    out_nh: NDArray[Any],
+    first: int,
+    stop: int,
+) -> None:
+    n_units = len(weight_hg)
+    block = np.empty((_BLOCK, n_units), out_nh.dtype)
+    for low in range(first, stop, _BLOCK):
+        high = min(low + _BLOCK, stop)
+        if start_g[low] == start_g[high]:
+            continue
+        for h in range(n_units):
+            for g in range(low, high):
+                block[g - low, h] = weight_hg[h, g]
+        for g in range(low, high):
+            weight_h = block[g - low]
+            for e in range(start_g[g], start_g[g + 1]):
+                value, out_h = value_e[e], out_nh[row_e[e]]
+                for h in range(n_units):
+                    out_h[h] += value * weight_h[h]
+
+
+@_loop
+def _multiply_back(
+    start_g: NDArray[np.int64],
+    row_e: NDArray[np.int32],
+    value_e: NDArray[Any],
+    d_nh: NDArray[Any],
+    out_hg: NDArray[Any],
+    first: int,
+    stop: int,
+) -> None:
+    n_units = d_nh.shape[1]
+    block = np.empty((_BLOCK, n_units), d_nh.dtype)
+    for low in range(first, stop, _BLOCK):
+        high = min(low + _BLOCK, stop)
+        block[:] = 0
+        for g in range(low, high):
+            out_h = block[g - low]
+            for e in range(start_g[g], start_g[g + 1]):
+                value, from_h = value_e[e], d_nh[row_e[e]]
+                for h in range(n_units):
+                    out_h[h] += value * from_h[h]
+        for h in range(n_units):
+            for g in range(low, high):
+                out_hg[h, g] = block[g - low, h]
