@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from dist_scvi.launch.argument_types import at_least, pair, size_bytes, span
 from dist_scvi.launch.clusters.command import add_launch
 from dist_scvi.launch.exit_codes import MEANINGS
+from dist_scvi.launch.query import QUERIES
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -209,24 +210,49 @@ def _export(commands: "_Commands") -> None:
 
 
 def _query(commands: "_Commands") -> None:
-    query = commands.add_parser("query", help="query a minified atlas; prints CSV")
-    query.add_argument("atlas", type=Path, help="folder of the atlas")
-    query.add_argument("what", choices=["latent", "labels", "expression"])
-    _add_names(query, "--genes", "genes; all by default")
-    query.add_argument("--by", metavar="COLUMN", help="average over the cells of each category of an obs column")
+    query = commands.add_parser(
+        "query",
+        help="query a minified atlas; prints CSV, or writes CSV, JSON or parquet",
+        epilog="filters are written as \"tissue == 'lung' and cell_type in ['T', 'NK'] and n_counts > 500\"",
+    )
+    query.add_argument("atlas", help="folder of the atlas, or its URL")
+    query.add_argument("what", choices=QUERIES, nargs="?", help="what to compute")
+    query.add_argument("--questions", type=Path, metavar="FILE", help="YAML list of queries, answered one by one")
+    _add_names(query, "--genes", "genes, by name or symbol; all by default")
+    _add_names(query, "--by", "group the cells by these obs columns")
     cells = query.add_mutually_exclusive_group()
     _add_names(cells, "--cells", "cells by name")
     cells.add_argument(
-        "--where", action="append", type=_PAIR, metavar="COLUMN=VALUE", help="cells by obs column; may be repeated"
+        "--where", action="append", metavar="FILTER", help="cells that pass a filter, or COLUMN=VALUE; may be repeated"
     )
-    query.add_argument("--soft", action="store_true", help="give the probability of each label")
+    query.add_argument("--soft", action="store_true", help="print the probability of each label")
     _add_names(query, "--transform-batch", "decode as of these batches, and average")
     query.add_argument(
         "--library-size", type=_size, metavar="NUMBER|latent", help="factor, 1 by default, or each cell's own total"
     )
-    query.add_argument("--n-samples", type=at_least(1), help="draws of the posterior; by default its mean is decoded")
+    query.add_argument("--n-samples", type=at_least(1), help="draws of a cell, or cells of a group, by query")
     query.add_argument("--seed", type=at_least(0), help="seed of the draws, 0 by default")
-    query.add_argument("--out", type=Path, help="write CSV here")
+    _add_group_options(query)
+    query.add_argument("--explain", action="store_true", help="print cells, bytes, seconds and engine, and stop")
+    query.add_argument("--out", type=Path, metavar="FILE", help="write .csv, .json or .parquet here")
+    query.add_argument("--overwrite", action="store_true", help="replace a file that exists")
+    query.add_argument("--safe-csv", action="store_true", help="write texts that begin with = + - @ behind a quote")
+    _add_storage(query)
+
+
+def _add_group_options(query: argparse.ArgumentParser) -> None:
+    """Add the options of queries that compare groups of cells."""
+    query.add_argument("--group1", metavar="FILTER", help="first group of cells")
+    query.add_argument("--group2", metavar="FILTER", help="second group; all other cells by default")
+    query.add_argument("--batch", metavar="own|NAME|average", help="batch that cells are decoded with")
+    query.add_argument("--threshold", type=float, help="report the fraction of cells above it")
+    query.add_argument("--mode", choices=["vanilla", "change"], help="of scvi-tools; vanilla by default")
+    query.add_argument("--delta", type=float, help="least log2 fold change that counts, 0.25 by default")
+    query.add_argument("--fdr", type=float, help="false discovery rate of the genes flagged, 0.05 by default")
+    query.add_argument("--batch-correction", action="store_true", help="decode the cells with all batches")
+    query.add_argument("--replicate", metavar="COLUMN", help="independent samples, such as donors: adds their test")
+    query.add_argument("--engine", choices=["auto", "leaves", "sketch", "pairs", "exact"], help="how to compute")
+    query.add_argument("--n-genes", type=at_least(1), metavar="N", help="genes of each group, 100 by default")
 
 
 def _add_sources(parser: argparse.ArgumentParser) -> None:

@@ -324,9 +324,21 @@ def _start(
 
 
 def _query(options: argparse.Namespace) -> int:
-    from dist_scvi.launch.query import query
+    from dist_scvi.launch.query import check_options, query, read_questions, write_answer
 
-    query(options).to_csv(options.out or sys.stdout, float_format="%.6g")
+    if (options.what is None) == (options.questions is None):
+        raise ValueError("name one query, as in 'dist-scvi query ATLAS markers --by cell_type', or --questions FILE")
+    asked = [options]
+    if options.questions is not None:
+        asked = [parse(words, COMMANDS) for words in read_questions(options.questions, options.atlas)]
+    for one in asked:  # all of them before the first is computed
+        check_options(one)
+    for one in asked:
+        answer = query(one)
+        if isinstance(answer, str):
+            print_text(answer)
+        else:
+            write_answer(answer, one)
     return OK
 
 

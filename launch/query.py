@@ -1,72 +1,220 @@
-"""The answers of ``dist-scvi query``, as tables."""
+"""``dist-scvi query``: from options to an `Answer`, and from an answer to a file or a terminal."""
 
 import argparse
-from typing import TYPE_CHECKING
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pandas as pd
-
-from dist_scvi.atlas.atlas import open_atlas
+from dist_scvi.loaders.arrays.printable import printable
 from dist_scvi.loaders.name_lookup import split_names
 
 if TYPE_CHECKING:
-    from dist_scvi.atlas.atlas import Atlas
-    from dist_scvi.inference.encode_decode import Indices
+    import pandas as pd
 
-_ONLY_FOR = {
-    "genes": "expression",
-    "by": "expression",
-    "transform_batch": "expression",
-    "library_size": "expression",
-    "n_samples": "expression",
-    "seed": "expression",
-    "soft": "labels",
+    from dist_scvi.atlas.queries.answer import Answer
+    from dist_scvi.atlas.queries.where import CellSet
+
+LATENT, LABELS, EXPRESSION = "latent", "labels", "expression"
+GROUPS, DE, MARKERS = "group-expression", "differential-expression", "markers"
+QUERIES = (LATENT, LABELS, EXPRESSION, GROUPS, DE, MARKERS)
+ENDINGS = (".csv", ".json", ".parquet")
+_FOR = {
+    "genes": (EXPRESSION, GROUPS),
+    "by": (EXPRESSION, GROUPS, MARKERS),
+    "cells": (LATENT, LABELS, EXPRESSION),
+    "soft": (LABELS,),
+    "transform_batch": (EXPRESSION,),
+    "library_size": (EXPRESSION, GROUPS),
+    "n_samples": (EXPRESSION, DE, MARKERS),
+    "seed": (EXPRESSION, DE, MARKERS),
+    "batch": (GROUPS,),
+    "threshold": (GROUPS,),
+    "group1": (DE,),
+    "group2": (DE,),
+    "mode": (DE,),
+    "delta": (DE, MARKERS),
+    "fdr": (DE, MARKERS),
+    "batch_correction": (DE, MARKERS),
+    "replicate": (DE,),
+    "engine": (GROUPS, DE, MARKERS),
+    "n_genes": (MARKERS,),
+    "explain": (GROUPS, DE, MARKERS),
 }
+"""Which query takes an option; the others refuse it."""
+
+_PAIR = re.compile(r"([^=<>!'\"()]+)=([^=~].*)")
+_TERMINAL_ROWS = 40
 
 
-def query(options: argparse.Namespace) -> pd.DataFrame:
-    """Answer what was asked of an atlas.
+def check_options(options: argparse.Namespace) -> None:
+    """Refuse options that do not belong to the query, before anything heavy is imported.
 
     Raises
     ------
     ValueError
-        If an option does not belong to the question, or a cell, gene, batch or column is not known.
+        If an option belongs to other queries, one that is needed is missing, or the file to write exists.
     """
-    strange = [key for key, what in _ONLY_FOR.items() if what != options.what and getattr(options, key)]
-    if strange:
-        names = ", ".join(f"--{key.replace('_', '-')}" for key in strange)
-        raise ValueError(f"{names} does not belong to 'query {options.what}', but to {_ONLY_FOR[strange[0]]}")
-    atlas = open_atlas(options.atlas)
-    indices: Indices | None = None
+    for key, queries in _FOR.items():
+        if options.what not in queries and getattr(options, key) not in (None, False):
+            flag = f"--{key.replace('_', '-')}"
+            raise ValueError(f"{flag} does not belong to 'query {options.what}', but to {', '.join(queries)}")
+    for query, key in ((GROUPS, "genes"), (DE, "group1"), (MARKERS, "by")):
+        if options.what == query and not getattr(options, key):
+            raise ValueError(f"'query {query}' needs --{key.replace('_', '-')}")
+    if options.out and options.out.suffix not in ENDINGS:
+        raise ValueError(f"--out {options.out} ends with {options.out.suffix!r}: {', '.join(ENDINGS)} can be written")
+    if options.out and options.out.exists() and not options.overwrite:
+        raise ValueError(f"--out {options.out} exists: choose another file, or add --overwrite")
+
+
+def query(options: argparse.Namespace) -> "Answer | str":
+    """Answer the query that `options` describe, or estimate its cost with ``explain``.
+
+    Raises
+    ------
+    ValueError
+        As `check_options`, or if a cell, gene, batch or column is not known.
+    """
+    check_options(options)
+    from dist_scvi.atlas.atlas import open_atlas
+
+    atlas: Any = open_atlas(options.atlas, storage_options=dict(options.storage))
+    cells = _chosen(atlas, options.where)
+    if options.what not in (GROUPS, DE, MARKERS):
+        return _table(atlas, options, cells)
+    arguments = _arguments(atlas, options, cells)
+    name = {GROUPS: "expression", DE: "differential_expression", MARKERS: "markers"}[options.what]
+    if options.explain:
+        return str(atlas.explain(name, **arguments))
+    answer: Answer = getattr(atlas, name)(**arguments)
+    return answer
+
+
+def _chosen(atlas: Any, filters: Sequence[str] | None) -> "CellSet | None":
+    """Choose the cells that pass every filter, and print how many each clause keeps."""
+    from dist_scvi.atlas.queries.where import choose_cells
+
+    cells = None
+    for text in filters or ():
+        pair = _PAIR.fullmatch(text)
+        cells = choose_cells(atlas, {pair[1].strip(): pair[2]} if pair else text, within=cells)
+        for clause, *numbers in cells.clauses.itertuples(index=False):
+            sys.stderr.write(f"{printable(clause)}: {', '.join(f'{number:,}' for number in numbers)} cells\n")
+    return cells
+
+
+def _arguments(atlas: Any, options: argparse.Namespace, cells: "CellSet | None") -> dict[str, Any]:
+    keys = [key for key, queries in _FOR.items() if options.what in queries and key not in ("explain", "cells")]
+    found = {key: getattr(options, key) for key in keys if getattr(options, key) not in (None, False)}
+    if "genes" in found:
+        found["genes"] = split_names(options.genes, set(atlas.var_names))
+    if "by" in found:
+        found["by"] = split_names(options.by, atlas.obs.columns())
+    return {**found, "where": cells}
+
+
+def _table(atlas: Any, options: argparse.Namespace, cells: "CellSet | None") -> "Answer":
+    """Answer the queries with a row for each cell or group in tables of their own."""
+    import numpy as np
+    import pandas as pd
+
+    from dist_scvi.atlas.queries.answer import Answer
+
+    rows = None if cells is None else cells.rows(atlas)
     if options.cells:
         with_comma = any("," in text for text in options.cells)
-        indices = atlas.rows_named(split_names(options.cells, set(atlas.obs_names()) if with_comma else ()))
-    elif options.where:
-        indices = atlas.rows_where(dict(options.where))
-    if options.what == "expression":
-        return _expression(atlas, options, indices)
-    if options.what == "labels":
-        predicted = atlas.predict(indices, soft=options.soft)
-        if isinstance(predicted, pd.DataFrame):
-            return predicted
-        return pd.DataFrame({"label": predicted}, index=pd.Index(atlas.obs_names(indices)))
-    latent = np.asarray(atlas.get_latent_representation(indices))
-    columns = [f"latent_{k}" for k in range(latent.shape[1])]
-    return pd.DataFrame(latent, index=pd.Index(atlas.obs_names(indices)), columns=columns)
+        rows = atlas.rows_named(split_names(options.cells, set(atlas.obs_names()) if with_comma else ()))
+    if options.what == EXPRESSION:
+        table = _expression(atlas, options, rows)
+    elif options.what == LABELS:
+        predicted = atlas.predict(rows, soft=options.soft)
+        table = predicted if isinstance(predicted, pd.DataFrame) else pd.DataFrame({"label": predicted})
+        table.index = pd.Index(atlas.obs_names(rows))
+    else:
+        latent_nk = np.asarray(atlas.get_latent_representation(rows))
+        columns = [f"latent_{k}" for k in range(latent_nk.shape[1])]
+        table = pd.DataFrame(latent_nk, index=pd.Index(atlas.obs_names(rows)), columns=columns)
+    table.index.name = table.index.name or "cell"
+    return Answer(options.what, table, "", "", {}, atlas.uri, atlas.digest, options.seed or 0)
 
 
-def _expression(atlas: "Atlas", options: argparse.Namespace, indices: "Indices | None") -> pd.DataFrame:
+def _expression(atlas: Any, options: argparse.Namespace, rows: Any) -> "pd.DataFrame":
     batches = atlas.spec.batch.categories if atlas.spec.batch else ()
-    asked = {
+    requested: dict[str, Any] = {
         "gene_list": options.genes and split_names(options.genes, set(atlas.var_names)),
-        "indices": indices,
+        "indices": rows,
         "transform_batch": options.transform_batch and split_names(options.transform_batch, batches),
         "library_size": options.library_size or 1.0,
         "n_samples": options.n_samples,
         "seed": options.seed or 0,
     }
     if not options.by:
-        return atlas.get_normalized_expression(**asked)
-    answer: pd.DataFrame = atlas.mean_expression(options.by, **asked)
-    answer.insert(0, "n_cells", atlas.group_sizes(options.by, indices).loc[answer.index])
-    return answer
+        return atlas.get_normalized_expression(**requested)
+    by = split_names(options.by, atlas.obs.columns())
+    if len(by) > 1:
+        raise ValueError(f"'query {EXPRESSION}' averages by one column, found {', '.join(by)}: use 'query {GROUPS}'")
+    table: pd.DataFrame = atlas.mean_expression(by[0], **requested)
+    table.insert(0, "n_cells", atlas.group_sizes(by[0], rows).loc[table.index])
+    return table
+
+
+def write_answer(answer: "Answer", options: argparse.Namespace) -> None:
+    """Write an answer to the file that `options` name, or as CSV to standard output; a terminal gets its first rows."""
+    for note in answer.notes:
+        sys.stderr.write(f"note: {printable(note)}\n")
+    if options.out is not None:
+        if options.safe_csv:
+            from dataclasses import replace
+
+            answer = replace(answer, table=_neutral(answer.table))
+        answer.write(options.out, overwrite=options.overwrite)
+        return
+    table = answer.table if answer.table.index.name else answer.table.reset_index(drop=True)
+    shown = table.head(_TERMINAL_ROWS) if sys.stdout.isatty() else table
+    _neutral(shown).to_csv(sys.stdout, float_format="%.6g", index=bool(table.index.name))
+    if len(shown) < len(table):
+        sys.stderr.write(f"... {len(table) - len(shown):,} more rows: write all of them with --out FILE.csv\n")
+
+
+def _neutral(table: "pd.DataFrame") -> "pd.DataFrame":
+    """Return the table with text from files made harmless: no control characters, no formulas of spreadsheets."""
+    import pandas as pd
+
+    def neutral(value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        text = printable(value, max_length=max(len(value), 1))
+        return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
+
+    texts = [name for name in table if not pd.api.types.is_numeric_dtype(table[name])]
+    found = table.assign(**{str(name): table[name].astype(object).map(neutral) for name in texts})
+    found.index = found.index.map(neutral) if not pd.api.types.is_numeric_dtype(found.index) else found.index
+    found.index.name = table.index.name
+    return found
+
+
+def read_questions(path: Path, atlas: Path) -> list[list[str]]:
+    """Read a YAML list of queries, each a mapping of ``query`` and options, as words of the command line.
+
+    Raises
+    ------
+    ValueError
+        If the file holds something else.
+    """
+    from dist_scvi.config.load import parse_yaml, read_text
+
+    found = parse_yaml(read_text(path), str(path))
+    if not isinstance(found, list) or not all(isinstance(each, dict) and "query" in each for each in found):
+        raise ValueError(f"{path} holds no list of queries: '- {{query: markers, by: cell_type, out: markers.csv}}'")
+    words = []
+    for each in found:
+        line = ["query", str(atlas), str(each["query"])]
+        for key, value in each.items():
+            flag = f"--{str(key).replace('_', '-')}"
+            if key != "query" and value is not False:
+                values = [] if value is True else value if isinstance(value, list) else [value]
+                line += [flag] if not values else [word for one in values for word in (flag, str(one))]
+        words.append(line)
+    return words

@@ -40,12 +40,12 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
         If a key is not known (the nearest known ones are named), a value does not fit, or the file is not a text file
         of at most 512 KiB.
     """
-    return read_config("" if path is None else _read_text(path), str(path), overrides)
+    return read_config("" if path is None else read_text(path), str(path), overrides)
 
 
 def read_config(text: str, source: str, overrides: Sequence[str] = ()) -> RunConfig:
     """Read the YAML `text`, which is from `source`; see `load_config`."""
-    tree = _parse_yaml(text, source)
+    tree = parse_yaml(text, source)
     if tree is None:
         tree = {}
     if not isinstance(tree, dict):
@@ -57,7 +57,7 @@ def read_config(text: str, source: str, overrides: Sequence[str] = ()) -> RunCon
         key, found, value = override.partition("=")
         if not found or not override.isprintable():
             raise ValueError(f"{shorten(override)} is no override: write key=value, for example train.max_epochs=10")
-        _set(tree, key.split("."), _parse_yaml(value, f"the value of {shorten(key)}"))
+        _set(tree, key.split("."), parse_yaml(value, f"the value of {shorten(key)}"))
     config = parse_config(tree)
     uri, genes = config.data.uri, config.data.genes
     of_data = {
@@ -111,7 +111,8 @@ def shorten(value: Any) -> str:
     return _REPR.repr(value)
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """Read a text file that a user names; what is no regular file is refused."""
     try:
         found = path.stat()
     except FileNotFoundError:
@@ -125,7 +126,7 @@ def _read_text(path: Path) -> str:
         raise ValueError(f"{path} is not a text file in UTF-8 ({error.reason} at byte {error.start})") from None
 
 
-def _parse_yaml(text: str, source: str) -> Any:
+def parse_yaml(text: str, source: str) -> Any:
     """Parse YAML, within the bounds of a configuration.
 
     Raises

@@ -8,9 +8,11 @@ import pytest
 from anndata import read_zarr
 
 from dist_scvi import SCANVI, SCVI, open_atlas
-from dist_scvi import open as open_cells
+from dist_scvi import open_data as open_cells
+from dist_scvi.atlas.queries.answer import Answer
 from dist_scvi.launch.arguments import parse
-from dist_scvi.launch.query import query
+from dist_scvi.launch.cli import main
+from dist_scvi.launch.query import _neutral, query
 from dist_scvi.loaders.simulate import simulate
 
 
@@ -26,7 +28,9 @@ def atlas(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ask(atlas: Path, *words: str) -> pd.DataFrame:
-    return query(parse(["query", str(atlas), *words], {"query": lambda _: 0}))
+    answer = query(parse(["query", str(atlas), *words], {"query": lambda _: 0}))
+    assert isinstance(answer, Answer)
+    return answer.table
 
 
 def test_each_question_has_its_table(atlas: Path) -> None:
@@ -35,7 +39,7 @@ def test_each_question_has_its_table(atlas: Path) -> None:
     assert list(latent.columns) == ["latent_0", "latent_1", "latent_2"]
     np.testing.assert_array_equal(latent, opened.get_latent_representation())
     np.testing.assert_array_equal(ask(atlas, "labels")["label"], opened.predict())
-    pd.testing.assert_frame_equal(ask(atlas, "labels", "--soft"), opened.predict(soft=True))
+    np.testing.assert_array_equal(ask(atlas, "labels", "--soft"), opened.predict(soft=True))
     by = ask(atlas, "expression", "--by", "cell_type", "--genes", "gene0001", "--library-size", "100")
     assert list(by.columns) == ["n_cells", "gene0001"]
     one = ask(atlas, "expression", "--by", "cell_type", "--genes", "gene0001")
@@ -51,8 +55,14 @@ def test_cells_are_named_or_chosen_by_a_column(atlas: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["latent", "--genes", "gene0001"], r"^--genes does not belong to 'query latent', but to expression$"),
-        (["labels", "--by", "batch"], r"^--by does not belong to 'query labels', but to expression$"),
+        (
+            ["latent", "--genes", "gene0001"],
+            r"^--genes does not belong to 'query latent', but to expression, group",
+        ),
+        (
+            ["labels", "--by", "batch"],
+            r"^--by does not belong to 'query labels', but to .*, markers$",
+        ),
         (["expression", "--soft"], r"^--soft does not belong to 'query expression', but to labels$"),
         (["labels", "--seed", "3"], r"^--seed does not belong"),
     ],
@@ -93,8 +103,43 @@ def test_a_batch_a_gene_or_a_cell_whose_name_holds_a_comma_can_be_named(tmp_path
     words = ["expression", "--genes", "HLA-A,B", "--transform-batch", "d1, left", "--cells", "c,0"]
     found = ask(tmp_path / "atlas", *words)
     row = atlas.rows_named(["c,0"])
-    pd.testing.assert_frame_equal(
-        found, atlas.get_normalized_expression(["HLA-A,B"], indices=row, transform_batch="d1, left")
-    )
+    expected = atlas.get_normalized_expression(["HLA-A,B"], indices=row, transform_batch="d1, left")
+    pd.testing.assert_frame_equal(found, expected, check_names=False)
     repeated = ask(tmp_path / "atlas", *words, "--genes", "gene0002,gene0003", "--transform-batch", "d2, right")
     assert list(repeated.columns) == ["HLA-A,B", "gene0002", "gene0003"]
+
+
+def test_groups_are_compared_and_described(atlas: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    by = ask(atlas, "group-expression", "--genes", "gene0001", "--by", "cell_type", "--where", "batch == 'batch01'")
+    assert set(by["gene"]) == {"gene0001"}
+    assert "batch == 'batch01'" in capsys.readouterr().err
+    compared = ask(atlas, "differential-expression", "--group1", "cell_type == 'type01'", "--mode", "change")
+    assert {"proba_de", "lfc_mean", "is_de_fdr_0.05"} <= set(compared)
+    assert ask(atlas, "markers", "--by", "cell_type", "--n-genes", "2").shape[0] == 6
+
+
+def test_questions_of_a_file_are_checked_before_the_first_is_computed(atlas: Path, tmp_path: Path) -> None:
+    file = tmp_path / "questions.yaml"
+    markers = f"- {{query: markers, by: cell_type, n_genes: 2, out: {tmp_path}/markers.csv}}\n"
+    file.write_text(markers + "- {query: latent, genes: gene0001}\n")
+    with pytest.raises(SystemExit) as end:
+        main(["query", str(atlas), "--questions", str(file)])
+    assert end.value.code == 2
+    assert not (tmp_path / "markers.csv").exists()
+    file.write_text(markers + f"- {{query: latent, out: {tmp_path}/latent.parquet}}\n")
+    for code in (0, 2):  # the second time the files exist
+        with pytest.raises(SystemExit) as end:
+            main(["query", str(atlas), "--questions", str(file)])
+        assert (end.value.code or 0) == code
+    assert len(pd.read_csv(tmp_path / "markers.csv")) == 6
+    assert len(pd.read_parquet(tmp_path / "latent.parquet")) == 120
+
+
+def test_text_of_files_reaches_neither_terminal_nor_spreadsheet_as_a_command() -> None:
+    table = pd.DataFrame(
+        {"n": [1.5], "label": ["=cmd|'/C calc'!A0"]}, index=pd.Index(["\x1b]0;owned\x07"], name="cell")
+    )
+    found = _neutral(table)
+    assert found["label"].tolist() == ["'=cmd|'/C calc'!A0"]
+    assert found.index.tolist() == [r"\x1b]0;owned\x07"]
+    assert found["n"].tolist() == [1.5]
