@@ -39,7 +39,6 @@ def test_overrides_may_stand_behind_options() -> None:
     ("arguments", "message"),
     [
         (["pack", "a", "b", "--memory", "2"], "a size such as 512MiB or 2GiB is needed"),
-        (["query", "a", "latent", "--where", "B"], "write it as KEY=VALUE"),
         (["train", "run.yaml", "--wokers", "2"], "unrecognized arguments: --wokers"),
         (["pack", "a", "b", "--processes", "0"], "a whole number from 1 on is needed"),
         ([], "COMMAND"),

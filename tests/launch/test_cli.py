@@ -91,7 +91,7 @@ def test_a_run_that_is_told_to_end_saves_says_start_again_and_goes_on(
         process.send_signal(number)
         _, said = process.communicate(timeout=60)
         assert process.returncode == 75, said
-        assert "all of it is saved; start the same command again to go on" in said
+        assert "all of it is saved; start the same command again to continue" in said
         assert run("status", place.uri, "--exit-code") == 75
         last = max(int(name[-10:]) for name in place.names("checkpoints") if name.startswith("step-"))
         assert f"after step {last} of 189" in said
@@ -256,7 +256,7 @@ def test_an_answer_does_not_change_when_it_is_asked_again(short: Path, capsys: p
         run("query", folder / "atlas", "expression", "--genes", "gene3", "--cells", "cell9,cell2", "--n-samples", 4)
         answers.append(capsys.readouterr().out)
     assert answers[0] == answers[1]
-    assert [line.split(",")[0] for line in answers[0].splitlines()] == ["", "cell9", "cell2"]
+    assert [line.split(",")[0] for line in answers[0].splitlines()] == ["cell", "cell9", "cell2"]
     assert np.isfinite(float(answers[0].splitlines()[1].split(",")[1]))
 
 
