@@ -151,7 +151,8 @@ def _expression(atlas: Any, options: argparse.Namespace, rows: Any) -> "pd.DataF
         "seed": options.seed or 0,
     }
     if not options.by:
-        return atlas.get_normalized_expression(**requested)
+        per_cell: pd.DataFrame = atlas.get_normalized_expression(**requested)
+        return per_cell
     by = split_names(options.by, atlas.obs.columns())
     if len(by) > 1:
         raise ValueError(f"'query {EXPRESSION}' averages by one column, found {', '.join(by)}: use 'query {GROUPS}'")

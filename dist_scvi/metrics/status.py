@@ -117,8 +117,8 @@ _MEANING = {
     "finished": "finished, and the model is whole",
     "running": "running",
     "silent": "its lease has not been renewed for long; start the same command again if it is dead",
-    "stopped": "stopped before its end; start the same command again to go on",
-    "killed": "its process is gone; start the same command again to go on",
+    "stopped": "stopped before its end; start the same command again to continue",
+    "killed": "its process is gone; start the same command again to continue",
     "damaged": "stopped, and no checkpoint is whole: restore one from a copy, or start afresh with --allow-fresh",
 }
 

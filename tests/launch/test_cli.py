@@ -187,7 +187,7 @@ def test_of_a_range_as_many_workers_as_share_the_lanes_are_used(
         (["query", "nowhere", "latent"], "there is no minified atlas"),
         (["inspect", "ftp://host/atlas.zarr"], "a URL of s3, gs, http"),
         (["inspect", "nowhere.h5ad"], "nowhere.h5ad does not exist"),
-        (["train", "data.uri=nowhere", "train.lr={"], "'{' is not valid YAML"),
+        (["train", "data.uri=nowhere", "train.lr={"], "the value of 'train.lr' is not valid YAML"),
         (["train", "data.uri=nowhere", "--dry-run", "train.max_epochs=0"], "train.max_epochs=0 does not fit"),
         (["train", "data.uri=nowhere", "train.lr=.inf"], "train.lr=inf does not fit"),
     ],
@@ -227,7 +227,7 @@ def test_an_atlas_is_not_overwritten_unless_asked(short: Path, capsys: pytest.Ca
     assert run("train", short) == 0
     assert run("minify", folder) == 0
     assert run("minify", folder, "--leaf-columns", "donor") == 2
-    assert "allow it to be replaced with --overwrite" in capsys.readouterr().err
+    assert "allow it to be replaced" in capsys.readouterr().err
     assert run("minify", folder, "--overwrite") == 0
 
 
