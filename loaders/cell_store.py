@@ -91,6 +91,10 @@ class CellStore(Protocol):
         """Return the digest of the seed and the sums that `pack_store` wrote; None for a store that is not packed."""
         ...
 
+    def limits(self) -> tuple[str, ...]:
+        """Return what could be wrong with the store and cannot be seen, such as absent chunks read as zeros."""
+        ...
+
     def close(self) -> None:
         """Close open files."""
         ...

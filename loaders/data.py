@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from dist_scvi.loaders.arrays.printable import html_table, printable
 from numpy.typing import NDArray
 
 from dist_scvi.loaders.arrays.csr_rows import CsrRows
 from dist_scvi.loaders.arrays.obs_columns import Categorical, Numeric, Ranges
-from dist_scvi.loaders.arrays.printable import html_table, printable
 from dist_scvi.loaders.cell_store import CellStore
 from dist_scvi.loaders.minibatch import MiniBatch
 from dist_scvi.loaders.name_lookup import check_list

@@ -17,13 +17,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from zarr.codecs import Crc32cCodec, ShardingCodec
-from zarr.codecs.sharding import ShardingCodecIndexLocation
 
-from dist_scvi.loaders.arrays.codecs import Decoder, checked_crc32c, decoder, decoder_v2
+from dist_scvi.loaders.arrays.codecs import Decoder, checked_crc32c, decoder
 from dist_scvi.loaders.arrays.objects import Objects
 from dist_scvi.loaders.arrays.obs_columns import DamagedError
 from dist_scvi.loaders.arrays.reader_threads import reader_threads
+from dist_scvi.loaders.arrays.zarr_access import chunk_key, layout_of
 
 _TASK_CHUNKS = 8
 """Chunks that one thread fetches and decodes in one go."""
@@ -58,9 +57,9 @@ class ChunkedArray:
         self.chunks = (int(array.chunks[0]),)
         self.remote = objects.remote
         self._objects, self._decode = objects, decode
-        self._chunk_key: Callable[[tuple[int]], str] = array.metadata.encode_chunk_key
+        self._chunk_key: Callable[[tuple[int]], str] = partial(chunk_key, array)
         self._fill = array.fill_value if absent_is_fill else None
-        self._sharding = _sharding(array)
+        self._layout = layout_of(array)
         self._per_object = int(array.shards[0]) // self.chunks[0] if array.shards else 1
         self._index = lru_cache(_SHARD_INDICES)(self._read_index)
         self._scratch = threading.local()
@@ -149,7 +148,7 @@ class ChunkedArray:
 
     def _fetch(self, first: int, last: int) -> Iterator[tuple[int, Any]]:
         """Fetch the bytes of the chunks ``[first, last)``, None for one that is not there."""
-        if self._sharding is None:
+        if self._layout.index_codecs is None:
             for number in range(first, last):
                 yield number, self._read_whole(number)
             return
@@ -186,19 +185,17 @@ class ChunkedArray:
 
     def _read_index(self, shard: int) -> NDArray[np.uint64] | None:
         """Read where the chunks of a shard lie, shape (chunks, 2), or None if the shard is not there."""
-        assert self._sharding is not None
         key, chunks = self._key(shard), (shard * self._per_object, (shard + 1) * self._per_object)
         size = self._objects.size(key)
         if size is None:
             return None
-        summed = any(isinstance(codec, Crc32cCodec) for codec in self._sharding.index_codecs)
+        summed = any(codec.name == "crc32c" for codec in self._layout.index_codecs or ())
         length = 16 * self._per_object + 4 * summed
         if size < length:
             found = f"it has {size} bytes, the index of its chunks alone takes {length}"
             raise self._damaged(*chunks, found)
-        at_end = self._sharding.index_location is ShardingCodecIndexLocation.end
         try:
-            raw = self._objects.read(key, size - length if at_end else 0, length)
+            raw = self._objects.read(key, size - length if self._layout.index_at_end else 0, length)
             index = np.frombuffer(checked_crc32c(raw) if summed else raw, dtype="<u8").reshape(-1, 2).copy()
         except ValueError as error:
             raise self._damaged(*chunks, error) from error
@@ -211,14 +208,13 @@ def decoder_of(array: Any) -> Decoder | None:
         return None
     if array.chunks[0] * array.dtype.itemsize > _LARGEST_CHUNK:
         return None
-    metadata = array.metadata
-    if metadata.zarr_format == 2:
-        return decoder_v2(array.dtype, metadata.compressor, metadata.filters)
-    sharding = _sharding(array)
-    if sharding is None:
-        return decoder(array.dtype, metadata.codecs)
-    known = all(type(codec).__name__ in ("BytesCodec", "Crc32cCodec") for codec in sharding.index_codecs)
-    return decoder(array.dtype, sharding.codecs) if known and len(metadata.codecs) == 1 else None
+    layout = layout_of(array)
+    sharding = layout.index_codecs or ()
+    if layout.outer_codecs or any(codec.name not in ("bytes", "crc32c") for codec in sharding):
+        return None
+    if any(codec.options.get("endian", "little") != "little" for codec in sharding):
+        return None
+    return decoder(array.dtype, layout)
 
 
 def run_side_by_side(tasks: Iterable[Task], *, remote: bool = False) -> None:
@@ -259,9 +255,3 @@ def _cut(ranges: Iterable[tuple[int, int]], step: int) -> Iterator[tuple[int, in
     for low, high in ranges:
         borders = [low, *range((low // step + 1) * step, high, step), high]
         yield from ((a, b) for a, b in itertools.pairwise(borders) if a < b)
-
-
-def _sharding(array: Any) -> ShardingCodec | None:
-    """Give the sharding codec of a Zarr v3 array."""
-    codecs = array.metadata.codecs if array.metadata.zarr_format == 3 else ()
-    return next((codec for codec in codecs if isinstance(codec, ShardingCodec)), None)

@@ -13,7 +13,8 @@ import numcodecs
 import numpy as np
 from numcodecs import blosc
 from numpy.typing import NDArray
-from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, ZstdCodec
+
+from dist_scvi.loaders.arrays.zarr_access import Codec, Layout
 
 Step = Callable[[Any], Any]
 _BLOSC_HEADER = 16
@@ -60,33 +61,18 @@ class Decoder:
         out_e[:] = values
 
 
-def decoder(dtype: np.dtype[Any], codecs: Iterable[Any]) -> Decoder | None:
-    """Give the decoder for the codecs of a Zarr v3 array, in the order of its metadata, or None if one is not known."""
-    steps: list[Step] = []
-    blosc_last = False
-    for codec in reversed(list(codecs)):
-        if isinstance(codec, BytesCodec):
-            if codec.endian is not None and codec.endian.value != "little":
-                return None
-            continue
-        if isinstance(codec, BloscCodec) and not blosc_last:
-            blosc_last = True
-            continue
-        step = _step(codec)
-        if step is None or blosc_last:
-            return None
-        steps.append(step)
-    return Decoder(dtype, steps, blosc_last=blosc_last)
-
-
-def decoder_v2(dtype: np.dtype[Any], compressor: Any, filters: Iterable[Any] | None) -> Decoder | None:
-    """Give the decoder for a Zarr v2 array, whose codecs are numcodecs' own."""
-    if not dtype.isnative:
-        return None
-    if isinstance(compressor, blosc.Blosc) and not filters:
-        return Decoder(dtype, [], blosc_last=True)
-    steps = [codec.decode for codec in (compressor, *reversed(list(filters or ()))) if codec is not None]
-    return Decoder(dtype, steps, blosc_last=False)
+def decoder(dtype: np.dtype[Any], layout: Layout) -> Decoder | None:
+    """Return the decoder for the chunks of an array, or None if zarr itself has to decode them."""
+    if layout.zarr_format == 2:
+        little, codecs = dtype.byteorder != ">", layout.codecs
+    else:
+        as_bytes = [codec for codec in layout.codecs if codec.name == "bytes"]
+        little = all(codec.options.get("endian", "little") == "little" for codec in as_bytes)
+        codecs = tuple(codec for codec in layout.codecs if codec.name != "bytes")
+    blosc_last = bool(codecs) and codecs[0].name == "blosc"
+    steps = [_step(codec, layout.zarr_format) for codec in reversed(codecs[1:] if blosc_last else codecs)]
+    known = [step for step in steps if step is not None]
+    return Decoder(dtype, known, blosc_last=blosc_last) if little and len(known) == len(steps) else None
 
 
 def checked_crc32c(raw: Any) -> memoryview:
@@ -105,17 +91,22 @@ def checked_crc32c(raw: Any) -> memoryview:
     return content
 
 
-def _step(codec: Any) -> Step | None:
-    """Give what undoes one codec of Zarr v3."""
-    if isinstance(codec, Crc32cCodec):
+def _step(codec: Codec, zarr_format: int) -> Step | None:
+    """Return what undoes one codec; None for one that is not known here or not installed."""
+    if codec.name == "crc32c" and zarr_format == 3:
         return checked_crc32c
-    config: dict[str, Any] | None = getattr(codec, "codec_config", None)  # zarr's wrapping of a codec of numcodecs
-    if isinstance(codec, (ZstdCodec, GzipCodec)):
-        config = {"id": "zstd" if isinstance(codec, ZstdCodec) else "gzip"}
+    if zarr_format == 2:
+        config = {"id": codec.name, **codec.options}
+    elif codec.name in ("blosc", "zstd", "gzip"):
+        config = {"id": codec.name}
+    elif codec.name.startswith("numcodecs."):  # zarr's name for a codec of numcodecs in Zarr v3
+        config = {"id": codec.name.removeprefix("numcodecs."), **codec.options}
+    else:
+        return None
     try:
-        step: Step | None = numcodecs.get_codec(dict(config)).decode if config else None
-    except ValueError:  # one that is not installed
-        step = None
+        step: Step = numcodecs.get_codec(config).decode
+    except (ValueError, TypeError):  # one that is not installed, or options that it does not have
+        return None
     return step
 
 

@@ -1,13 +1,15 @@
 """Rows of a compressed matrix in Zarr, decoded, narrowed, checked and put where they belong by all threads."""
 
+import sys
+import threading
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
-from dist_scvi.loaders.arrays.buffers import Buffers
 from dist_scvi.loaders.arrays.chunked_array import ChunkedArray, run_side_by_side
 from dist_scvi.loaders.arrays.csr_rows import CsrRows, GeneChoice, concatenate, gene_type, row_starts
 from dist_scvi.loaders.arrays.kernels import (
@@ -23,6 +25,33 @@ from dist_scvi.loaders.arrays.kernels import (
 _KEPT_TOGETHER = 1024
 """Rows of which one thread drops genes in one go."""
 _NARROWED = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32", "float64")
+
+_NOBODY = 2
+"""References to an array of which no part is in use: the list's, and that of the call that counts them."""
+
+
+class Buffers:
+    """Gives out arrays and takes back, unasked, those of which nobody holds a part any more.
+
+    Keeps of each type at most as many as were in use at one time. May be used by several threads.
+    """
+
+    def __init__(self) -> None:
+        self._blocks: defaultdict[np.dtype[Any], list[NDArray[Any]]] = defaultdict(list)
+        self._lock = threading.Lock()
+
+    def empty(self, length: int, dtype: DTypeLike) -> NDArray[Any]:
+        """Give an array of `length` values, whatever they are."""
+        with self._lock:
+            blocks = self._blocks[np.dtype(dtype)]
+            free = [at for at in range(len(blocks)) if sys.getrefcount(blocks[at]) == _NOBODY]
+            for at in free:
+                if length <= len(blocks[at]):
+                    return blocks[at][:length]
+            if free:
+                del blocks[free[0]]
+            blocks.append(np.empty(length + length // 8, dtype=dtype))
+            return blocks[-1][:length]
 
 
 def read_rows(

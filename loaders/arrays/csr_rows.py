@@ -148,8 +148,7 @@ def from_arrays(
         row = first_row + int(np.searchsorted(indptr, entry, side="right")) - 1
         return ValueError(f"{where} holds {what} at row {row}, gene {indices_e[entry]}: {advice}")
 
-    if data_e.dtype == bool or not np.issubdtype(data_e.dtype, np.number):
-        raise ValueError(f"{where} is of type {data_e.dtype}: {_HINT}")
+    check_numbers(data_e.dtype, where)
     counts_e = _float_counts(data_e) if fractional else _narrow_counts(data_e)
     if counts_e is None:
         bad = int(np.argmin(_is_positive(data_e) if fractional else _is_count(data_e)))
@@ -173,11 +172,38 @@ def from_arrays(
     return CsrRows(counts_e, genes_e, indptr)
 
 
+def from_dense(dense_ng: NDArray[Any], *, first_row: int, where: str, fractional: bool = False) -> CsrRows:
+    """Compress rows of a dense matrix of any numeric type, check them and narrow them; see `from_arrays`.
+
+    scipy.sparse takes neither float16 nor numbers in the byte order of another machine.
+    """
+    check_numbers(dense_ng.dtype, where)
+    cell_e, genes_e = np.nonzero(dense_ng)
+    indptr = row_starts(np.bincount(cell_e, minlength=len(dense_ng)))
+    counts_e = dense_ng[cell_e, genes_e]
+    n_genes = dense_ng.shape[1]
+    return from_arrays(
+        counts_e, genes_e, indptr, n_genes=n_genes, first_row=first_row, where=where, fractional=fractional
+    )
+
+
+def check_numbers(dtype: np.dtype[Any], where: str) -> None:
+    """Refuse a matrix that holds no numbers.
+
+    Raises
+    ------
+    ValueError
+        If it is of another type.
+    """
+    if dtype.kind not in "iuf":
+        raise ValueError(f"{where} is of type {dtype}: {_HINT}")
+
+
 def _narrow_counts(data_e: NDArray[Any]) -> NDArray[np.unsignedinteger] | None:
     """Return the counts in the smallest type that holds them, or None if one is not a count."""
     if not len(data_e):
         return np.zeros(0, dtype=np.uint8)
-    low, high = data_e.min(), data_e.max()
+    low, high = data_e.min().item(), data_e.max().item()  # in Python's numbers: 2**32 overflows a float16
     if not (low >= 0 and high < 1 << 32):  # false for NaN too
         return None
     counts_e: NDArray[np.unsignedinteger] = data_e.astype(

@@ -9,6 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
+from dist_scvi.loaders.arrays.bounded_json import DEFAULT, Budget, check_bytes
+
 
 class StorageError(OSError):
     """Storage that did not deliver an object, after all tries."""
@@ -61,7 +63,7 @@ class LocalObjects:
         self._held = threading.local()
 
     def size(self, key: str) -> int | None:
-        """Give the bytes of a file; see `Objects`."""
+        """Return the bytes of a file; see `Objects`."""
         try:
             found = Path(self.uri, key).stat()
         except (FileNotFoundError, NotADirectoryError):
@@ -89,8 +91,9 @@ class LocalObjects:
 
     def read_whole(self, key: str) -> bytes:
         """Read a file; see `Objects`."""
-        with _failing_disk(f"{self.uri}/{key}"):
-            return Path(self.uri, key).read_bytes()
+        path = f"{self.uri}/{key}"
+        with _failing_disk(path), open(open_regular(path), "rb") as file:
+            return file.read()
 
     def version(self, key: str) -> str:
         """Tell by inode, size and time of change; see `Objects`."""
@@ -107,11 +110,47 @@ def _read_into(number: int, room: memoryview, start: int) -> int:
     return len(got)
 
 
+def open_regular(path: str | Path) -> int:
+    """Open a file for reading and return its descriptor.
+
+    Raises
+    ------
+    ValueError
+        If it is a named pipe, a socket or a device: to open or read one can wait for ever.
+    """
+    number = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # without it, open itself waits for a writer
+    mode = os.fstat(number).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        os.close(number)
+        raise ValueError(f"{path} is a named pipe, a socket or a device: a regular file is needed")
+    return number
+
+
+def read_file(path: str | Path, budget: Budget = DEFAULT) -> bytes | None:
+    """Read a small file whole, such as a metadata document; None if it is absent.
+
+    Raises
+    ------
+    ValueError
+        If it is no regular file, or larger than `budget` allows.
+    StorageError
+        If the disk fails.
+    """
+    try:
+        with _failing_disk(str(path)), open(open_regular(path), "rb") as file:
+            check_bytes(os.fstat(file.fileno()).st_size, str(path), budget)
+            content = file.read(budget.max_bytes + 1)
+    except FileNotFoundError:
+        return None
+    check_bytes(len(content), str(path), budget)
+    return content
+
+
 class _OpenFile:
-    """A descriptor that is closed when its last user, the cache or a read, lets go of it."""
+    """A descriptor that is closed when its last user, the cache or a read, drops it."""
 
     def __init__(self, path: str) -> None:
-        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.number = open_regular(path)
 
     def __del__(self) -> None:
         if hasattr(self, "number"):

@@ -1,5 +1,6 @@
 """Columns of obs, read by row range: categories as codes into a sorted vocabulary, numbers as float32."""
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,9 +12,14 @@ from numpy.typing import NDArray
 
 from dist_scvi.loaders.arrays.objects import StorageError
 from dist_scvi.loaders.name_lookup import nearest_names
+from dist_scvi.loaders.printable import printable
 
 _PAGE_ROWS = (4096, 65_536)
 """Fewest and most values read together."""
+_LISTED = 30
+"""Columns that a message lists."""
+READ_ERRORS = (OSError, RuntimeError, ValueError, EOFError, zlib.error)
+"""What zarr, h5py and numcodecs raise on the bytes of a damaged chunk."""
 
 Ranges = Sequence[tuple[int, int]]
 
@@ -57,6 +63,17 @@ class PagedArray:
         self._page_rows = page_rows or min(max(chunk, _PAGE_ROWS[0]), _PAGE_ROWS[1])
         self._page = lru_cache(max(1, max_rows // self._page_rows))(self._read_page)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the array."""
+        return tuple(int(size) for size in self._array.shape)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the values."""
+        dtype: np.dtype[Any] = self._array.dtype
+        return dtype
+
     def __len__(self) -> int:
         return int(self._array.shape[0])
 
@@ -87,10 +104,10 @@ def read_range(array: Any, start: int, stop: int, uri: str) -> NDArray[Any]:
         return np.asarray(array[start:stop])
     except (DamagedError, StorageError):
         raise
-    except (OSError, RuntimeError, ValueError) as error:
+    except READ_ERRORS as error:
         raise DamagedError(
             f"{array.name.strip('/')} of {uri} cannot be read at {start} to {stop - 1}: a chunk is truncated or "
-            f"damaged ({error}); restore it from a copy or write the store again"
+            f"damaged ({printable(error)}); restore it from a copy or write the store again"
         ) from error
 
 
@@ -133,13 +150,15 @@ class Categorical:
         if len(stored_n) and not -1 <= stored_n.min() <= stored_n.max() < len(self.place):
             at = int(np.argmax((stored_n < -1) | (stored_n >= len(self.place))))
             raise ValueError(
-                f"obs column '{self.key}' holds code {stored_n[at]} at row {_row_of(ranges, at)} for {len(self.place)} "
-                "categories: the store is damaged, write it again from its source"
+                f"obs column '{printable(self.key)}' holds code {stored_n[at]} at row {_row_of(ranges, at)} for "
+                f"{len(self.place)} categories: the store is damaged, write it again from its source"
             )
         codes_n = np.append(self.place, np.int32(-1))[stored_n]
         if required and (codes_n < 0).any():
             row = _row_of(ranges, int(np.argmax(codes_n < 0)))
-            raise ValueError(f"obs column '{self.key}' has no value at row {row}: fill it, or choose another column")
+            raise ValueError(
+                f"obs column '{printable(self.key)}' has no value at row {row}: fill it, or choose another column"
+            )
         return codes_n
 
 
@@ -166,7 +185,8 @@ class Numeric:
         if not np.isfinite(values_n).all():
             at = int(np.argmin(np.isfinite(values_n)))
             raise ValueError(
-                f"obs column '{self.key}' is {values_n[at]} at row {_row_of(ranges, at)}: finite numbers are needed"
+                f"obs column '{printable(self.key)}' is {values_n[at]} at row {_row_of(ranges, at)}: finite numbers "
+                "are needed"
             )
         return values_n
 
@@ -216,14 +236,27 @@ def type_of_categories(categories: Sequence[object]) -> str:
     return dtype.name if len(categories) and dtype.kind in "iuf" else "str"
 
 
-def categorical_from_values(key: str, values: Any) -> Categorical:
-    """Encode a column of strings, numbers or booleans once, in the smallest integer type."""
-    encoded = pd.Categorical(values)
-    return categorical_from_codes(key, list(encoded.categories), np.asarray(encoded.codes))
+def categorical_from_values(key: str, values: Any, missing_n: NDArray[np.bool_] | None = None) -> Categorical:
+    """Encode a column of strings, numbers or booleans once, in the smallest integer type.
+
+    Parameters
+    ----------
+    missing_n
+        Set where a value is missing, whatever `values` hold there, shape (n,).
+    """
+    present = values if missing_n is None else values[~missing_n]
+    encoded = pd.Categorical(present)
+    code_n = np.asarray(encoded.codes)
+    if missing_n is not None:
+        code_n = np.full(len(missing_n), -1, dtype=code_n.dtype)
+        code_n[~missing_n] = encoded.codes
+    return categorical_from_codes(key, list(encoded.categories), code_n)
 
 
 def missing_column(key: str, present: Sequence[str], where: str) -> ValueError:
     """Build the error for an obs column that is not there, naming the nearest that are."""
     near = nearest_names(key, present)
-    hint = f"did you mean {', '.join(near)}? " if near else ""
-    return ValueError(f"{where} has no obs column '{key}': {hint}present are {', '.join(present) or 'none'}")
+    hint = f"did you mean {', '.join(map(printable, near))}? " if near else ""
+    rest = f" and {len(present) - _LISTED} more" if len(present) > _LISTED else ""
+    listed = ", ".join(map(printable, present[:_LISTED])) or "none"
+    return ValueError(f"{where} has no obs column '{printable(key)}': {hint}present are {listed}{rest}")

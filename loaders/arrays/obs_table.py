@@ -1,12 +1,23 @@
 """The table of cells in an AnnData file, read by row range."""
 
-from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from anndata.io import read_elem
+import pandas as pd
 from numpy.typing import NDArray
 
+from dist_scvi.loaders.arrays.anndata_tree import (
+    Column,
+    Names,
+    OpenArray,
+    Tree,
+    column_order,
+    find_column,
+    read_names,
+    texts,
+)
 from dist_scvi.loaders.arrays.obs_columns import (
     Categorical,
     NotNumbersError,
@@ -17,6 +28,7 @@ from dist_scvi.loaders.arrays.obs_columns import (
     missing_column,
     read_range,
 )
+from dist_scvi.loaders.printable import printable
 
 
 class ObsTable:
@@ -24,101 +36,112 @@ class ObsTable:
 
     Parameters
     ----------
-    root
-        The opened file, a ``zarr.Group`` or ``h5py.File``.
-    array
-        Opens the numeric array at a path of `root`.
+    tree
+        The file.
+    open_array
+        Opens the array at a path of `tree`.
     uri
-        Where it lies, for messages.
+        Where it is, for messages.
     """
 
-    def __init__(self, root: Any, array: Callable[[str], Any], *, uri: str) -> None:
-        self._table, self._array, self._uri = root["obs"], array, uri
-        self._index = self._opened(index_of(self._table, uri))
-        self.n_cells = int(self._index.shape[0])
+    def __init__(self, tree: Tree, open_array: OpenArray, *, uri: str) -> None:
+        self._tree, self._array, self._uri = tree, open_array, uri
+        self._names = Names(tree, "obs", open_array)
+        self._columns = column_order(tree, "obs")
+        self.n_cells = len(self._names)
 
     def columns(self) -> list[str]:
-        """Names of the columns, in the order of the file."""
-        return [str(name) for name in attribute(self._table, "column-order")]
+        """Return the names of the columns, in the order of the file."""
+        return list(self._columns)
 
     def categorical(self, key: str) -> Categorical:
         """Open a column as categories; one that is not stored as such is encoded now."""
         column = self._column(key)
-        if attribute(column, "encoding-type") == "categorical":
-            stored = PagedArray(self._array(f"obs/{key}/codes"), self._uri)
-            self._check_length(len(stored), key)
-            return categorical_from_codes(key, list(read_whole(self._opened(column["categories"]), self._uri)), stored)
-        values = read_whole(column, self._uri)
-        self._check_length(len(values), key)
-        return categorical_from_values(key, values)
+        if column.kind == "categorical":
+            stored = PagedArray(self._array(column.values), self._uri)
+            self._check(stored.dtype, stored.shape, key, "iu")
+            return categorical_from_codes(key, read_names(self._array, column.categories, self._uri), stored)
+        values = self._whole(column.values, key)
+        missing_n = self._whole(column.mask, key) if column.mask else None
+        return categorical_from_values(key, values, missing_n)
 
     def numeric(self, key: str) -> Numeric:
         """Open a column as numbers."""
         column = self._column(key)
-        if not hasattr(column, "dtype") or not np.issubdtype(column.dtype, np.number):
+        array = self._array(column.values)
+        if column.kind == "categorical" or array.dtype.kind not in "iuf":
             raise NotNumbersError(
-                f"obs column '{key}' of {self._uri} does not hold numbers: name it as a categorical covariate"
+                f"obs column '{printable(key)}' of {self._uri} does not hold numbers: name it as a categorical "
+                "covariate"
             )
-        stored = PagedArray(self._array(f"obs/{key}"), self._uri)
-        self._check_length(len(stored), key)
-        return Numeric(key, stored)
+        stored = PagedArray(array, self._uri)
+        self._check(stored.dtype, stored.shape, key, "iuf")
+        if not column.mask:
+            return Numeric(key, stored)
+        mask = PagedArray(self._array(column.mask), self._uri)
+        self._check(mask.dtype, mask.shape, key, "b")
+        return Numeric(key, _Masked(stored, mask))
 
     def names(self, start: int, stop: int) -> NDArray[np.object_]:
-        """Names of the cells ``[start, stop)``."""
-        stored = read_range(self._index, start, stop, self._uri)
-        return np.asarray([name.decode() if isinstance(name, bytes) else str(name) for name in stored], dtype=object)
+        """Return the names of the cells ``[start, stop)``."""
+        return self._names[start:stop]
 
-    def _opened(self, node: Any) -> Any:
-        """Open an array found in the table the way all others are, so that a lost part of it is noticed."""
-        return node if hasattr(node, "keys") else self._array(node.name.strip("/"))
+    def _column(self, key: str) -> Column:
+        if key not in self._columns:
+            raise missing_column(key, self._columns, self._uri)
+        return find_column(self._tree, f"obs/{key}")
 
-    def _column(self, key: str) -> Any:
-        if key not in self.columns():
-            raise missing_column(key, self.columns(), self._uri)
-        return self._table[key]
+    def _whole(self, path: str, key: str) -> NDArray[Any]:
+        array = self._array(path)
+        self._check(array.dtype, tuple(array.shape), key, "iufbOSUT")
+        values = read_range(array, 0, self.n_cells, self._uri)
+        return values if values.dtype.kind in "iufb" else texts(values, path, self._uri)
 
-    def _check_length(self, length: int, key: str) -> None:
-        if length != self.n_cells:
+    def _check(self, dtype: np.dtype[Any], shape: tuple[int, ...], key: str, kinds: str) -> None:
+        if shape != (self.n_cells,):
+            found = f"{shape[0]} values" if len(shape) == 1 else f"shape {shape}"
             raise ValueError(
-                f"obs/{key} of {self._uri} has {length} values for {self.n_cells} cells: write the store again"
+                f"obs/{printable(key)} of {self._uri} has {found} for {self.n_cells} cells: write the store again"
+            )
+        if dtype.kind not in kinds:
+            raise ValueError(
+                f"obs/{printable(key)} of {self._uri} is of type {dtype}: categories, numbers, booleans or texts are "
+                "needed; convert the column and save again"
             )
 
 
-def read_whole(node: Any, uri: str) -> Any:
-    """Read a whole column, list of categories or list of names.
+@dataclass(frozen=True, slots=True)
+class _Masked:
+    """Numbers of which some are missing: NaN, which `Numeric` refuses with the row."""
+
+    values: PagedArray
+    mask: PagedArray
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, rows: slice) -> NDArray[np.float64]:
+        return np.where(self.mask[rows], np.nan, self.values[rows].astype(np.float64))
+
+
+def read_columns(tree: Tree, table: str, open_array: OpenArray, names: NDArray[np.object_]) -> pd.DataFrame:
+    """Read the columns of var whole, with `names` for its rows; those that cannot be read are left out.
 
     Raises
     ------
     ValueError
-        If it cannot be read.
+        If the columns are not listed.
     """
-    try:
-        return read_elem(node)
-    except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
-        raise ValueError(
-            f"{node.name.strip('/')} of {uri} cannot be read: it is truncated or damaged ({error}); restore it from a "
-            "copy or write the store again"
-        ) from error
-
-
-def attribute(node: Any, name: str) -> Any:
-    """Read an attribute of a group or array as text or number."""
-    value = node.attrs.get(name)
-    return value.decode() if isinstance(value, bytes) else value
-
-
-def index_of(table: Any, uri: str) -> Any:
-    """Give the array that holds the row names of obs or var.
-
-    Raises
-    ------
-    ValueError
-        If `table` is no data frame as anndata writes it now.
-    """
-    if attribute(table, "encoding-type") != "dataframe":
-        name = table.name.strip("/")
-        raise ValueError(
-            f"{name} of {uri} is in a layout older than AnnData 0.8: read and write it with anndata >= 0.8"
-        )
-    index = table[attribute(table, "_index")]
-    return index["values"] if hasattr(index, "keys") else index  # a nullable string index is a group
+    found: dict[str, Any] = {}
+    for key in column_order(tree, table):
+        with suppress(ValueError):
+            column = find_column(tree, f"{table}/{key}")
+            array = open_array(column.values)
+            if tuple(array.shape) != (len(names),):
+                continue
+            values = read_range(array, 0, len(names), tree.uri)
+            if column.categories:
+                found[key] = pd.Categorical.from_codes(values, read_names(open_array, column.categories, tree.uri))
+            else:
+                found[key] = values if values.dtype.kind in "iufb" else texts(values, column.values, tree.uri)
+    return pd.DataFrame(found, index=names)

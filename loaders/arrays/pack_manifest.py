@@ -16,6 +16,10 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from dist_scvi.loaders.arrays.obs_columns import read_range
+from dist_scvi.loaders.arrays.zarr_access import open_node, open_zarr_group, uri_of
+from dist_scvi.loaders.printable import printable
+
 FORMAT_VERSION = 1
 MANIFEST_KEY = "dist_scvi_pack"
 SUMS = f"uns/{MANIFEST_KEY}"
@@ -104,17 +108,31 @@ def read_manifest(source: zarr.Group | str | Path) -> Manifest | None:
     if not isinstance(found, Mapping) or found.get("format_version") != FORMAT_VERSION:
         version = found.get("format_version") if isinstance(found, Mapping) else found
         raise ValueError(
-            f"{root.store_path} was packed in format {version!r}, this version reads {FORMAT_VERSION}: "
+            f"{uri_of(root)} was packed in format {printable(repr(version))}, this version reads {FORMAT_VERSION}: "
             "pack it again, or use the version that packed it"
         )
-    try:
-        values: dict[str, Any] = {field.name: found[field.name] for field in fields(Manifest)}
-        source_values: Any = values["source"]
-        return Manifest(**values | {"source": PackSource(**source_values)})
-    except (KeyError, TypeError) as error:
+    source = found.get("source")
+    wrong = "source" if not isinstance(source, Mapping) else _misfit(source, PackSource) or _misfit(found, Manifest)
+    if wrong is not None:
         raise ValueError(
-            f"the manifest of {root.store_path} is damaged ({error}): restore its zarr.json from a copy or pack again"
-        ) from error
+            f"the manifest of {uri_of(root)} is damaged ({wrong} is missing or of another type): restore its zarr.json "
+            "from a copy or pack again"
+        )
+    values = {field.name: found[field.name] for field in fields(Manifest)}
+    values["source"] = PackSource(**{field.name: source[field.name] for field in fields(PackSource)})
+    return Manifest(**values)
+
+
+def _misfit(found: Mapping[str, Any], record: type[Manifest] | type[PackSource]) -> str | None:
+    """Return the first field that is missing, of another type, or a size that makes no sense."""
+    plain: list[tuple[str, Any]] = [(field.name, field.type) for field in fields(record) if field.name != "source"]
+    for name, kind in plain:
+        least = (
+            1 if (name.endswith("_entries") and name != "n_entries") or name in ("block_cells", "shard_cells") else 0
+        )
+        if name not in found or not isinstance(found[name], kind) or (kind is int and found[name] < least):
+            return name
+    return None
 
 
 def read_sums(source: zarr.Group | str | Path) -> PackSums:
@@ -123,13 +141,27 @@ def read_sums(source: zarr.Group | str | Path) -> PackSums:
     Raises
     ------
     ValueError
-        If they are not there.
+        If they are not there, damaged, or not as many as the manifest says.
     """
     root = packed_root(source)
-    try:
-        arrays = {field.name: np.asarray(root[f"{SUMS}/{field.name}"]) for field in fields(PackSums)}
-    except KeyError as error:
-        raise ValueError(f"{root.store_path} lacks the sums of a packed store ({error}): pack it again") from error
+    manifest = read_manifest(root)
+    if manifest is None:
+        raise ValueError(f"{uri_of(root)} lacks the sums of a packed store: pack it first")
+    n_blocks, n_chunks = (
+        -(-size // step)
+        for size, step in ((manifest.n_cells, manifest.block_cells), (manifest.n_entries, manifest.chunk_entries))
+    )
+    lengths = {"chunk_counts": n_chunks, "block_entries": n_blocks, "block_counts": n_blocks}
+    arrays = {}
+    for name, length in lengths.items():
+        array = open_node(root, f"{SUMS}/{name}")
+        if not isinstance(array, zarr.Array) or array.shape != (length,) or array.dtype != np.int64:
+            found = f"{array.dtype} of shape {array.shape}" if isinstance(array, zarr.Array) else "not there"
+            raise ValueError(
+                f"{SUMS}/{name} of {uri_of(root)} is {found}: {length} sums of a packed store are needed; restore it "
+                "from a copy or pack again"
+            )
+        arrays[name] = read_range(array, 0, length, uri_of(root))
     return PackSums(**arrays)
 
 
@@ -154,6 +186,8 @@ def pack_digest(source: zarr.Group | str | Path) -> str:
 
 def packed_root(source: zarr.Group | str | Path) -> zarr.Group:
     """Open the AnnData group of a store, which lies one level down in one that was packed for annbatch."""
-    root = source if isinstance(source, zarr.Group) else zarr.open_group(source, mode="r")
-    member = root.get(MEMBER) if root.attrs.get("encoding-type") == COLLECTION["encoding-type"] else None
+    root = source if isinstance(source, zarr.Group) else open_zarr_group(source)
+    if root is None:
+        raise ValueError(f"{source} is no Zarr group: a packed store is needed")
+    member = open_node(root, MEMBER) if root.attrs.get("encoding-type") == COLLECTION["encoding-type"] else None
     return member if isinstance(member, zarr.Group) else root

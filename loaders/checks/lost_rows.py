@@ -44,6 +44,10 @@ class Losses:
         """Whether something of `arrays` is lost."""
         return any(one.array in arrays for one in self.found)
 
+    def any_below(self, path: str) -> bool:
+        """Whether something of the array at `path`, or of those below it, is lost."""
+        return any(one.array == path or one.array.startswith(f"{path}/") for one in self.found)
+
     def outside(self, array: str, start: int, stop: int) -> list[tuple[int, int]]:
         """Give the ranges of ``[start, stop)`` in which nothing of `array` is lost."""
         return without(start, stop, [(one.start, one.stop) for one in self.found if one.array == array])
@@ -80,10 +84,12 @@ def bisect_damage(
     yield from bisect_damage(read, middle, stop, floor, probes)
 
 
-def steps(length: int, step: int) -> Iterator[tuple[int, int]]:
-    """Cut ``[0, length)`` into ranges of `step`."""
-    for start in range(0, length, step):
-        yield start, min(start + step, length)
+def steps(start: int, stop: int, step: int) -> Iterator[tuple[int, int]]:
+    """Cut ``[start, stop)`` into ranges at the multiples of `step`."""
+    while start < stop:
+        edge = min((start // step + 1) * step, stop)
+        yield start, edge
+        start = edge
 
 
 def budget() -> Iterator[int]:

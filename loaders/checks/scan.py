@@ -16,6 +16,7 @@ from dist_scvi.loaders.checks.scan_columns import BLOCK_CELLS, MISSING, ColumnPa
 from dist_scvi.loaders.checks.scan_counts import LibrarySummary
 from dist_scvi.loaders.checks.scan_duplicates import Copies
 from dist_scvi.loaders.order.plan import make_plan
+from dist_scvi.loaders.printable import printable_lines
 
 _READ_ENTRIES = 1 << 22
 """Entries held at once, by the mean number in a cell."""
@@ -80,6 +81,8 @@ class Inspection:
     """Processors it could use."""
     refused: tuple[str, ...]
     """Why the first of the counts and names that could not be read was refused."""
+    limits: tuple[str, ...]
+    """What could be wrong with the store and cannot be seen."""
     advice: tuple[str, ...]
     """What should be mended."""
 
@@ -156,7 +159,7 @@ def format_inspection(inspection: Inspection) -> str:
         lines += [f"    {name}: {n:,} cells" for name, n in found.labels.items()]
     lines += [f"  {line}" for line in (*_order(found), *_speed(found))]
     lines += ["  to mend:", *(f"    - {line}" for line in found.advice)] if found.advice else ["  nothing to mend"]
-    return "\n".join(lines)
+    return printable_lines("\n".join(lines))
 
 
 def _summed_up(store: CellStore, cells: CellPass, names: NamePass, passes: Sequence[ColumnPass]) -> Inspection:
@@ -194,6 +197,7 @@ def _summed_up(store: CellStore, cells: CellPass, names: NamePass, passes: Seque
         read_cells_per_s=statistics.median(cells.speeds or [0.0]),
         n_processors=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         refused=tuple(one for one in (cells.refused, names.refused) if one),
+        limits=store.limits(),
         advice=(),
     )
 
@@ -213,6 +217,7 @@ def _named(column: Categorical | None, count: NDArray[np.int64]) -> list[tuple[s
 
 
 def _store_advice(found: Inspection) -> Iterator[str]:
+    yield from found.limits
     yield from found.refused
     if found.n_unread_cells:
         yield (

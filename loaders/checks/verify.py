@@ -5,11 +5,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dist_scvi.loaders.arrays.obs_columns import Categorical, DamagedError
+from dist_scvi.loaders.arrays.obs_columns import Categorical, DamagedError, Numeric
 from dist_scvi.loaders.cell_store import CellStore, open_column
 from dist_scvi.loaders.checks.lost_rows import Losses, Lost, bisect_damage, budget, steps
 from dist_scvi.loaders.checks.scan_duplicates import Hashes, hash_names, n_parts
 from dist_scvi.loaders.checks.verify_zarr import ZarrParts, open_parts, packed_sums, verify_arrays, verify_zarr_obs
+from dist_scvi.loaders.printable import printable_lines
 from dist_scvi.loaders.read_limits import PAGE_ROWS
 from dist_scvi.loaders.stores.open import open_store
 
@@ -96,7 +97,7 @@ def verify_store(
     parts = open_parts(source, layer)
     losses = Losses(str(parts.folder) if parts else uri, max_findings)
     n_cells = parts.n_cells if parts else 0
-    unproven = list(parts.unproven()) if parts else [_ELSEWHERE]
+    unproven = _unproven(parts)
     try:
         store = open_store(
             source, layer=layer, soma=soma, storage_options=storage_options, allow_fractional=allow_fractional
@@ -114,8 +115,7 @@ def verify_store(
             _verify_counts(store, parts, losses, progress)
             if parts is not None:
                 verify_zarr_obs(parts, losses)
-            else:
-                _verify_obs(store, losses)
+            _verify_obs(store, losses, read=parts is None)
             _verify_names(store, losses)
         finally:
             store.close()
@@ -134,7 +134,7 @@ def format_verification(verification: Verification) -> str:
         lines.append(f"  {lost}:" if found.n_cells else "  it cannot be read:")
         lines += [f"    - {_rows(one)}{one.array}: {one.found}" for one in found.lost]
         lines += [f"    - and {found.n_further:,} findings more"] if found.n_further else []
-    return "\n".join([*lines, *(f"  not proven: {line}" for line in found.unproven)])
+    return printable_lines("\n".join([*lines, *(f"  not proven: {line}" for line in found.unproven)]))
 
 
 def _rows(one: Lost) -> str:
@@ -154,7 +154,7 @@ def _verify_counts(store: CellStore, parts: "ZarrParts | None", losses: Losses, 
 
     coarse, fine = budget(), budget()
     step = min(max(1, _READ_ENTRIES * store.n_cells // max(1, store.n_entries)), PAGE_ROWS)
-    for start, stop in steps(store.n_cells, step):
+    for start, stop in steps(0, store.n_cells, step):
         for low, high, why in bisect_damage(read, start, stop, store.chunk_cells, coarse):
             # What is damaged is whole chunks: few rows need to be read to know that all of so short a part are lost.
             lost = all(_is_damaged(store, row) for row in (low, (low + high) // 2, high - 1))
@@ -177,19 +177,35 @@ def _is_damaged(store: CellStore, row: int) -> bool:
     return False
 
 
-def _verify_obs(store: CellStore, losses: Losses) -> None:
-    """Read all obs columns through the store."""
+def _unproven(parts: "ZarrParts | None") -> list[str]:
+    if parts is None:
+        return [_ELSEWHERE]
+    try:
+        return list(parts.unproven(parts.columns().values()))
+    except ValueError:  # an array that cannot be opened, which is a finding by itself
+        return []
+
+
+def _verify_obs(store: CellStore, losses: Losses, *, read: bool) -> None:
+    """Open all obs columns the way training does, and read them if nothing else has."""
     for key in store.obs_columns():
         try:
             column = open_column(store, key)
         except ValueError as error:
-            losses.add(f"obs/{key}", 0, store.n_cells, str(error))
+            if not losses.any_below(f"obs/{key}"):
+                losses.add(f"obs/{key}", 0, store.n_cells, str(error))
             continue
-        stored = column.stored
-        read = column.codes if isinstance(column, Categorical) else lambda low, high, stored=stored: stored[low:high]
-        for start, stop in steps(store.n_cells, PAGE_ROWS):
-            for torn in bisect_damage(read, start, stop, PAGE_ROWS, budget()):
-                losses.add(f"obs/{key}", *torn)
+        if read:
+            _verify_column(store, key, column, losses)
+
+
+def _verify_column(store: CellStore, key: str, column: Categorical | Numeric, losses: Losses) -> None:
+    def read(low: int, high: int) -> object:
+        return column.codes(low, high) if isinstance(column, Categorical) else column.stored[low:high]
+
+    for start, stop in steps(0, store.n_cells, PAGE_ROWS):
+        for torn in bisect_damage(read, start, stop, PAGE_ROWS, budget()):
+            losses.add(f"obs/{key}", *torn)
 
 
 def _verify_names(store: CellStore, losses: Losses) -> None:
@@ -200,7 +216,7 @@ def _verify_names(store: CellStore, losses: Losses) -> None:
         def read(start: int, stop: int, hashes: Hashes = hashes) -> None:
             hashes.add(hash_names(store.obs_names(start, stop)), start)
 
-        for start, stop in steps(store.n_cells, PAGE_ROWS):
+        for start, stop in steps(0, store.n_cells, PAGE_ROWS):
             for low, high in losses.outside("obs names", start, stop):
                 for torn in bisect_damage(read, low, high, PAGE_ROWS, budget()):
                     losses.add("obs names", *torn)

@@ -11,13 +11,16 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from dist_scvi.loaders.arrays.anndata_tree import Column, column_order, find_column, index_path
 from dist_scvi.loaders.arrays.chunked_array import ChunkedArray, decoder_of
 from dist_scvi.loaders.arrays.csr_rows import CsrRows, count_bits
 from dist_scvi.loaders.arrays.objects import LocalObjects
 from dist_scvi.loaders.arrays.obs_columns import read_range
-from dist_scvi.loaders.arrays.obs_table import attribute, index_of
 from dist_scvi.loaders.arrays.pack_manifest import MEMBER, Manifest, PackSums, packed_root, read_manifest, read_sums
+from dist_scvi.loaders.arrays.zarr_access import absent_chunks, layout_of, open_zarr_group
 from dist_scvi.loaders.checks.lost_rows import Losses, bisect_damage, budget, steps, without
+from dist_scvi.loaders.printable import printable
+from dist_scvi.loaders.stores.zarr_store import ZarrTree, may_be_left_out, open_array_of
 
 _READ_ENTRIES = 1 << 22
 """Entries read at once."""
@@ -44,31 +47,31 @@ class ZarrParts:
     n_cells: int
 
     def array(self, name: str) -> Any:
-        """Open an array."""
-        return self.root[name]
+        """Open an array.
 
-    def absent(self, name: str) -> Iterator[Torn]:
-        """Give the ranges of an array whose file is not there, and the name of the file."""
-        array = self.array(name)
-        length = array.shards or array.chunks
-        grid = tuple(-(-size // step) for size, step in zip(array.shape, length, strict=True))
-        for place in np.ndindex(grid):
-            key = f"{name}/{array.metadata.encode_chunk_key(place)}"
-            file = self.folder / key
-            if not file.exists() or not file.stat().st_size:
-                yield place[0] * length[0], min((place[0] + 1) * length[0], array.shape[0]), key
+        Raises
+        ------
+        ValueError
+            If it is not there.
+        """
+        return open_array_of(self.root, name)
+
+    @property
+    def tree(self) -> ZarrTree:
+        """The groups and arrays of the folder."""
+        return ZarrTree(self.root, str(self.folder))
 
     def torn(self, name: str, check: Check | None = None) -> Iterator[Torn]:
-        """Give what is lost of an array; `check` is called with all the rest."""
+        """Yield what is lost of an array; `check` is called with all the rest."""
         array = self.array(name)
-        lost = [] if self.may_lack(name) else list(self.absent(name))
-        for low, high, key in lost:
-            found = f"{key} is missing or empty (entries {low} to {high - 1})"
-            yield low, high, f"{found}: restore it from a copy or write the store again"
+        absent = absent_chunks(array)[0]
+        may_lack = self.may_lack(name)
+        for one in () if may_lack else absent:
+            found = f"{one.key} is missing (entries {one.start} to {one.stop - 1})"
+            yield one.start, one.stop, f"{found}: restore it from a copy or write the store again"
 
         decode = decoder_of(array)
-        absent_is_fill = self.may_lack(name)
-        reader = decode and ChunkedArray(array, LocalObjects(self.folder), decode, absent_is_fill=absent_is_fill)
+        reader = decode and ChunkedArray(array, LocalObjects(self.folder), decode, absent_is_fill=may_lack)
         reader = reader or array
 
         def read(start: int, stop: int) -> None:
@@ -77,14 +80,16 @@ class ZarrParts:
                 check(values, start)
 
         chunk, probes = int(array.chunks[0]), budget()
-        for start, stop in steps(array.shape[0], max(chunk, _READ_ENTRIES // chunk * chunk)):
-            for low, high in without(start, stop, [(low, high) for low, high, _ in lost]):
-                yield from bisect_damage(read, low, high, chunk, probes)
+        step = max(chunk, _READ_ENTRIES // chunk * chunk)
+        # Cut at the gaps first, so that a claim of 10^15 entries costs no more steps than files are there.
+        gaps = [(one.start, one.stop) for one in absent if one.all_absent or not may_lack]
+        for low, high in without(0, array.shape[0], gaps):
+            for start, stop in steps(low, high, step):
+                yield from bisect_damage(read, start, stop, chunk, probes)
 
     def may_lack(self, name: str) -> bool:
-        """Whether anndata leaves out chunks of an array: those of obs columns in which all is 0."""
-        column = name.startswith("obs/") and name != self.index and not name.endswith("/categories")
-        return column and not self.array(name).fill_value
+        """Whether absent chunks of an array can stand for zeros; see `may_be_left_out`."""
+        return may_be_left_out(self.array(name), name, one_gene=False)
 
     def rows(self, low: int, high: int, unknown: Iterable[tuple[int, int]] = ()) -> tuple[int, int]:
         """Give the rows that the entries ``[low, high)`` belong to, without looking at the `unknown` row starts."""
@@ -106,24 +111,38 @@ class ZarrParts:
         """Give where the entries of a row begin."""
         return int(read_range(self.array(self.counts[-1]), row, row + 1, str(self.folder))[0])
 
-    def obs_arrays(self) -> list[str]:
-        """Names of all arrays of obs."""
-        table: Any = self.root["obs"]
-        members = table.members(max_depth=None)
-        return sorted(f"obs/{name}" for name, node in members if isinstance(node, zarr.Array))
-
-    def unproven(self) -> Iterator[str]:
-        """Say what could be damaged and not be seen."""
-        arrays = [*self.counts, *self.obs_arrays()]
+    def unproven(self, columns: Iterable[Column]) -> Iterator[str]:
+        """Yield what could be damaged and not be seen, of the counts, the names and some columns of obs."""
+        parts = [part for column in columns for part in (column.values, column.categories, column.mask) if part]
+        arrays = [*self.counts, self.index, *parts]
         bare = [name for name in arrays if not _has_checksum(self.array(name))]
         if bare:
             yield (
-                f"{', '.join(bare)} carry no checksum: a flipped bit in them is found only if it breaks decoding or "
-                "makes an impossible value"
+                f"{', '.join(map(printable, bare))} carry no checksum: a flipped bit in them is found only if it "
+                "breaks decoding or makes an impossible value"
             )
         for name in filter(self.may_lack, arrays):
-            for low, high, key in self.absent(name):
-                yield f"{key} is not there (rows {low} to {high - 1}): all is 0 in it, or it was lost"
+            for one in absent_chunks(self.array(name))[0]:
+                yield f"{one.key} is not there (rows {one.start} to {one.stop - 1}): all is 0 in it, or it was lost"
+
+    def columns(self, losses: Losses | None = None) -> dict[str, Column]:
+        """Find the columns of obs; those that cannot be opened are added to `losses`."""
+        found = {}
+        for key in self._listed(losses):
+            try:
+                found[key] = find_column(self.tree, f"obs/{key}")
+            except ValueError as error:
+                if losses is not None:
+                    losses.add(f"obs/{key}", 0, self.n_cells, str(error))
+        return found
+
+    def _listed(self, losses: Losses | None) -> list[str]:
+        try:
+            return column_order(self.tree, "obs")
+        except ValueError as error:
+            if losses is not None:
+                losses.add("obs", 0, self.n_cells, str(error))
+            return []
 
 
 def open_parts(source: str | Path, layer: str | None) -> ZarrParts | None:
@@ -133,16 +152,19 @@ def open_parts(source: str | Path, layer: str | None) -> ZarrParts | None:
         return None
     name = {None: "X", "raw/X": "raw/X"}.get(layer, f"layers/{layer}")
     try:
-        root = zarr.open_group(path, mode="r")
-        if packed_root(root) is not root and len(list(root.group_keys())) == 1:  # a collection of one for annbatch
-            path = path / MEMBER
-            root = zarr.open_group(path, mode="r")
-        index = index_of(root["obs"], str(path))
+        root = open_zarr_group(path)
+        member = open_zarr_group(path / MEMBER) if root is not None and packed_root(root) is not root else None
+        if member is not None and len(list(path.glob("dataset_*"))) == 1:  # a collection of one for annbatch
+            path, root = path / MEMBER, member
+        if root is None:
+            return None
+        tree = ZarrTree(root, str(path))
+        index = find_column(tree, index_path(tree, "obs")).values
         parts = tuple(f"{name}/{part}" for part in ("data", "indices", "indptr"))
-        counts = (name,) if isinstance(root[name], zarr.Array) else parts
-        if all(isinstance(root[one], zarr.Array) for one in counts):
-            return ZarrParts(root, path, counts, str(index.path), int(index.shape[0]))
-    except (FileNotFoundError, KeyError, ValueError, TypeError, AttributeError):
+        counts = (name,) if tree.kind(name) == "array" else parts
+        if all(tree.kind(one) == "array" for one in counts):
+            return ZarrParts(root, path, counts, index, int(open_array_of(root, index).shape[0]))
+    except ValueError:  # the store cannot be opened either, and `verify_store` reports why
         pass
     return None
 
@@ -165,34 +187,32 @@ def verify_arrays(parts: ZarrParts, losses: Losses, progress: Progress | None) -
 
 
 def verify_zarr_obs(parts: ZarrParts, losses: Losses) -> None:
-    """Look at the arrays of obs one by one."""
+    """Read the arrays of the names and columns of obs one by one."""
     n = parts.n_cells
-    table: Any = parts.root["obs"]
-    for key in attribute(table, "column-order"):
-        if key not in table:
-            losses.add(f"obs/{key}", 0, n, "it is not there: write the store again from its source")
-    for name in parts.obs_arrays():
-        vocabulary = name.endswith("/categories")
-        shown = "obs names" if name == parts.index else name
-        length = parts.array(name).shape[0]
-        if not vocabulary and length != n:
-            losses.add(name, 0, n, f"it has {length} values for {n} cells: write the store again from its source")
-        for low, high, why in parts.torn(name, _code_check(parts, name, losses)):
-            losses.add(shown, *((0, n) if vocabulary else (low, high)), why)
+    for low, high, why in parts.torn(parts.index):
+        losses.add("obs names", low, high, why)
+    for column in parts.columns(losses).values():
+        for name in filter(None, (column.values, column.mask)):
+            length = parts.array(name).shape[0]
+            if length != n:
+                losses.add(name, 0, n, f"it has {length} values for {n} cells: write the store again from its source")
+                continue
+            check = _code_check(parts, column, losses) if column.categories else None
+            for low, high, why in parts.torn(name, check):
+                losses.add(name, low, high, why)
+        for _, _, why in parts.torn(column.categories) if column.categories else ():
+            losses.add(column.categories, 0, n, why)
 
 
-def _code_check(parts: ZarrParts, name: str, losses: Losses) -> Check | None:
-    """Give what notes codes that are of no category, if the array holds codes."""
-    column = name.removesuffix("/codes")
-    if column == name or f"{column}/categories" not in parts.root:
-        return None
-    n_categories = parts.array(f"{column}/categories").shape[0]
+def _code_check(parts: ZarrParts, column: Column, losses: Losses) -> Check:
+    """Return what adds codes that are of no category to `losses`."""
+    n_categories = parts.array(column.categories).shape[0]
 
     def check(code_n: NDArray[Any], start: int) -> None:
         wrong = np.flatnonzero((code_n < -1) | (code_n >= n_categories))
         for run in np.split(wrong, np.flatnonzero(np.diff(wrong) > 1) + 1) if len(wrong) else ():
             found = f"code {code_n[run[0]]} for {n_categories} categories: write the store again from its source"
-            losses.add(name, start + int(run[0]), start + int(run[-1]) + 1, found)
+            losses.add(column.values, start + int(run[0]), start + int(run[-1]) + 1, found)
 
     return check
 
@@ -258,9 +278,7 @@ def packed_sums(parts: ZarrParts, losses: Losses) -> PackedSums | None:
 
 def _has_checksum(array: Any) -> bool:
     """Whether one of the codecs of a Zarr array carries a checksum."""
-    codecs = (*array.filters, *array.compressors)
     return any(
-        str(getattr(codec, "codec_id", type(codec).__name__)).lower().removesuffix("codec") in _CHECKED
-        or getattr(codec, "checksum", False)
-        for codec in codecs
+        codec.name.removeprefix("numcodecs.") in _CHECKED or codec.options.get("checksum")
+        for codec in layout_of(array).codecs
     )

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
 
+from dist_scvi.loaders.arrays.zarr_access import open_zarr_group
+from dist_scvi.loaders.printable import printable
 from dist_scvi.loaders.stores.collection import Collection
 from dist_scvi.loaders.stores.zarr_store import open_root, open_zarr
 
@@ -13,11 +15,9 @@ _VERSION = "0.1.0"
 
 
 def is_annbatch(path: Path) -> bool:
-    """Say whether a collection that annbatch wrote lies at `path`."""
-    try:
-        return path.is_dir() and open_root(path).attrs.get("encoding-type") == _KIND
-    except ValueError:
-        return False
+    """Return whether `path` holds a collection that annbatch wrote."""
+    root = open_zarr_group(path) if path.is_dir() else None
+    return root is not None and root.attrs.get("encoding-type") == _KIND
 
 
 def open_annbatch(path: Path, *, layer: str | None = None) -> Collection:
@@ -34,7 +34,9 @@ def open_annbatch(path: Path, *, layer: str | None = None) -> Collection:
     """
     version = open_root(path).attrs.get("encoding-version")
     if version != _VERSION:
-        raise ValueError(f"{path} is an annbatch collection of version {version}: only {_VERSION} can be read")
+        raise ValueError(
+            f"{path} is an annbatch collection of version {printable(version)}: only {_VERSION} can be read"
+        )
     matches = [re.fullmatch(r"dataset_(\d+)", child.name) for child in path.iterdir()]
     numbers = sorted(int(match[1]) for match in matches if match)
     lost = sorted(set(range(max(numbers, default=0) + 1)) - set(numbers))
@@ -54,6 +56,7 @@ def _check_genes(names: Sequence[str], first: Sequence[str], where: str) -> None
     if names != first:
         at, pair = next((at, pair) for at, pair in enumerate(zip_longest(names, first)) if pair[0] != pair[1])
         raise ValueError(
-            f"{where} has {len(names)} genes and dataset_0 {len(first)}, number {at} is {pair[0]} against {pair[1]}: "
-            "all groups need the same genes; give the groups as a list of stores to align them by name"
+            f"{where} has {len(names)} genes and dataset_0 {len(first)}, number {at} is "
+            f"{printable(pair[0])} against {printable(pair[1])}: all groups need the same genes; "
+            "give the groups as a list of stores to align them by name"
         )

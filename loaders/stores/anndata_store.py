@@ -1,22 +1,30 @@
 """An AnnData on disk, in Zarr or HDF5: both give a tree of named arrays, and one class reads either."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import sparse
 
-from dist_scvi.loaders.arrays.buffers import Buffers
+from dist_scvi.loaders.arrays.anndata_tree import MAX_NAMES, Names, OpenArray, Tree, encoding_of
 from dist_scvi.loaders.arrays.chunked_array import ChunkedArray
-from dist_scvi.loaders.arrays.csr import keep_rows, read_chosen, read_rows
-from dist_scvi.loaders.arrays.csr_rows import CsrRows, GeneChoice, concatenate, from_arrays
+from dist_scvi.loaders.arrays.csr import Buffers, keep_rows, read_chosen, read_rows
+from dist_scvi.loaders.arrays.csr_rows import CsrRows, GeneChoice, concatenate, from_arrays, from_dense
 from dist_scvi.loaders.arrays.obs_columns import Categorical, DamagedError, Numeric, PagedArray, Ranges, read_range
-from dist_scvi.loaders.arrays.obs_table import ObsTable, attribute, index_of, read_whole
+from dist_scvi.loaders.arrays.obs_table import ObsTable, read_columns
 from dist_scvi.loaders.cell_store import check_not_empty, check_var_names
+from dist_scvi.loaders.printable import printable
+from dist_scvi.loaders.stores.memory_store import FrameTable
 
 _RAW = "raw/X"
+_ROOTS = ("", "anndata")
+
+
+class FileTree(Tree, Protocol):
+    """The tree of a file, and what is known of chunks that are not stored."""
+
+    lacking: dict[str, str]
 
 
 class AnnDataStore:
@@ -24,67 +32,103 @@ class AnnDataStore:
 
     Parameters
     ----------
-    root
-        The opened file, a ``zarr.Group`` or ``h5py.File``.
-    array
-        Opens the numeric array at a path of `root`; the Zarr side adds native decompression and a check that no chunk
-        is missing.
-    uri
-        Where it lies, for messages.
+    tree
+        The opened file.
+    open_array
+        Opens the array at a path of `tree`; the Zarr side adds native decompression and a check that no chunk is
+        missing.
     layer
         Name in ``layers``, ``raw/X``, or None for ``X``.
     version
-        Tells of the state of the file; another answer than at first means that it was written again.
+        Returns a text that changes when the file is written again.
     shuffled
-        The rows lie in a random order.
+        The rows are in a random order.
     packed
         Returns the digest of the seed and the sums of a packed store.
+    close
+        Closes the file.
+    obs, var_names
+        In place of those in the file.
     """
 
     fractional = False
 
     def __init__(
         self,
-        root: Any,
-        array: Callable[[str], Any],
+        tree: FileTree,
+        open_array: OpenArray,
         *,
-        uri: str,
         layer: str | None,
         version: Callable[[], str],
         shuffled: bool = False,
         packed: Callable[[], str] | None = None,
+        close: Callable[[], None] = lambda: None,
+        obs: FrameTable | None = None,
+        var_names: Sequence[str] | None = None,
     ) -> None:
-        if attribute(root, "encoding-type") != "anndata" and not ("obs" in root and "var" in root):
-            raise ValueError(f"{uri} is no AnnData: groups 'obs' and 'var' are needed, found {_names(root)}")
+        uri = tree.uri
         self.uri, self.layer, self.shuffled = uri, layer, shuffled
-        self._packed = packed
+        self._packed, self._close = packed, close
         self._version, self._first_version = version, version()
-        self._root, self._array, self._buffers = root, array, Buffers()
+        self._tree, self._array, self._buffers = tree, open_array, Buffers()
+        self._check_root()
         self._path = {None: "X", _RAW: _RAW}.get(layer, f"layers/{layer}")
-        if self._path not in root:
-            present = ", ".join(self.layers()) or "none"
+        if tree.kind(self._path) is None:
+            present = ", ".join(map(printable, self.layers())) or "none"
             raise ValueError(f"{uri} has no {self._path}: layers present are {present}; set data.layer")
         self._where = f"{self._path} of {uri}"
-        self._obs = ObsTable(root, array, uri=uri)
-        var = root["raw/var"] if layer == _RAW else root["var"]
-        self._var = var
-        self.var_names = check_var_names(read_whole(index_of(var, uri), uri), uri)
+        self._obs = obs if obs is not None else ObsTable(tree, open_array, uri=uri)
+        self._var = "raw/var" if layer == _RAW else "var"
         self.n_cells = self._obs.n_cells
+        self.var_names = self._read_var_names() if var_names is None else check_var_names(var_names, uri)
         check_not_empty(self.n_cells, len(self.var_names), self._where)
-        matrix = root[self._path]
-        encoding = attribute(matrix, "encoding-type")
-        if encoding == "csr_matrix":
-            self._open_csr(matrix)
-        elif encoding in ("array", None) and hasattr(matrix, "shape"):
-            self._dense = array(self._path)
+        self._open_matrix()
+
+    def _check_root(self) -> None:
+        encoding = encoding_of(self._tree, "")
+        if encoding not in _ROOTS or not (self._tree.kind("obs") and self._tree.kind("var")):
+            names = self._tree.names("")
+            listed = ", ".join(map(printable, names[:20])) or "nothing"
+            raise ValueError(f"{self.uri} is no AnnData: groups 'obs' and 'var' are needed, found {listed}")
+
+    def _read_var_names(self) -> NDArray[np.object_]:
+        names = Names(self._tree, self._var, self._array)
+        if len(names) > MAX_NAMES:
+            raise ValueError(
+                f"{self._var} of {self.uri} claims {len(names):,} genes, at most {MAX_NAMES:,} are read: the store is "
+                "damaged, restore it from a copy"
+            )
+        return check_var_names(names[:], self.uri)
+
+    def _open_matrix(self) -> None:
+        encoding = encoding_of(self._tree, self._path)
+        group = self._tree.kind(self._path) == "group"
+        if encoding == "csr_matrix" and group:
+            self._open_csr()
+        elif encoding in ("array", "") and not group:
+            self._dense = self._array(self._path)
             self._check_shape(tuple(self._dense.shape))
             self.n_entries = self.n_cells * len(self.var_names)
             self.chunk_cells = int((self._dense.chunks or (1,))[0])
         else:
             raise ValueError(
-                f"{self._where} is stored as {encoding}, rows cannot be read from it: convert it once with "
-                "adata.X = scipy.sparse.csr_matrix(adata.X) and save again"
+                f"{self._where} is stored as {encoding or 'a group without encoding-type'}, rows cannot be read from "
+                f"it: {self._conversion()}"
             )
+
+    def _conversion(self) -> str:
+        """Say how to store this matrix by rows."""
+        if self.layer == _RAW:
+            return (
+                "convert it once with raw = adata.raw.to_adata(); raw.X = scipy.sparse.csr_matrix(raw.X); adata.raw = "
+                "raw and save again"
+            )
+        matrix = "adata.X" if self.layer is None else f'adata.layers["{printable(self.layer)}"]'
+        return f"convert it once with {matrix} = scipy.sparse.csr_matrix({matrix}) and save again"
+
+    def limits(self) -> tuple[str, ...]:
+        """Return what is known of chunks that are not stored; see `CellStore`."""
+        return tuple(f"{path} of {self.uri}: {found}" for path, found in self._tree.lacking.items())
 
     def read(self, start: int, stop: int) -> CsrRows:
         """Read the counts of rows ``[start, stop)``; see `CellStore`."""
@@ -131,8 +175,8 @@ class AnnDataStore:
             return True
 
     def _read_dense(self, start: int, stop: int) -> CsrRows:
-        dense = sparse.csr_matrix(read_range(self._dense, start, stop, self.uri))
-        return self._checked(dense.data, dense.indices, dense.indptr.astype(np.int64), start)
+        dense_ng = read_range(self._dense, start, stop, self.uri)
+        return from_dense(dense_ng, first_row=start, where=self._where, fractional=self.fractional)
 
     def _read_exactly(self, span: tuple[int, int], starts: NDArray[np.int64]) -> CsrRows:
         """Read one range of rows whose counts may be large, or wrong: then the place is named."""
@@ -145,10 +189,13 @@ class AnnDataStore:
         """Read where the rows ``[start, stop)`` begin, and where the last one ends."""
         starts = np.asarray(self._indptr[start : stop + 1]).astype(np.int64)
         falls = np.diff(starts) < 0
+        # A row names each gene once at most: without this bound, a damaged start would have 10^15 entries read at once.
+        falls |= np.diff(starts) > len(self.var_names)
         if falls.any() or starts[0] < 0 or starts[-1] > self.n_entries:
             row = start + int(np.argmax(falls))
             raise ValueError(
-                f"{self._path}/indptr of {self.uri} is damaged at row {row}: it must rise from 0 to {self.n_entries}"
+                f"{self._path}/indptr of {self.uri} is damaged at row {row}: it must rise from 0 to {self.n_entries}, "
+                f"by {len(self.var_names)} a row at most; restore it from a copy or write the store again"
             )
         return starts
 
@@ -170,13 +217,12 @@ class AnnDataStore:
 
     def read_var(self) -> pd.DataFrame:
         """Columns of the genes; see `CellStore`."""
-        var: pd.DataFrame = read_whole(self._var, self.uri)
-        return var.set_axis(self.var_names)
+        return read_columns(self._tree, self._var, self._array, self.var_names)
 
     def layers(self) -> list[str]:
         """Names of the layers."""
-        names = sorted(self._root["layers"].keys()) if "layers" in self._root else []
-        return [*names, *([_RAW] if _RAW in self._root else [])]
+        names = self._tree.names("layers") if self._tree.kind("layers") == "group" else []
+        return [*names, *([_RAW] if self._tree.kind(_RAW) else [])]
 
     def packed_digest(self) -> str | None:
         """Return the digest of the seed and the sums of a packed store; see `CellStore`."""
@@ -184,22 +230,29 @@ class AnnDataStore:
 
     def marked_genes(self, key: str) -> list[str] | None:
         """Names of the genes for which the boolean column `key` of var is set; None if there is no such column."""
-        if key not in self._var:
+        path = f"{self._var}/{key}"
+        if self._tree.kind(path) is None:
             return None
-        marked_g = read_whole(self._var[key], self.uri)
-        if marked_g.dtype != bool:
-            raise ValueError(f"var column '{key}' of {self.uri} holds {marked_g.dtype}: booleans are needed")
-        return [str(name) for name in self.var_names[marked_g]]
+        array = self._array(path) if self._tree.kind(path) == "array" else None
+        if array is None or array.dtype != bool or tuple(array.shape) != (len(self.var_names),):
+            kind = "a group" if array is None else f"{array.dtype}, shape {tuple(array.shape)}"
+            raise ValueError(
+                f"var column '{printable(key)}' of {self.uri} holds {kind}: a boolean for each of "
+                f"{len(self.var_names)} genes is needed"
+            )
+        return [str(name) for name in self.var_names[read_range(array, 0, len(self.var_names), self.uri)]]
 
     def close(self) -> None:
         """Close the file."""
-        if hasattr(self._root, "close"):
-            self._root.close()
+        self._close()
 
     _dense: Any = None
 
-    def _open_csr(self, matrix: Any) -> None:
-        self._check_shape(tuple(int(size) for size in attribute(matrix, "shape")))
+    def _open_csr(self) -> None:
+        shape = self._tree.attribute(self._path, "shape")
+        if not isinstance(shape, list) or not all(isinstance(size, int) for size in shape):
+            raise ValueError(f"{self._where} does not say its shape (attribute 'shape'): restore it from a copy")
+        self._check_shape(tuple(shape))
         self._data, self._indices = self._array(f"{self._path}/data"), self._array(f"{self._path}/indices")
         self._indptr = PagedArray(self._array(f"{self._path}/indptr"), self.uri)
         self.n_entries = int(self._data.shape[0])
@@ -237,7 +290,3 @@ class AnnDataStore:
             where=self._where,
             fractional=self.fractional,
         )
-
-
-def _names(group: Any) -> str:
-    return ", ".join(sorted(group.keys())) or "nothing"

@@ -122,6 +122,10 @@ class Collection:
         for store in self._stores:
             store.fractional = value
 
+    def limits(self) -> tuple[str, ...]:
+        """Return those of all stores; see `CellStore`."""
+        return tuple(limit for store in self._stores for limit in store.limits())
+
     def read(self, start: int, stop: int) -> CsrRows:
         """Read the counts of rows ``[start, stop)``; see `CellStore`."""
         return self.read_ranges([(start, stop)])

@@ -1,5 +1,6 @@
 """Open a store of any format: the one place that knows them all."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -9,7 +10,7 @@ from dist_scvi.loaders.name_lookup import check_list
 from dist_scvi.loaders.stores.annbatch_store import is_annbatch, open_annbatch
 from dist_scvi.loaders.stores.collection import open_collection
 from dist_scvi.loaders.stores.h5ad_store import open_h5ad
-from dist_scvi.loaders.stores.memory_store import MemoryStore
+from dist_scvi.loaders.stores.memory_store import FrameTable, MemoryStore
 from dist_scvi.loaders.stores.soma_store import SomaOptions, is_soma, open_soma
 from dist_scvi.loaders.stores.zarr_store import open_zarr
 
@@ -73,14 +74,18 @@ def open_store(
 
 def _open_one(source: Any, layer: str | None, soma: SomaOptions | None, options: Mapping[str, str] | None) -> CellStore:
     if hasattr(source, "obs_names"):
-        return MemoryStore(source, layer=layer)
-    if isinstance(source, (int, float, dict)) or source is None:
-        raise ValueError(f"{source!r} is no store: a path, a URL or an AnnData is needed")
+        return _open_object(source, layer)
+    if not isinstance(source, (str, os.PathLike)):
+        raise ValueError(  # noqa: TRY004
+            f"an object of type {type(source).__name__} is no store: a path, a URL or an AnnData is needed"
+        )
     remote = "://" in str(source)
     path = Path(source).expanduser()
     if not remote and not path.exists():
         raise FileNotFoundError(f"{path.resolve()} does not exist: a Zarr folder or an .h5ad file is needed (data.uri)")
     where = str(source) if remote else path.resolve()
+    if not remote and not (path.is_dir() or path.is_file()):
+        raise ValueError(f"{where} is a named pipe, a socket or a device: a Zarr folder or an .h5ad file is needed")
     if soma is not None and not remote and not is_soma(path):
         raise ValueError(
             f"{where} is no TileDB-SOMA experiment: leave out data.soma (--soma-measurement, --soma-filter)"
@@ -89,16 +94,30 @@ def _open_one(source: Any, layer: str | None, soma: SomaOptions | None, options:
         return open_soma(str(where), layer=layer, options=soma or SomaOptions())
     if remote and str(where).endswith((".h5ad", ".h5")):
         raise ValueError(f"{where} is HDF5, which is not read over a network: copy it, or write it as Zarr")
-    try:
-        if isinstance(where, Path) and where.is_file():
-            return open_h5ad(where, layer=layer)
-        if isinstance(where, Path) and is_annbatch(where):
-            return open_annbatch(where, layer=layer)
-        return open_zarr(where, layer=layer, storage_options=options)
-    except (KeyError, TypeError, AttributeError) as error:
+    if isinstance(where, Path) and where.is_file():
+        return open_h5ad(where, layer=layer)
+    if isinstance(where, Path) and is_annbatch(where):
+        return open_annbatch(where, layer=layer)
+    return open_zarr(where, layer=layer, storage_options=options)
+
+
+def _open_object(adata: Any, layer: str | None) -> CellStore:
+    """Open an AnnData object; the counts of one that is backed are read from its file, as they are needed."""
+    from anndata import AnnData
+
+    if not isinstance(adata, AnnData):
+        raise ValueError(  # noqa: TRY004
+            f"an object of type {type(adata).__name__} is no store: give the paths of its files, or an AnnData"
+        )
+    if not adata.isbacked:
+        return MemoryStore(adata, layer=layer)
+    if adata.is_view:
         raise ValueError(
-            f"{where} is no whole AnnData, a part of it is missing ({error}): write the store again from its source"
-        ) from error
+            f"the AnnData is a view of some cells of {adata.filename}, which is not in memory: load it with "
+            "adata.to_memory(), or give the whole AnnData"
+        )
+    genes = adata.raw.var_names if layer == "raw/X" and adata.raw is not None else adata.var_names
+    return open_h5ad(Path(adata.filename).resolve(), layer=layer, obs=FrameTable(adata.obs), var_names=list(genes))
 
 
 def read_names(path: Path) -> list[str]:

@@ -195,11 +195,15 @@ class SomaStore:
         return self._layers
 
     def packed_digest(self) -> str | None:
-        """None: TileDB-SOMA is not packed."""
+        """Return None: TileDB-SOMA is not packed."""
         return None
 
+    def limits(self) -> tuple[str, ...]:
+        """Return nothing; see `CellStore`."""
+        return ()
+
     def close(self) -> None:
-        """Let go of the experiment."""
+        """Close the experiment."""
         self._pool.shutdown()
         self._experiment.close()
 

@@ -1,23 +1,30 @@
-"""AnnData in Zarr v2 and v3, decompressed by the native threads of zarrs."""
+"""AnnData in Zarr v2 and v3, decompressed by native threads."""
 
-import asyncio
 import math
-import warnings
-from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 import zarr
-from zarr.codecs import Crc32cCodec, ShardingCodec
 
+from dist_scvi.loaders.arrays.anndata_tree import index_path
 from dist_scvi.loaders.arrays.chunked_array import ChunkedArray, decoder_of
-from dist_scvi.loaders.arrays.obs_table import attribute
 from dist_scvi.loaders.arrays.pack_manifest import pack_digest, read_manifest
-from dist_scvi.loaders.arrays.remote import open_objects, storage_errors, zarr_store_of
+from dist_scvi.loaders.arrays.remote import open_objects, storage_errors
+from dist_scvi.loaders.arrays.zarr_access import (
+    absent_chunks,
+    open_node,
+    open_zarr_group,
+    reading_metadata,
+    uri_of,
+    with_native_codecs,
+)
 from dist_scvi.loaders.stores.anndata_store import AnnDataStore
+
+_TABLES = ("obs/", "var/", "raw/var/")
+_LARGEST_CHUNK = 1 << 31
+"""Bytes of a chunk: codecs take no more, and zarr would reserve whatever a damaged shape claims."""
 
 
 def open_zarr(
@@ -28,38 +35,30 @@ def open_zarr(
     Raises
     ------
     ValueError
-        If it is no Zarr group or no AnnData, or a chunk of the counts is missing: Zarr itself would read zeros there.
-        Below a URL a chunk that is missing is noticed when it is read.
+        If it is no Zarr group or no AnnData, or a chunk is missing whose values cannot all be 0. Below a URL a chunk
+        that is missing is noticed when it is read.
     """
     root = open_root(where, storage_options)
+    tree = ZarrTree(root, str(where))
     objects = open_objects(where, storage_options=storage_options)
-    one_gene = False
-
-    def array(name: str) -> Any:
-        # What is all 0 may have been left out: chunks of obs, and the genes where there is but one.
-        opened: Any = root[name]
-        lost_is_seen = not ((name.startswith("obs/") or one_gene) and opened.fill_value == 0)
-        if lost_is_seen and not objects.remote:
-            complete_array(root, name)
-        decode = decoder_of(opened)
-        if decode is None:  # zarrs takes no store with time limits of its own
-            return opened if objects.remote else native_array(root, name)
-        return ChunkedArray(opened, objects, decode, absent_is_fill=not lost_is_seen)
-
-    version = partial(objects.version, "zarr.json" if root.metadata.zarr_format == 3 else ".zgroup")
     with storage_errors(where):
-        one_gene = _n_genes(root) == 1
+        one_gene = _has_one_gene(tree)
+
+        def open_array(path: str) -> Any:
+            array = open_array_of(root, path)
+            absent_is_fill = may_be_left_out(array, path, one_gene=one_gene)
+            if not objects.remote:
+                tree.check_chunks(array, absent_is_fill=absent_is_fill)
+            decode = decoder_of(array)
+            if decode is None:
+                return with_native_codecs(root, array)
+            return ChunkedArray(array, objects, decode, absent_is_fill=absent_is_fill)
+
+        version = partial(objects.version, "zarr.json" if root.metadata.zarr_format == 3 else ".zgroup")
         manifest = read_manifest(root)
         shuffled = manifest is not None and manifest.seed is not None and manifest.group_by is None
-        return AnnDataStore(
-            root,
-            array,
-            uri=str(where),
-            layer=layer,
-            version=version,
-            shuffled=shuffled,
-            packed=None if manifest is None else partial(pack_digest, root),
-        )
+        packed = None if manifest is None else partial(pack_digest, root)
+        return AnnDataStore(tree, open_array, layer=layer, version=version, shuffled=shuffled, packed=packed)
 
 
 def open_root(where: str | Path, storage_options: Mapping[str, str] | None = None) -> zarr.Group:
@@ -68,78 +67,108 @@ def open_root(where: str | Path, storage_options: Mapping[str, str] | None = Non
     Raises
     ------
     ValueError
-        If there is none.
+        If there is none, or its metadata are damaged.
     """
-    try:
-        with storage_errors(where):
-            return zarr.open_group(zarr_store_of(where, storage_options), mode="r")
-    except (FileNotFoundError, KeyError, ValueError, TypeError, AttributeError) as error:  # of metadata that is damaged
-        raise ValueError(f"{where} is no Zarr group ({error}): give the folder that anndata wrote") from error
+    root = open_zarr_group(where, storage_options)
+    if root is None:
+        raise ValueError(f"{where} is no Zarr group: the folder that anndata wrote is needed")
+    return root
 
 
-def _n_genes(root: zarr.Group) -> int:
-    """Give the number of genes by the metadata, 0 if it does not tell."""
-    names = attribute(root["var"], "_index") if "var" in root else None
-    index = root["var"].get(names) if isinstance(names, str) else None  # type: ignore[union-attr]
-    return int(index.shape[0]) if isinstance(index, zarr.Array) else 0
+class ZarrTree:
+    """The groups and arrays of a Zarr group; see `anndata_tree.Tree`."""
+
+    def __init__(self, root: zarr.Group, uri: str) -> None:
+        self.uri, self.root = uri, root
+        self.lacking: dict[str, str] = {}
+        """Arrays of which some chunks are not stored, and what is known of them."""
+
+    def kind(self, path: str) -> Literal["group", "array"] | None:
+        """Return what is at `path`; see `Tree`."""
+        node = open_node(self.root, path)
+        return None if node is None else "array" if isinstance(node, zarr.Array) else "group"
+
+    def attribute(self, path: str, name: str) -> Any:
+        """Return an attribute; see `Tree`."""
+        node = open_node(self.root, path) if path else self.root
+        with reading_metadata(f"{path or 'the root'} of {self.uri}"):
+            return None if node is None else node.attrs.get(name)
+
+    def names(self, path: str) -> list[str]:
+        """Return the names of the members of a group; see `Tree`."""
+        node = open_node(self.root, path) if path else self.root
+        with reading_metadata(f"{path or 'the root'} of {self.uri}"):
+            return sorted(node.keys()) if isinstance(node, zarr.Group) else []
+
+    def check_chunks(self, array: "zarr.Array[Any]", *, absent_is_fill: bool) -> None:
+        """Refuse an array that lacks chunks, or note it where they may stand for zeros.
+
+        Raises
+        ------
+        ValueError
+            If it lacks a chunk, or all of them; the message names the first.
+        """
+        gaps, n_absent, total = absent_chunks(array)
+        if not n_absent:
+            return
+        if absent_is_fill and (n_absent < total or array.path.startswith(_TABLES)):
+            self.lacking[array.path] = (
+                f"{n_absent} of {total} chunks are not stored and are read as zeros, as anndata does: zarr leaves out "
+                f"chunks of zeros, but one that was lost looks the same (the first is {gaps[0].key})"
+            )
+            return
+        raise ValueError(
+            f"{array.path} of {self.uri} lacks {n_absent} of {total} chunks, the first is {gaps[0].key} "
+            f"(entries {gaps[0].start} to {gaps[0].stop - 1}): restore it from a copy or write the store again"
+        )
 
 
-def native_array(root: zarr.Group, name: str) -> Any:
-    """Open the numeric array `name`, to be decompressed by native threads.
+def may_be_left_out(array: "zarr.Array[Any]", path: str, *, one_gene: bool) -> bool:
+    """Whether chunks of `array` that are not stored can stand for zeros, as zarr leaves them out by default.
+
+    Only where the fill value is 0, which this package never uses. Not in ``data`` and ``indices`` of a sparse matrix:
+    they hold no zeros, but for a matrix of one gene, so that zeros would be made up there.
+    """
+    entries = path.endswith(("/data", "/indices")) and not path.startswith(_TABLES)
+    return array.fill_value == 0 and array.dtype.kind in "iufb" and (one_gene or not entries)
+
+
+def _has_one_gene(tree: ZarrTree) -> bool:
+    index = open_node(tree.root, index_path(tree, "var")) if tree.kind("var") == "group" else None
+    return isinstance(index, zarr.Array) and index.shape == (1,)
+
+
+def open_array_of(root: zarr.Group, path: str) -> "zarr.Array[Any]":
+    """Open an array of a group.
 
     Raises
     ------
     ValueError
-        If it is no array.
+        If there is none.
     """
-    opened = root[name]
-    if not isinstance(opened, zarr.Array):
-        raise ValueError(f"{name} of {root.store_path} is a group where an array is needed: the store is damaged")  # noqa: TRY004
-    if _has_crc32c(opened.metadata.codecs if opened.metadata.zarr_format == 3 else ()):
-        return opened
-    # The pipeline is chosen when an array object is made and stays with it: nothing is changed for other users of zarr.
-    with zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Array is unsupported by ZarrsCodecPipeline")
-        return root[name]
+    node = open_node(root, path)
+    if not isinstance(node, zarr.Array):
+        found = "is missing" if node is None else "is a group where an array is needed"
+        raise ValueError(  # noqa: TRY004
+            f"{path} of {uri_of(root)} {found}: the store is damaged, write it again from its source"
+        )
+    chunk_bytes = math.prod(node.chunks) * max(1, node.dtype.itemsize)
+    if chunk_bytes > _LARGEST_CHUNK:
+        raise ValueError(
+            f"{path} of {uri_of(root)} claims chunks of {chunk_bytes:,} bytes, at most {_LARGEST_CHUNK:,} are read: "
+            "the store is damaged, or should be written in smaller chunks"
+        )
+    return node
 
 
 def complete_array(root: zarr.Group, name: str) -> Any:
-    """Open the numeric array `name`, of which no chunk may be missing.
+    """Open the array `name`, of which no chunk may be missing.
 
     Raises
     ------
     ValueError
         If it is no array or lacks a chunk; the message names the first.
     """
-    array = native_array(root, name)
-    length = array.shards or array.chunks
-    grid = tuple(-(-size // step) for size, step in zip(array.shape, length, strict=True))
-    # Zarr counts the chunks of a shard one by one, also those behind the end of the array.
-    chunks_per_file = math.prod(step // chunk for step, chunk in zip(length, array.chunks, strict=True))
-    lacking = math.prod(grid) - array.nchunks_initialized // chunks_per_file
-    if lacking <= 0:
-        return array
-    for place in np.ndindex(grid):
-        key = f"{array.path}/{array.metadata.encode_chunk_key(place)}"
-        if not _exists(array.store, key):
-            break
-    low, high = place[0] * length[0], min((place[0] + 1) * length[0], array.shape[0]) - 1
-    hint = "; counts that are truly all 0 need zarr's setting array.write_empty_chunks" if array.ndim > 1 else ""
-    raise ValueError(
-        f"{name} of {root.store_path} lacks {lacking} of {math.prod(grid)} chunks, the first is {key} "
-        f"(entries {low} to {high}): restore it from a copy or write the store again{hint}"
-    )
-
-
-def _has_crc32c(codecs: Iterable[object]) -> bool:
-    """Find a checksum that zarrs 0.2.3 skips where it reads a part of a chunk; zarr itself checks it, more slowly."""
-    return any(
-        isinstance(codec, Crc32cCodec) or (isinstance(codec, ShardingCodec) and _has_crc32c(codec.codecs))
-        for codec in codecs
-    )
-
-
-def _exists(store: Any, key: str) -> bool:
-    """Ask an async store from any context, also from a notebook whose event loop is running."""
-    with ThreadPoolExecutor(1) as thread:
-        return bool(thread.submit(lambda: asyncio.run(store.exists(key))).result())
+    array = open_array_of(root, name)
+    ZarrTree(root, uri_of(root)).check_chunks(array, absent_is_fill=False)
+    return with_native_codecs(root, array)

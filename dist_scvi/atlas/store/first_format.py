@@ -18,7 +18,7 @@ from dist_scvi.atlas.store.obs import AtlasObs, Column, take_rows
 from dist_scvi.atlas.store.raw_arrays import Rows
 from dist_scvi.loaders.arrays.obs_columns import PagedArray, read_range
 from dist_scvi.loaders.arrays.obs_table import ObsTable
-from dist_scvi.loaders.stores.zarr_store import complete_array, open_root
+from dist_scvi.loaders.stores.zarr_store import ZarrTree, complete_array, open_root
 from dist_scvi.storage.folder_manifest import MANIFEST as FOLDER_MANIFEST
 
 
@@ -30,7 +30,7 @@ class FirstFormatCells:
     def __init__(self, path: Path) -> None:
         self._uri, self._root = str(path), open_root(path / CELLS)
         own: Any = self._root["obs"]
-        table = ObsTable(self._root, self._array, uri=self._uri)
+        table = ObsTable(ZarrTree(self._root, self._uri), self._array, uri=self._uri)
         self.n_cells = table.n_cells
         self._qzm, self._qzv = self._array(f"obsm/{QZM}"), self._array(f"obsm/{QZV}")
         self._table = table

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import zarr
 from numpy.testing import assert_array_equal
-from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, ZstdCodec
+from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec, ZstdCodec
 from zarr.codecs import numcodecs as zarr3
 
-from dist_scvi.loaders.arrays.codecs import checked_crc32c, decoder, decoder_v2
+from dist_scvi.loaders.arrays.codecs import checked_crc32c, decoder
+from dist_scvi.loaders.arrays.zarr_access import Codec, Layout, layout_of
 
 VALUES = (np.arange(1000) % 37).astype(np.uint16)
 
@@ -45,7 +46,7 @@ BYTES = [
 def test_compressed_bytes_become_the_values(tmp_path, compressors):
     array, raw = stored(tmp_path, compressors=compressors)
     out_e = np.zeros_like(VALUES)
-    decoder(array.dtype, array.metadata.codecs).decode(raw, out_e)
+    decoder(array.dtype, layout_of(array)).decode(raw, out_e)
     assert_array_equal(out_e, VALUES)
 
 
@@ -60,7 +61,7 @@ def test_the_codecs_of_numcodecs_are_undone(tmp_path):
     ):
         array, raw = stored(tmp_path / str(number), **options)
         out_e = np.zeros_like(VALUES)
-        decoder(array.dtype, array.metadata.codecs).decode(raw, out_e)
+        decoder(array.dtype, layout_of(array)).decode(raw, out_e)
         assert_array_equal(out_e, VALUES)
 
 
@@ -73,14 +74,16 @@ def test_chunks_of_version_2_come_back(compressor, filters):
     for codec in (*(filters or ()), compressor):
         raw = codec.encode(raw) if codec else raw.tobytes() if isinstance(raw, np.ndarray) else raw
     out_e = np.zeros_like(VALUES)
-    decoder_v2(VALUES.dtype, compressor, filters).decode(raw, out_e)
+    decoder(VALUES.dtype, layout(2, *(codec.get_config() for codec in (*(filters or ()), compressor) if codec))).decode(
+        raw, out_e
+    )
     assert_array_equal(out_e, VALUES)
 
 
 @pytest.mark.parametrize("compressors", BYTES[1:6], ids=repr)
 def test_a_chunk_of_another_length_is_refused(tmp_path, compressors):
     array, raw = stored(tmp_path, compressors=compressors)
-    decode = decoder(array.dtype, array.metadata.codecs)
+    decode = decoder(array.dtype, layout_of(array))
     for length in (999, 1001):
         with pytest.raises((ValueError, RuntimeError)):
             decode.decode(raw, np.zeros(length, dtype=np.uint16))
@@ -89,7 +92,7 @@ def test_a_chunk_of_another_length_is_refused(tmp_path, compressors):
 @pytest.mark.parametrize("compressors", [BYTES[2], BYTES[5]], ids=repr)
 def test_every_flipped_bit_is_found_by_the_checksum(tmp_path, compressors):
     array, raw = stored(tmp_path, compressors=compressors)
-    decode = decoder(array.dtype, array.metadata.codecs)
+    decode = decoder(array.dtype, layout_of(array))
     for at in range(0, len(raw), 3):
         flipped = bytearray(raw)
         flipped[at] ^= 1 << at % 8
@@ -102,13 +105,19 @@ def test_too_few_bytes_for_a_checksum_are_refused():
         checked_crc32c(b"abc")
 
 
+def layout(zarr_format: int, *configs: dict) -> Layout:
+    codecs = tuple(Codec(config["id"], {k: v for k, v in config.items() if k != "id"}) for config in configs)
+    return Layout(zarr_format, codecs, None, index_at_end=False, outer_codecs=0)
+
+
 def test_what_is_not_known_is_left_to_zarr():
-    assert decoder(VALUES.dtype, [BytesCodec(endian="big")]) is None
-    assert decoder(VALUES.dtype, [BytesCodec(), object()]) is None
-    assert decoder_v2(VALUES.dtype.newbyteorder(">"), None, None) is None
+    assert decoder(VALUES.dtype, layout(3, {"id": "bytes", "endian": "big"})) is None
+    assert decoder(VALUES.dtype, layout(3, {"id": "bytes"}, {"id": "new"})) is None
+    assert decoder(VALUES.dtype, layout(3, {"id": "bytes"}, {"id": "numcodecs.delta", "dtipe": "u2"})) is None
+    assert decoder(VALUES.dtype.newbyteorder(">"), layout(2)) is None
 
 
 def test_a_chunk_without_even_a_header_is_refused():
-    decode = decoder(VALUES.dtype, [BytesCodec(), BloscCodec(cname="lz4")])
+    decode = decoder(VALUES.dtype, layout(3, {"id": "bytes"}, {"id": "blosc"}))
     with pytest.raises(ValueError, match="it has 0 bytes, the header alone takes 16"):
         decode.decode(b"", np.zeros_like(VALUES))

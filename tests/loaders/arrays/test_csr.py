@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 from scipy import sparse
 
-from dist_scvi.loaders.arrays.buffers import Buffers
 from dist_scvi.loaders.arrays.chunked_array import ChunkedArray, decoder_of
-from dist_scvi.loaders.arrays.csr import keep_rows, read_chosen, read_rows
+from dist_scvi.loaders.arrays.csr import Buffers, keep_rows, read_chosen, read_rows
 from dist_scvi.loaders.arrays.csr_rows import CsrRows, GeneChoice
 from dist_scvi.loaders.arrays.objects import LocalObjects
 

@@ -87,5 +87,5 @@ def test_what_is_left_outside_spans_is_every_row_in_none(start, length, edges):
 
 
 def test_steps_cover_a_length():
-    assert list(steps(7, 3)) == [(0, 3), (3, 6), (6, 7)]
-    assert list(steps(0, 3)) == []
+    assert list(steps(1, 7, 3)) == [(1, 3), (3, 6), (6, 7)]
+    assert list(steps(0, 0, 3)) == []

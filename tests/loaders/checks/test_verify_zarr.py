@@ -92,7 +92,7 @@ def test_lost_sums_are_told_and_another_layer_needs_none(packed):
     del root[SUMS]
     (one,) = verify_store(packed).lost
     assert one.array == "uns/dist_scvi_pack"
-    assert "lacks the sums of a packed store" in one.found
+    assert "is not there: 18 sums of a packed store are needed" in one.found
     assert verify_store(packed, layer="twice").ok
 
 

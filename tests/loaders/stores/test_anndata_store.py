@@ -30,7 +30,7 @@ def test_arrays_that_disagree_in_length_are_refused(cells, save, rewrite, name):
         (0, 1, "runs from 1 to"),
         (150, 9, "runs from 0 to 9, there are"),
         (70, 0, "is damaged at row 69: it must rise"),
-        (70, 10**6, "is damaged at row 70: it must rise"),
+        (70, 10**6, "is damaged at row 69: it must rise"),
     ],
 )
 def test_a_row_pointer_that_falls_is_refused(cells, save, rewrite, row, value, message):

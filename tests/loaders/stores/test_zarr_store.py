@@ -1,12 +1,16 @@
+import shutil
+
 import numpy as np
 import pytest
 import zarr
 from numpy.testing import assert_array_equal
+from scipy import sparse
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from dist_scvi.loaders import open_data, open_store
 from dist_scvi.loaders.arrays import remote
 from dist_scvi.loaders.arrays.objects import StorageError
+from dist_scvi.loaders.checks.scan import inspect_store
 from dist_scvi.loaders.stream import row_stream
 from tests.loaders.object_server import ObjectServer
 from tests.loaders.store_contract import Opened, StoreContract, dense
@@ -49,13 +53,31 @@ def path(cells, save, rewrite, request):
     return path
 
 
-@pytest.mark.parametrize("name", PARTS)
+@pytest.mark.parametrize("name", PARTS[:2])
 @pytest.mark.parametrize("which", [0, -1])
 def test_a_lost_chunk_is_refused_by_name(path, name, which):
     lost = sorted((path / name / "c").iterdir(), key=lambda file: int(file.name))[which]
     lost.unlink()
     with pytest.raises(ValueError, match=f"{name} of .* lacks 1 of .* chunks, the first is {name}/c/{lost.name} "):
         open_store(path)
+
+
+@pytest.mark.parametrize("which", [0, 1, -1])
+def test_a_lost_chunk_of_row_starts_is_never_read_as_empty_cells(path, which):
+    sorted((path / "X/indptr/c").iterdir(), key=lambda file: int(file.name))[which].unlink()
+    with pytest.raises(ValueError, match=r"X/indptr of .* (runs from 0 to 0|is damaged at row|lacks 1 of)"):
+        open_store(path).read(0, 150)
+
+
+def test_row_starts_of_empty_cells_that_zarr_left_out_are_read_as_anndata_does(cells, save, rewrite):
+    empty = np.arange(150) < 40
+    cells.X = sparse.csr_matrix(cells.X.toarray() * ~empty[:, None])
+    path = save(cells)
+    rewrite(path, "X/indptr", chunks=32)
+    assert not (path / "X/indptr/c/0").exists()
+    store = open_store(path)
+    assert_array_equal(dense(store.read(0, 150), 23), cells.X.toarray())
+    assert "X/indptr of" in store.limits()[0]
 
 
 @pytest.mark.parametrize("name", PARTS)
@@ -76,12 +98,21 @@ def test_a_flipped_byte_under_crc32c_is_refused_wherever_it_lies(path, name):
             open_store(path).read(1, 30)
 
 
-def test_a_missing_chunk_of_a_dense_matrix_is_refused_with_the_setting_for_zeros(cells, expected_ng, save, rewrite):
-    cells.X = expected_ng.astype(np.float32)
+def test_zero_chunks_of_a_dense_matrix_that_zarr_left_out_are_read_as_anndata_does_and_inspect_says_so(
+    cells, expected_ng, save, rewrite
+):
+    cells.X = np.where(np.arange(150)[:, None] // 50 == 1, 0, expected_ng).astype(np.float32)
     path = save(cells)
     rewrite(path, "X", chunks=50)
-    (path / "X" / "c" / "1" / "0").unlink()
-    with pytest.raises(ValueError, match=r"X of .* lacks 1 of 3 chunks, .* \(entries 50 to 99\).*write_empty_chunks"):
+    assert not (path / "X" / "c" / "1").exists()
+    store = open_store(path)
+    assert_array_equal(dense(store.read(0, 150), 23), cells.X)
+    (limit,) = store.limits()
+    assert "X of" in limit
+    assert "1 of 3 chunks are not stored and are read as zeros" in limit
+    assert limit in inspect_store(store).advice
+    shutil.rmtree(path / "X" / "c")
+    with pytest.raises(ValueError, match=r"X of .* lacks 3 of 3 chunks, the first is X/c/0/0 \(entries 0 to 149\)"):
         open_store(path)
 
 

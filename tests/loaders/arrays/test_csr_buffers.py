@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dist_scvi.loaders.arrays.buffers import Buffers
+from dist_scvi.loaders.arrays.csr import Buffers
 
 
 def address(array: np.ndarray) -> int:
