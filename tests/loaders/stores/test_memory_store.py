@@ -1,3 +1,5 @@
+import re
+
 import anndata
 import dask.array
 import h5py
@@ -17,6 +19,23 @@ class TestMemoryStore(StoreContract):
     @pytest.fixture
     def opened(self) -> Opened:
         return open_store
+
+    def test_a_value_that_is_no_count_is_refused_with_its_place(self, opened, cells):
+        bad = {50: -1.0, 80: np.nan, 110: np.inf, 140: 2.0**32}
+        for row, value in bad.items():
+            cells.X.data[cells.X.indptr[row]] = value
+        store = opened(cells)
+        for row, value in bad.items():
+            with pytest.raises(
+                ValueError, match=rf"^X of the AnnData holds {re.escape(str(np.float32(value)))} at row {row}"
+            ):
+                store.read(row - 10, row + 10)
+
+    def test_log_normalised_counts_are_refused(self, opened, cells):
+        """They are taken with a warning; see test_fractional_counts."""
+        cells.X = sparse.csr_matrix(np.log1p(cells.X.toarray()))
+        with pytest.warns(UserWarning, match="X of the AnnData holds values that are not whole"):
+            assert opened(cells).read(0, 10).counts_e.dtype == np.float32
 
 
 def test_columns_compressed_are_turned_into_rows(cells, expected_ng):
