@@ -162,7 +162,7 @@ def open_parts(source: str | Path, layer: str | None) -> ZarrParts | None:
         index = find_column(tree, index_path(tree, "obs")).values
         parts = tuple(f"{name}/{part}" for part in ("data", "indices", "indptr"))
         counts = (name,) if tree.kind(name) == "array" else parts
-        if all(tree.kind(one) == "array" for one in counts):
+        if all(open_array_of(root, one).ndim for one in counts):
             return ZarrParts(root, path, counts, index, int(open_array_of(root, index).shape[0]))
     except ValueError:  # the store cannot be opened either, and `verify_store` reports why
         pass
@@ -191,17 +191,25 @@ def verify_zarr_obs(parts: ZarrParts, losses: Losses) -> None:
     n = parts.n_cells
     for low, high, why in parts.torn(parts.index):
         losses.add("obs names", low, high, why)
-    for column in parts.columns(losses).values():
-        for name in filter(None, (column.values, column.mask)):
-            length = parts.array(name).shape[0]
-            if length != n:
-                losses.add(name, 0, n, f"it has {length} values for {n} cells: write the store again from its source")
-                continue
-            check = _code_check(parts, column, losses) if column.categories else None
-            for low, high, why in parts.torn(name, check):
-                losses.add(name, low, high, why)
-        for _, _, why in parts.torn(column.categories) if column.categories else ():
-            losses.add(column.categories, 0, n, why)
+    for key, column in parts.columns(losses).items():
+        try:
+            _verify_column(parts, column, losses)
+        except ValueError as error:  # one of its arrays cannot be opened
+            losses.add(f"obs/{key}", 0, n, str(error))
+
+
+def _verify_column(parts: ZarrParts, column: Column, losses: Losses) -> None:
+    n = parts.n_cells
+    for name in filter(None, (column.values, column.mask)):
+        length = parts.array(name).shape[0]
+        if length != n:
+            losses.add(name, 0, n, f"it has {length} values for {n} cells: write the store again from its source")
+            continue
+        check = _code_check(parts, column, losses) if column.categories else None
+        for low, high, why in parts.torn(name, check):
+            losses.add(name, low, high, why)
+    for _, _, why in parts.torn(column.categories) if column.categories else ():
+        losses.add(column.categories, 0, n, why)
 
 
 def _code_check(parts: ZarrParts, column: Column, losses: Losses) -> Check:
