@@ -260,7 +260,8 @@ class PackedSums:
         for chunk in range(parts.begin(start) // size, -(-parts.begin(stop) // size)):
             low, high = chunk * size, min((chunk + 1) * size, self._manifest.n_entries)
             counts_e = read_range(parts.array("X/data"), low, high, str(parts.folder))
-            total = int(count_bits(counts_e).sum(dtype=np.int64))
+            summed_e = count_bits(counts_e) if self._manifest.counts_dtype == "float32" else counts_e
+            total = int(summed_e.sum(dtype=np.int64))
             packed = self._packed.chunk_counts[chunk]
             if total != packed:
                 yield *parts.rows(low, high), f"{total} counts in chunk {chunk}, {packed} were packed: {_RESTORE}"
