@@ -79,10 +79,12 @@ def save(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
     def write(adata: AnnData, kind: str = "zarr3") -> Path:
         path = tmp_path_factory.mktemp("stored") / f"cells.{'h5ad' if kind == 'h5ad' else 'zarr'}"
-        with warnings.catch_warnings(), anndata.settings.override(zarr_write_format=2 if kind == "zarr2" else 3):
+        with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="zarr v3 autosharding|Consolidated metadata|Writing zarr v2")
-            write_file = adata.write_h5ad if kind == "h5ad" else adata.write_zarr
-            write_file(path, convert_strings_to_categoricals=False)
+            warnings.filterwarnings("ignore", message="zarr v3 will become|This setting will be removed in 0.14")
+            with anndata.settings.override(zarr_write_format=2 if kind == "zarr2" else 3):
+                write_file = adata.write_h5ad if kind == "h5ad" else adata.write_zarr
+                write_file(path, convert_strings_to_categoricals=False)
         return path
 
     return write
