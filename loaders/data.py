@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from dist_scvi.loaders.arrays.printable import html_table, printable
 from numpy.typing import NDArray
 
 from dist_scvi.loaders.arrays.csr_rows import CsrRows
@@ -16,6 +15,7 @@ from dist_scvi.loaders.cell_store import CellStore
 from dist_scvi.loaders.minibatch import MiniBatch
 from dist_scvi.loaders.name_lookup import check_list
 from dist_scvi.loaders.order.keyed_hash import hash_rows
+from dist_scvi.loaders.printable import html_table, printable
 from dist_scvi.loaders.row_hash import hash_counts
 from dist_scvi.loaders.stores.open import open_store
 
