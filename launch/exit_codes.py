@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from dist_scvi.errors import LostLeaseError, StoppedError, WeightsDifferError, WorkersFailedError
 from dist_scvi.launch.signals import exit_on_signal
-from dist_scvi.loaders.printable import printable
+from dist_scvi.loaders.arrays.printable import printable
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 OK, FAILED, MISTAKE, AGAIN, INTERRUPTED = 0, 1, 2, 75, 130

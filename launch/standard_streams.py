@@ -4,7 +4,7 @@ import io
 import os
 import sys
 
-from dist_scvi.loaders.printable import printable_lines
+from dist_scvi.loaders.arrays.printable import printable_lines
 
 
 def open_closed_streams() -> None:

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from dist_scvi.loaders.arrays.csr_rows import CsrRows
 from dist_scvi.loaders.arrays.obs_columns import Categorical, Numeric, Ranges
+from dist_scvi.loaders.arrays.printable import html_table, printable
 from dist_scvi.loaders.cell_store import CellStore
 from dist_scvi.loaders.minibatch import MiniBatch
 from dist_scvi.loaders.name_lookup import check_list
 from dist_scvi.loaders.order.keyed_hash import hash_rows
-from dist_scvi.loaders.printable import html_table, printable
 from dist_scvi.loaders.row_hash import hash_counts
 from dist_scvi.loaders.stores.open import open_store
 

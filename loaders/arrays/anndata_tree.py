@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_scvi.loaders.arrays.obs_columns import read_range
-from dist_scvi.loaders.printable import printable
+from dist_scvi.loaders.arrays.printable import printable
 
 MAX_NAMES = 1 << 22
 """Genes, or categories of a column, that are read, for all their names are in memory; a larger claim is damage."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dist_scvi.loaders.printable import printable
+from dist_scvi.loaders.arrays.printable import printable
 
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 """The closing quote is optional: else a text without one would be scanned again from each of its escaped quotes."""

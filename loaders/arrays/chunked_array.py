@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from dist_scvi.loaders.arrays.codecs import Decoder, checked_crc32c, decoder
 from dist_scvi.loaders.arrays.objects import Objects
 from dist_scvi.loaders.arrays.obs_columns import DamagedError
-from dist_scvi.loaders.arrays.reader_threads import reader_threads
 from dist_scvi.loaders.arrays.zarr_access import chunk_key, layout_of
+from dist_scvi.loaders.reader_threads import reader_threads
 
 _TASK_CHUNKS = 8
 """Chunks that one thread fetches and decodes in one go."""

@@ -11,8 +11,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dist_scvi.loaders.arrays.objects import StorageError
+from dist_scvi.loaders.arrays.printable import printable
 from dist_scvi.loaders.name_lookup import nearest_names
-from dist_scvi.loaders.printable import printable
 
 _PAGE_ROWS = (4096, 65_536)
 """Fewest and most values read together."""

@@ -28,7 +28,7 @@ from dist_scvi.loaders.arrays.obs_columns import (
     missing_column,
     read_range,
 )
-from dist_scvi.loaders.printable import printable
+from dist_scvi.loaders.arrays.printable import printable
 
 
 class ObsTable:

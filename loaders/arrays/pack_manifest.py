@@ -17,8 +17,8 @@ import zarr
 from numpy.typing import NDArray
 
 from dist_scvi.loaders.arrays.obs_columns import read_range
+from dist_scvi.loaders.arrays.printable import printable
 from dist_scvi.loaders.arrays.zarr_access import open_node, open_zarr_group, uri_of
-from dist_scvi.loaders.printable import printable
 
 FORMAT_VERSION = 1
 MANIFEST_KEY = "dist_scvi_pack"

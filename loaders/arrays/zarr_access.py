@@ -22,8 +22,8 @@ from zarr.storage import LocalStore
 
 from dist_scvi.loaders.arrays.bounded_json import parse_json_object
 from dist_scvi.loaders.arrays.objects import read_file
+from dist_scvi.loaders.arrays.printable import printable
 from dist_scvi.loaders.arrays.remote import storage_errors, zarr_store_of
-from dist_scvi.loaders.printable import printable
 
 SUPPORTED = ((3, 1), (3, 5))
 """Versions of zarr that the tests are run with: from the first, below the second."""

@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_scvi.loaders.arrays.obs_columns import Categorical
+from dist_scvi.loaders.arrays.printable import printable_lines
 from dist_scvi.loaders.cell_store import CellStore
 from dist_scvi.loaders.checks.scan_cells import CellPass, NamePass, Probe, probe_layers
 from dist_scvi.loaders.checks.scan_columns import BLOCK_CELLS, MISSING, ColumnPass, ColumnSummary, suggested
 from dist_scvi.loaders.checks.scan_counts import LibrarySummary
 from dist_scvi.loaders.checks.scan_duplicates import Copies
 from dist_scvi.loaders.order.plan import make_plan
-from dist_scvi.loaders.printable import printable_lines
 
 _READ_ENTRIES = 1 << 22
 """Entries held at once, by the mean number in a cell."""

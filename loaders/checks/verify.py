@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dist_scvi.loaders.arrays.obs_columns import Categorical, DamagedError, Numeric
+from dist_scvi.loaders.arrays.printable import printable_lines
 from dist_scvi.loaders.cell_store import CellStore, open_column
 from dist_scvi.loaders.checks.lost_rows import Losses, Lost, bisect_damage, budget, steps
 from dist_scvi.loaders.checks.scan_duplicates import Hashes, hash_names, n_parts
 from dist_scvi.loaders.checks.verify_zarr import ZarrParts, open_parts, packed_sums, verify_arrays, verify_zarr_obs
-from dist_scvi.loaders.printable import printable_lines
 from dist_scvi.loaders.read_limits import PAGE_ROWS
 from dist_scvi.loaders.stores.open import open_store
 

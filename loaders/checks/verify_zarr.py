@@ -17,9 +17,9 @@ from dist_scvi.loaders.arrays.csr_rows import CsrRows, count_bits
 from dist_scvi.loaders.arrays.objects import LocalObjects
 from dist_scvi.loaders.arrays.obs_columns import read_range
 from dist_scvi.loaders.arrays.pack_manifest import MEMBER, Manifest, PackSums, packed_root, read_manifest, read_sums
+from dist_scvi.loaders.arrays.printable import printable
 from dist_scvi.loaders.arrays.zarr_access import absent_chunks, layout_of, open_zarr_group
 from dist_scvi.loaders.checks.lost_rows import Losses, bisect_damage, budget, steps, without
-from dist_scvi.loaders.printable import printable
 from dist_scvi.loaders.stores.zarr_store import ZarrTree, may_be_left_out, open_array_of
 
 _READ_ENTRIES = 1 << 22

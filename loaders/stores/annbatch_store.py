@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
 
+from dist_scvi.loaders.arrays.printable import printable
 from dist_scvi.loaders.arrays.zarr_access import open_zarr_group
-from dist_scvi.loaders.printable import printable
 from dist_scvi.loaders.stores.collection import Collection
 from dist_scvi.loaders.stores.zarr_store import open_root, open_zarr
 

@@ -13,8 +13,8 @@ from dist_scvi.loaders.arrays.csr import Buffers, keep_rows, read_chosen, read_r
 from dist_scvi.loaders.arrays.csr_rows import CsrRows, GeneChoice, concatenate, from_arrays, from_dense
 from dist_scvi.loaders.arrays.obs_columns import Categorical, DamagedError, Numeric, PagedArray, Ranges, read_range
 from dist_scvi.loaders.arrays.obs_table import ObsTable, read_columns
+from dist_scvi.loaders.arrays.printable import printable
 from dist_scvi.loaders.cell_store import check_not_empty, check_var_names
-from dist_scvi.loaders.printable import printable
 from dist_scvi.loaders.stores.memory_store import FrameTable
 
 _RAW = "raw/X"

@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 
 from dist_scvi.loaders.arrays.objects import LocalObjects
-from dist_scvi.loaders.printable import printable
+from dist_scvi.loaders.arrays.printable import printable
 from dist_scvi.loaders.stores.anndata_store import AnnDataStore
 from dist_scvi.loaders.stores.memory_store import FrameTable
 

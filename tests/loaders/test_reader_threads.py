@@ -3,7 +3,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from dist_scvi.loaders.arrays.reader_threads import reader_threads, reserve_compute_threads
+from dist_scvi.loaders.reader_threads import reader_threads, reserve_compute_threads
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dist_scvi.loaders.printable import printable, printable_lines
+from dist_scvi.loaders.arrays.printable import printable, printable_lines
 
 
 @pytest.mark.parametrize(
