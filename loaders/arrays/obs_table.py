@@ -141,7 +141,8 @@ def read_columns(tree: Tree, table: str, open_array: OpenArray, names: NDArray[n
                 continue
             values = read_range(array, 0, len(names), tree.uri)
             if column.categories:
-                found[key] = pd.Categorical.from_codes(values, read_names(open_array, column.categories, tree.uri))
+                categories: Any = read_names(open_array, column.categories, tree.uri)
+                found[key] = pd.Categorical.from_codes(values.astype(np.int64), categories)
             else:
                 found[key] = values if values.dtype.kind in "iufb" else texts(values, column.values, tree.uri)
     return pd.DataFrame(found, index=names)

@@ -111,15 +111,16 @@ def read_manifest(source: zarr.Group | str | Path) -> Manifest | None:
             f"{uri_of(root)} was packed in format {printable(repr(version))}, this version reads {FORMAT_VERSION}: "
             "pack it again, or use the version that packed it"
         )
-    source = found.get("source")
-    wrong = "source" if not isinstance(source, Mapping) else _misfit(source, PackSource) or _misfit(found, Manifest)
+    packed_from: Any = found.get("source")
+    sound = isinstance(packed_from, Mapping)
+    wrong = (_misfit(packed_from, PackSource) or _misfit(found, Manifest)) if sound else "source"
     if wrong is not None:
         raise ValueError(
             f"the manifest of {uri_of(root)} is damaged ({wrong} is missing or of another type): restore its zarr.json "
             "from a copy or pack again"
         )
-    values = {field.name: found[field.name] for field in fields(Manifest)}
-    values["source"] = PackSource(**{field.name: source[field.name] for field in fields(PackSource)})
+    values: dict[str, Any] = {field.name: found[field.name] for field in fields(Manifest)}
+    values["source"] = PackSource(**{field.name: packed_from[field.name] for field in fields(PackSource)})
     return Manifest(**values)
 
 
