@@ -49,11 +49,10 @@ class Unmatched:
     n_left_out: int
     """Genes of the store that the collection does not have."""
     left_out: tuple[str, ...]
-    """The first ten of them."""
+    """The first ten of them, as of `lacking`."""
     n_lacking: int
     """Genes of the collection that the store does not have: they count as 0."""
     lacking: tuple[str, ...]
-    """The first ten of them."""
 
 
 def format_unmatched(unmatched: Sequence[Unmatched]) -> str:
@@ -324,7 +323,7 @@ def source_names(uris: Sequence[str]) -> list[str]:
 
 
 class _Joined:
-    """A column over all stores, as an array that gives a range of itself."""
+    """A column over all stores, sliced by rows."""
 
     def __init__(self, length: int, read: Callable[[int, int], NDArray[Any]]) -> None:
         self._length, self._read = length, read

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from dist_scvi.loaders.arrays.csr import keep_rows
@@ -25,6 +24,7 @@ from dist_scvi.loaders.arrays.csr_rows import CsrRows, GeneChoice, concatenate, 
 from dist_scvi.loaders.arrays.kernels import repeated_gene, settle
 from dist_scvi.loaders.arrays.obs_columns import Categorical, DamagedError, Numeric, Ranges
 from dist_scvi.loaders.cell_store import check_not_empty
+from dist_scvi.loaders.stores.soma_kernels import copy_runs, find_runs
 from dist_scvi.loaders.stores.soma_tables import SomaObs, Tables, read_gene_columns, read_genes
 
 _BUFFER_BYTES = 4 << 20
@@ -232,7 +232,7 @@ class SomaStore:
         length_n, parts = np.zeros(len(row_n), dtype=np.int64), []
         for cell_e, gene_e, value_e in self._entries(row_n):
             counts_e, genes_e = np.empty(len(cell_e), self._count_type), np.empty(len(cell_e), self._gene_type)
-            run_r = _runs(cell_e, first, place_n, length_n)
+            run_r = find_runs(cell_e, first, place_n, length_n)
             sound = value_e.dtype.kind in "iuf" and settle(value_e, counts_e, np.iinfo(self._count_type).max)
             if not sound or not settle(gene_e, genes_e, len(self.var_names) - 1) or (run_r[:, 0] == _NO_CELL).any():
                 return None
@@ -251,7 +251,7 @@ class SomaStore:
         def place(begin: int, end: int, part: _Narrow) -> bool:
             cursor_n = indptr[begin:end].copy()
             for run_r, from_counts_e, from_genes_e in part[1]:
-                _copy_runs(run_r, from_counts_e, from_genes_e, cursor_n, counts_e, genes_e)
+                copy_runs(run_r, from_counts_e, from_genes_e, cursor_n, counts_e, genes_e)
             return int(repeated_gene(genes_e, indptr[begin : end + 1], len(self.var_names))) < 0
 
         sound = all(list(self._pool.map(place, begins[:-1], begins[1:], found)))
@@ -363,50 +363,3 @@ def _told(what: str) -> Iterator[None]:
             f"{what} cannot be read ({cause}): if a file is missing or damaged, restore it from a copy or write the "
             "store again"
         ) from error
-
-
-@njit(nogil=True, cache=True)
-def _runs(
-    cell_e: NDArray[np.int64], first: int, place_n: NDArray[np.int32], length_n: NDArray[np.int64]
-) -> NDArray[np.int32]:
-    """Give the place and the length of each run of entries of one cell, and add up the entries of each place."""
-    n_runs = min(1, len(cell_e))
-    for e in range(1, len(cell_e)):
-        n_runs += cell_e[e] != cell_e[e - 1]
-    run_r = np.empty((n_runs, 2), dtype=np.int32)
-    begin = 0
-    for r in range(n_runs):
-        end = begin + 1
-        while end < len(cell_e) and cell_e[end] == cell_e[begin]:
-            end += 1
-        place = place_n[cell_e[begin] - first]
-        run_r[r, 0], run_r[r, 1] = place, end - begin
-        if place >= 0:
-            length_n[place] += end - begin
-        begin = end
-    return run_r
-
-
-@njit(nogil=True, cache=True)
-def _copy_runs(
-    run_r: NDArray[np.int32],
-    from_counts_e: NDArray[Any],
-    from_genes_e: NDArray[Any],
-    cursor_n: NDArray[np.int64],
-    counts_e: NDArray[Any],
-    genes_e: NDArray[Any],
-) -> None:
-    """Copy each run behind what is already in its place, and drop those without one."""
-    begin = 0
-    for r in range(len(run_r)):
-        place, end = run_r[r, 0], begin + run_r[r, 1]
-        if place >= 0:
-            to = cursor_n[place]
-            cursor_n[place] = to + end - begin
-            part_e, to_e = from_counts_e[begin:end], counts_e[to : cursor_n[place]]
-            for e in range(len(part_e)):
-                to_e[e] = part_e[e]
-            gene_part_e, gene_to_e = from_genes_e[begin:end], genes_e[to : cursor_n[place]]
-            for e in range(len(gene_part_e)):
-                gene_to_e[e] = gene_part_e[e]
-        begin = end
