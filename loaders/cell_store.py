@@ -51,7 +51,7 @@ class CellStore(Protocol):
     ) -> CsrRows:
         """Read the rows of each range ``[start, stop)``; ranges rise and do not overlap.
 
-        A store that can reads them side by side and straight to their places, so this is the way to read a window.
+        A store that can reads them concurrently and straight to their places, so this is the way to read a window.
 
         Parameters
         ----------

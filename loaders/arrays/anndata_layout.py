@@ -1,4 +1,4 @@
-"""How AnnData lies in Zarr v3: groups and arrays with the attributes anndata gives them, every chunk checksummed."""
+"""The layout of AnnData in Zarr v3: groups and arrays with anndata's attributes, every chunk checksummed."""
 
 import os
 import shutil
@@ -113,7 +113,7 @@ def new_categorical(
 
 
 def code_type(n_categories: int) -> DTypeLike:
-    """Give the smallest signed type that numbers `n_categories`, as pandas does."""
+    """Return the smallest signed type that numbers `n_categories`, as pandas does."""
     return np.int8 if n_categories <= 127 else np.int16 if n_categories <= 32_767 else np.int32
 
 

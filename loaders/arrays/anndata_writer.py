@@ -55,12 +55,12 @@ class AnnDataZarrWriter:
     numeric
         Names of the obs columns of numbers.
     overwrite
-        Replace a Zarr folder that lies at `path`.
+        Replace a Zarr folder at `path`.
 
     Raises
     ------
     FileExistsError
-        If something lies at `path` and may not be replaced.
+        If `path` exists and may not be replaced.
     """
 
     def __init__(
@@ -265,7 +265,7 @@ class _Appended:
             self.pending, self._waiting = [], 0
 
     def _store(self, values: NDArray[Any]) -> None:
-        # zarr's own pipeline: that of zarrs leaves out a chunk of nothing but the fill value, whatever it is told.
+        # zarr's own pipeline: that of zarrs leaves out a chunk of nothing but the fill value in spite of the setting.
         with zarr.config.set({"array.write_empty_chunks": True}):
             if self.array is None:
                 used = max(1, -(-len(values) // self.chunk)) * self.chunk

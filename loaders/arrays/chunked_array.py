@@ -1,4 +1,4 @@
-"""One-dimensional Zarr arrays, read by ranges: only the chunks needed, each fetched and decoded once, side by side.
+"""One-dimensional Zarr arrays, read by ranges: only the chunks needed, each fetched and decoded once, concurrently.
 
 Shape letters in this file
     r   ranges of entries, rising
@@ -29,7 +29,7 @@ _TASK_CHUNKS = 8
 _LARGEST_CHUNK = 64 << 20
 """Bytes of a chunk, decoded, that each thread may hold; zarr itself reads larger ones in parts where it can."""
 _SHARD_INDICES = 4096
-"""Shard indices held, 16 bytes for each chunk."""
+"""Shard indices kept in memory, 16 bytes for each chunk."""
 _ABSENT = 2**64 - 1
 _WASTE = 1.25
 """Bytes read for one wanted, up to which chunks are fetched in one piece."""
@@ -101,7 +101,7 @@ class ChunkedArray:
             yield self._task(group, place)
 
     def _task(self, spans: list[tuple[int, int, int]], place: Callable[[NDArray[Any], int], None]) -> Task:
-        """Give what fetches the chunks under `spans` (first entry, last + 1, place) and decodes them."""
+        """Return what fetches the chunks under `spans` (first entry, last + 1, place) and decodes them."""
         size = self.chunks[0]
         first, last = spans[0][0] // size, (spans[-1][1] - 1) // size + 1
 
@@ -120,11 +120,11 @@ class ChunkedArray:
         return f"{self.name}/{self._chunk_key((number,))}"
 
     def _scratch_of(self, length: int) -> NDArray[Any]:
-        """Give this thread's memory for chunks."""
-        if not hasattr(self._scratch, "held_e") or len(self._scratch.held_e) < length:
-            self._scratch.held_e = np.empty(length, dtype=self.dtype)
-        held_e: NDArray[Any] = self._scratch.held_e[:length]
-        return held_e
+        """Return this thread's memory for chunks."""
+        if not hasattr(self._scratch, "memory_e") or len(self._scratch.memory_e) < length:
+            self._scratch.memory_e = np.empty(length, dtype=self.dtype)
+        memory_e: NDArray[Any] = self._scratch.memory_e[:length]
+        return memory_e
 
     def _decode_chunk(self, number: int, raw: Any, out_e: NDArray[Any]) -> None:
         if raw is None:
@@ -203,7 +203,7 @@ class ChunkedArray:
 
 
 def decoder_of(array: Any) -> Decoder | None:
-    """Give the decoder of a one-dimensional Zarr array of numbers, or None if it is better left to zarr itself."""
+    """Return the decoder of a one-dimensional Zarr array of numbers, or None if it is better left to zarr itself."""
     if array.ndim != 1 or array.dtype.kind not in "iufb" or array.shape[0] == 0:
         return None
     if array.chunks[0] * array.dtype.itemsize > _LARGEST_CHUNK:
@@ -219,6 +219,7 @@ def decoder_of(array: Any) -> Decoder | None:
 
 def run_side_by_side(tasks: Iterable[Task], *, remote: bool = False) -> None:
     """Run `tasks` in the threads of this process; the first error ends them and is raised."""
+    # A queue that threads empty, rather than a future for each task: clearing it is how the first error ends the rest.
     left = deque(tasks)
 
     def work() -> None:
@@ -246,7 +247,7 @@ def _taken(left: deque[Task]) -> Task | None:
 
 @lru_cache(2)
 def _pool(pid: int, threads: int) -> ThreadPoolExecutor:
-    """Give the threads that fetch and decode in this process; those of the one it was forked from are not here."""
+    """Return the threads that fetch and decode in this process; those of the one it was forked from are not here."""
     return ThreadPoolExecutor(threads, f"decoder-{pid}")
 
 

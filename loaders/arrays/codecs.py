@@ -1,6 +1,6 @@
 """How the bytes of a Zarr chunk become values: the codecs an array names, run by numcodecs, checksums verified.
 
-numcodecs lets go of the interpreter's lock while it decompresses. zarrs does not verify crc32c where it reads a part of
+numcodecs releases the interpreter's lock while it decompresses. zarrs does not verify crc32c where it reads a part of
 a shard (0.2.3), and zarr itself goes through an event loop for every chunk; so the counts are decoded here.
 """
 

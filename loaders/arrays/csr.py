@@ -41,9 +41,10 @@ class Buffers:
         self._lock = threading.Lock()
 
     def empty(self, length: int, dtype: DTypeLike) -> NDArray[Any]:
-        """Give an array of `length` values, whatever they are."""
+        """Return an array of `length` values, whatever they are."""
         with self._lock:
             blocks = self._blocks[np.dtype(dtype)]
+            # A view of a block holds a reference to it, so no user has to give memory back, and none can forget to.
             free = [at for at in range(len(blocks)) if sys.getrefcount(blocks[at]) == _NOBODY]
             for at in free:
                 if length <= len(blocks[at]):

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from dist_scvi.loaders.arrays.kernels import repeated_gene, sum_rows, take_rows
 
 _GAP_CELLS = 64
-"""Rows between two wanted ones that are read along rather than asked for separately."""
+"""Rows between two wanted ones that are read along rather than in a request of their own."""
 _READ_CELLS = 16_384
-"""Rows asked for at once."""
+"""Rows of one read."""
 _VALUES_TOGETHER = 1 << 20
 _HINT = "SCVI needs raw counts, whole numbers >= 0"
 
@@ -40,7 +40,7 @@ class CsrRows:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held."""
+        """Bytes in memory."""
         return self.counts_e.nbytes + self.genes_e.nbytes + self.indptr.nbytes
 
     def take(self, index_n: NDArray[np.int64] | None) -> "CsrRows":
@@ -54,7 +54,7 @@ class CsrRows:
         return CsrRows(counts_e, genes_e, indptr)
 
     def part(self, low: int, high: int) -> "CsrRows":
-        """Give the rows ``[low, high)`` without copying them."""
+        """Return the rows ``[low, high)`` without copying them."""
         begin, end = self.indptr[low], self.indptr[high]
         return CsrRows(self.counts_e[begin:end], self.genes_e[begin:end], self.indptr[low : high + 1] - begin)
 
@@ -82,14 +82,14 @@ class GeneChoice:
 
 
 def row_starts(length_n: NDArray[np.integer]) -> NDArray[np.int64]:
-    """Give where each row begins, and where the last ends, if rows of these lengths are joined."""
+    """Return where each row begins, and where the last ends, if rows of these lengths are joined."""
     indptr = np.zeros(len(length_n) + 1, dtype=np.int64)
     np.cumsum(length_n, out=indptr[1:])
     return indptr
 
 
 def gene_type(n_genes: int) -> type[np.integer]:
-    """Give the type in which gene numbers are held."""
+    """Return the type of gene numbers."""
     return np.uint16 if n_genes <= 1 << 16 else np.int32
 
 
@@ -105,7 +105,7 @@ def concatenate(parts: Sequence[CsrRows]) -> CsrRows:
 
 
 def row_runs(row_n: NDArray[np.int64]) -> list[tuple[int, int]]:
-    """Give the contiguous reads, first row and last + 1, that hold `row_n`, which do not fall."""
+    """Return the contiguous reads, first row and last + 1, that hold `row_n`, which do not fall."""
     runs = []
     for run in np.split(row_n, np.flatnonzero(np.diff(row_n) > _GAP_CELLS) + 1):
         for at in range(0, len(run), _READ_CELLS):
@@ -223,7 +223,7 @@ def count_bits(counts_e: NDArray[Any]) -> NDArray[Any]:
 
 
 def has_fractions(data_e: NDArray[Any]) -> bool:
-    """Say whether some values are finite and not whole."""
+    """Return whether some values are finite and not whole."""
     if data_e.dtype.kind != "f":
         return False
     pages = range(0, len(data_e), _VALUES_TOGETHER)  # a copy of all values would double the memory of the AnnData

@@ -1,4 +1,4 @@
-"""The loops over stored entries, compiled, and free of the interpreter's lock so that threads run them side by side.
+"""The loops over stored entries, compiled, and free of the interpreter's lock so that threads run them concurrently.
 
 Conditions are added up rather than branched on, and rows are copied by plain loops over slices: so the compiler uses
 vector instructions.
@@ -55,6 +55,7 @@ def place_rows(
     int
         1 if they rise, 0 if not, `REFUSED` if one is no whole number from 0 to `limit`.
     """
+    # Flags are added up and looked at once after the loops: a branch inside them keeps the compiler from vectorising.
     strange = False
     falls = False
     lowest = highest = out_e.dtype.type(0)
@@ -66,6 +67,8 @@ def place_rows(
         if to_n[row] >= 0:
             at = to_n[row] + first + begin - indptr[row]
             from_e, to_e = value_e[begin:end], out_e[at : at + end - begin]
+            # Two loops for what looks like one: without a conversion, only the extremes need to be known for the check,
+            # and copying runs at the speed of memory.
             if as_they_are:
                 for e in range(len(from_e)):
                     to_e[e] = from_e[e]
@@ -117,6 +120,8 @@ def find_genes(
         highest = max(highest, gene_e[e])
     if lowest < 0 or highest >= len(place_g):
         return REFUSED
+    # Every entry is written and `at` moves on for chosen ones only: a branch that is taken at random costs more than
+    # writes that are overwritten. The bit table of 60,000 genes takes 8 KB and stays in the first-level cache.
     at = 0
     for e in range(len(gene_e)):
         gene = np.uint64(gene_e[e])
@@ -146,6 +151,8 @@ def falls_at(
 @njit(nogil=True, cache=True)
 def repeated_gene(gene_e: NDArray[Any], indptr: NDArray[np.int64], n_genes: int) -> int:
     """Find an entry whose gene its row has already named, -1 if there is none."""
+    # The last row of each gene, rather than a set per row: one table for all rows, never cleared. Sorting would cost
+    # more and lose the order in which the store holds the genes.
     last_row_g = np.full(n_genes, -1, dtype=np.int64)
     for row in range(len(indptr) - 1):
         for e in range(indptr[row], indptr[row + 1]):

@@ -27,7 +27,7 @@ class Objects(Protocol):
     remote: bool
 
     def size(self, key: str) -> int | None:
-        """Give the bytes of an object, None if it is absent."""
+        """Return the bytes of an object, None if it is absent."""
         ...
 
     def read(self, key: str, start: int, length: int) -> memoryview:
@@ -45,7 +45,7 @@ class Objects(Protocol):
         ...
 
     def version(self, key: str) -> str:
-        """Give a text that changes when the object is written again."""
+        """Return a text that changes when the object is written again."""
         ...
 
 
@@ -60,7 +60,7 @@ class LocalObjects:
     def __init__(self, root: Path, *, max_open: int = 256) -> None:
         self.uri = str(root)
         self._opened = lru_cache(max_open)(_OpenFile)
-        self._held = threading.local()
+        self._memory = threading.local()
 
     def size(self, key: str) -> int | None:
         """Return the bytes of a file; see `Objects`."""
@@ -83,10 +83,10 @@ class LocalObjects:
         return room
 
     def _room(self, length: int) -> memoryview:
-        """Give this thread's memory: fresh one costs more than reading into it."""
-        if not hasattr(self._held, "room") or len(self._held.room) < length:
-            self._held.room = memoryview(bytearray(length + length // 4))
-        room: memoryview = self._held.room[:length]
+        """Return this thread's memory: fresh one costs more than reading into it."""
+        if not hasattr(self._memory, "room") or len(self._memory.room) < length:
+            self._memory.room = memoryview(bytearray(length + length // 4))
+        room: memoryview = self._memory.room[:length]
         return room
 
     def read_whole(self, key: str) -> bytes:
@@ -96,7 +96,7 @@ class LocalObjects:
             return file.read()
 
     def version(self, key: str) -> str:
-        """Tell by inode, size and time of change; see `Objects`."""
+        """Return a text of inode, size and time of change; see `Objects`."""
         with _failing_disk(f"{self.uri}/{key}"):
             found = Path(self.uri, key).stat()
         return f"{found.st_ino}-{found.st_size}-{found.st_mtime_ns}"

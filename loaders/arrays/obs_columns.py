@@ -50,7 +50,7 @@ class PagedArray:
     array
         A ``zarr.Array``, `ChunkedArray` or ``h5py.Dataset``.
     uri
-        The file it lies in, for messages.
+        The file that holds it, for messages.
     page_rows
         Values read together; by default a chunk of the array, within bounds.
     """
@@ -122,7 +122,7 @@ class Categorical:
     stored: Sliceable
     """Codes as stored, into the order of `place`."""
     place: NDArray[np.int32]
-    """Where each stored code lies in `vocabulary`."""
+    """Place of each stored code in `vocabulary`."""
     dtype: str = "str"
     """NumPy type of the categories as stored, for numbers and booleans; "str" for all others."""
 
@@ -197,7 +197,7 @@ def _gather(stored: Sliceable, ranges: Ranges) -> NDArray[Any]:
 
 
 def _row_of(ranges: Ranges, at: int) -> int:
-    """Give the row that stands at place `at` of the joined ranges."""
+    """Return the row that stands at place `at` of the joined ranges."""
     return int(np.concatenate([np.arange(start, stop) for start, stop in ranges])[at])
 
 

@@ -72,7 +72,7 @@ class Manifest:
     """Cells of a file of obs and of ``X/indptr``."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Give all of it as plain values, fit for JSON."""
+        """Return all of it as plain values, fit for JSON."""
         return asdict(self)
 
 
@@ -186,7 +186,7 @@ def pack_digest(source: zarr.Group | str | Path) -> str:
 
 
 def packed_root(source: zarr.Group | str | Path) -> zarr.Group:
-    """Open the AnnData group of a store, which lies one level down in one that was packed for annbatch."""
+    """Open the AnnData group of a store, which is one level down in one that was packed for annbatch."""
     root = source if isinstance(source, zarr.Group) else open_zarr_group(source)
     if root is None:
         raise ValueError(f"{source} is no Zarr group: a packed store is needed")

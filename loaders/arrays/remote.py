@@ -55,7 +55,7 @@ class RemoteObjects:
     uri
         ``s3://bucket/folder``, ``gs://bucket/folder``, ``http://...`` or ``https://...``.
     storage_options
-        What obstore takes beside the environment (``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_REGION``,
+        Options of obstore besides the environment (``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_REGION``,
         ``AWS_ENDPOINT_URL``, ``GOOGLE_SERVICE_ACCOUNT`` and so on): credentials, ``endpoint``, ``region``,
         ``proxy_url``. Public buckets are read with ``skip_signature="true"``.
     retries
@@ -87,7 +87,7 @@ class RemoteObjects:
         self._store = _store_of(uri, storage_options, retries=0, timeout_s=timeout_s, deadline_s=deadline_s)
 
     def size(self, key: str) -> int | None:
-        """Give the bytes of an object; see `Objects`."""
+        """Return the bytes of an object; see `Objects`."""
         try:
             return int(self._meta(key)["size"])
         except FileNotFoundError:
@@ -113,7 +113,7 @@ class RemoteObjects:
         return self._tried(key, lambda: memoryview(obstore.get(self._store, key).bytes()))
 
     def version(self, key: str) -> str:
-        """Tell by entity tag, time of change and size; see `Objects`."""
+        """Return a text of entity tag, time of change and size; see `Objects`."""
         found = self._meta(key)
         return f"{found['e_tag']}-{found['last_modified'].timestamp():.0f}-{found['size']}"
 
@@ -185,7 +185,7 @@ class RemoteObjects:
             self._tried(key, lambda: obstore.delete(self._store, key), "deleted")
 
     def keys(self, folder: str) -> list[str]:
-        """Give the keys of all objects below a folder, which may be empty, in order.
+        """Return the keys of all objects below a folder, which may be empty, in order.
 
         Raises
         ------
@@ -208,7 +208,7 @@ class RemoteObjects:
         return sorted({key.rstrip("/").rpartition("/")[2] for key in keys})
 
     def _uploading(self, key: str, size: int) -> tuple[Any, float]:
-        """Give a client that waits while `size` bytes are sent, and how long.
+        """Return a client that waits while `size` bytes are sent, and how long.
 
         To obstore the whole upload is a time in which no byte comes.
         """
@@ -263,7 +263,7 @@ def zarr_store_of(
 ) -> "Store":
     """Open a local folder or a URL for Zarr, to be read only; see `RemoteObjects`.
 
-    What fails in reading a URL is told in obstore's own errors: read within `storage_errors`.
+    Failures in reading a URL are reported by obstore's own errors: read within `storage_errors`.
     """
     from zarr.storage import LocalStore, ObjectStore  # half a second, which commands without arrays need not wait
 
@@ -275,7 +275,7 @@ def zarr_store_of(
 
 @contextmanager
 def storage_errors(uri: str | Path) -> Iterator[None]:
-    """Tell errors of obstore, met in reading `uri` through Zarr, as a `StorageError`."""
+    """Raise errors of obstore, met in reading `uri` through Zarr, as `StorageError`."""
     try:
         yield
     except BaseError as error:
@@ -313,7 +313,7 @@ def _store_of(uri: str, options: Mapping[str, str] | None, *, retries: int, time
 
 
 def _is_final(error: BaseError) -> bool:
-    """Tell whether another try would end alike."""
+    """Return whether another try would end alike."""
     status = _status(error)
     refused = status is not None and 400 <= status < 500 and status not in (408, 409, 429)
     return refused or isinstance(error, (PermissionDeniedError, UnauthenticatedError, NotSupportedError))
@@ -325,6 +325,6 @@ def _status(error: Exception) -> int | None:
 
 
 def _reason(error: Exception) -> str:
-    """Give the first line of what obstore says, and the kind of error that stands only in its details."""
+    """Return the first line of what obstore says, and the kind of error that stands only in its details."""
     kind = re.search(r"kind: (Timeout|Connect|Interrupted)", str(error))
     return str(error).partition("\n")[0].strip() + (f", {kind[1].lower()}" if kind else "")

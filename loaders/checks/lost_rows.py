@@ -1,4 +1,4 @@
-"""Rows that are lost: told from those around them by few reads, and listed as ranges."""
+"""Lost rows, found among readable ones by few reads, and listed as ranges."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -49,7 +49,7 @@ class Losses:
         return any(one.array == path or one.array.startswith(f"{path}/") for one in self.found)
 
     def outside(self, array: str, start: int, stop: int) -> list[tuple[int, int]]:
-        """Give the ranges of ``[start, stop)`` in which nothing of `array` is lost."""
+        """Return the ranges of ``[start, stop)`` in which nothing of `array` is lost."""
         return without(start, stop, [(one.start, one.stop) for one in self.found if one.array == array])
 
 
@@ -93,5 +93,5 @@ def steps(start: int, stop: int, step: int) -> Iterator[tuple[int, int]]:
 
 
 def budget() -> Iterator[int]:
-    """Give the reads that `bisect_damage` may spend on one array."""
+    """Return the reads that `bisect_damage` may spend on one array."""
     return iter(range(_PROBES))

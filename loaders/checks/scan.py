@@ -19,7 +19,7 @@ from dist_scvi.loaders.checks.scan_duplicates import Copies
 from dist_scvi.loaders.order.plan import make_plan
 
 _READ_ENTRIES = 1 << 22
-"""Entries held at once, by the mean number in a cell."""
+"""Entries in memory at once, by the mean number in a cell."""
 _READ_CELLS = 1 << 16
 _FEW_CELLS = 50
 _DENSE_ENOUGH = 0.6
@@ -41,7 +41,7 @@ class Inspection:
     n_cells: int
     n_genes: int
     n_unread_cells: int
-    """Cells in reads that were refused; what is told of counts, batches and labels leaves them out."""
+    """Cells in reads that were refused; what is reported of counts, batches and labels leaves them out."""
     n_entries: int
     """Counts above zero."""
     density: float
@@ -87,7 +87,7 @@ class Inspection:
     """What should be mended."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Give all of it as plain values, fit for JSON."""
+        """Return all of it as plain values, fit for JSON."""
         return asdict(self)
 
 
@@ -101,7 +101,7 @@ def inspect_store(
 ) -> Inspection:
     """Read every row of `store` once, in bounded memory, and sum up what was found.
 
-    Counts that are damaged or are none are told in the advice, and the rows read with them left out.
+    Counts that are damaged or not counts are reported in the advice, and the rows read with them left out.
 
     Parameters
     ----------
@@ -290,7 +290,7 @@ def _column_advice(found: Inspection) -> Iterator[str]:
 
 
 def _order(found: Inspection) -> Iterator[str]:
-    """Say how well the rows are mixed, by the columns given or, if none was, those suggested."""
+    """Report how well the rows are mixed, by the columns given or, if none was, those suggested."""
     keys = [key for key in (found.batch_key, found.labels_key) if key]
     keys = keys or [*found.batch_suggestions, *found.label_suggestions]
     for column in found.columns:
@@ -303,7 +303,7 @@ def _order(found: Inspection) -> Iterator[str]:
 
 
 def _mixed_by_training(found: Inspection, *, shuffled: bool) -> str:
-    """Say how the loader mixes such rows by default, and what to do if it cannot mix them enough."""
+    """Report how the loader mixes such rows by default, and what to do if it cannot mix them enough."""
     defaults: dict[str, Any] = {"batch_size": 1024, "lanes": 8, "chunk_cells": found.chunk_cells, "shuffled": shuffled}
     plan = make_plan(n_cells=found.n_cells, n_entries=found.n_entries, n_genes=found.n_genes, **defaults)
     if plan.blocks_in_window is None:

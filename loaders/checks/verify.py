@@ -1,4 +1,4 @@
-"""Going over a whole store for damage: what is lost is told by its rows, and the pass goes on behind it."""
+"""Check a whole store for damage: what is lost is reported by its rows, and the pass continues after it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -59,7 +59,7 @@ class Verification:
         return n
 
     def to_dict(self) -> dict[str, Any]:
-        """Give all of it as plain values, fit for JSON."""
+        """Return all of it as plain values, fit for JSON."""
         return {"ok": self.ok, "n_lost_cells": self.n_lost_cells, **asdict(self)}
 
 
@@ -91,7 +91,7 @@ def verify_store(
     Raises
     ------
     FileNotFoundError
-        If nothing lies at `source`.
+        If `source` does not exist.
     """
     uri = str(source) if "://" in str(source) else str(Path(source).expanduser().resolve())
     parts = open_parts(source, layer)
@@ -159,8 +159,8 @@ def _verify_counts(store: CellStore, parts: "ZarrParts | None", losses: Losses, 
             # What is damaged is whole chunks: few rows need to be read to know that all of so short a part are lost.
             lost = all(_is_damaged(store, row) for row in (low, (low + high) // 2, high - 1))
             for found in [(low, high, why)] if lost else bisect_damage(read, low, high, 1, fine):
-                array, _, told = found[2].partition(f" of {losses.uri} ")
-                losses.add(array if told else "counts", *found)
+                array, named, _ = found[2].partition(f" of {losses.uri} ")
+                losses.add(array if named else "counts", *found)
         if progress is not None:
             progress(stop, store.n_cells)
     if sums is not None:

@@ -92,7 +92,7 @@ class ZarrParts:
         return may_be_left_out(self.array(name), name, one_gene=False)
 
     def rows(self, low: int, high: int, unknown: Iterable[tuple[int, int]] = ()) -> tuple[int, int]:
-        """Give the rows that the entries ``[low, high)`` belong to, without looking at the `unknown` row starts."""
+        """Return the rows that the entries ``[low, high)`` belong to, without looking at the `unknown` row starts."""
         known = [range(*span) for span in without(0, self.n_cells + 1, unknown)]
         ends = list(itertools.accumulate(len(rows) for rows in known))
 
@@ -108,7 +108,7 @@ class ZarrParts:
         return row_at(first) if first >= 0 else 0, row_at(last) if last < ends[-1] else self.n_cells
 
     def begin(self, row: int) -> int:
-        """Give where the entries of a row begin."""
+        """Return where the entries of a row begin."""
         return int(read_range(self.array(self.counts[-1]), row, row + 1, str(self.folder))[0])
 
     def unproven(self, columns: Iterable[Column]) -> Iterator[str]:
@@ -255,7 +255,7 @@ class PackedSums:
                 losses.add("X", start, stop, f"{found}, {packed}: {_RESTORE}")
 
     def _wrong_chunks(self, start: int, stop: int) -> Iterator[tuple[int, int, str]]:
-        """Give the rows of the chunks, of those under the rows given, whose counts are not those packed."""
+        """Return the rows of the chunks, of those under the rows given, whose counts are not those packed."""
         size, parts = self._manifest.chunk_entries, self._parts
         for chunk in range(parts.begin(start) // size, -(-parts.begin(stop) // size)):
             low, high = chunk * size, min((chunk + 1) * size, self._manifest.n_entries)
@@ -268,7 +268,7 @@ class PackedSums:
 
 
 def packed_sums(parts: ZarrParts, losses: Losses) -> PackedSums | None:
-    """Give what compares the sums of a store that was packed; None for another."""
+    """Return what compares the sums of a store that was packed; None for another."""
     try:
         manifest = read_manifest(parts.root) if parts.counts[0] == "X/data" else None
         if manifest is None:

@@ -117,7 +117,7 @@ class AnnDataStore:
             )
 
     def _conversion(self) -> str:
-        """Say how to store this matrix by rows."""
+        """Report how to store this matrix by rows."""
         if self.layer == _RAW:
             return (
                 "convert it once with raw = adata.raw.to_adata(); raw.X = scipy.sparse.csr_matrix(raw.X); adata.raw = "
@@ -200,7 +200,7 @@ class AnnDataStore:
         return starts
 
     def obs_columns(self) -> list[str]:
-        """Names of the obs columns, in the order of the file."""
+        """Return the names of the obs columns, in the order of the file."""
         return self._obs.columns()
 
     def categorical(self, key: str) -> Categorical:
@@ -212,7 +212,7 @@ class AnnDataStore:
         return self._obs.numeric(key)
 
     def obs_names(self, start: int, stop: int) -> NDArray[np.object_]:
-        """Names of the cells ``[start, stop)``."""
+        """Return the names of the cells ``[start, stop)``."""
         return self._obs.names(start, stop)
 
     def read_var(self) -> pd.DataFrame:
@@ -220,7 +220,7 @@ class AnnDataStore:
         return read_columns(self._tree, self._var, self._array, self.var_names)
 
     def layers(self) -> list[str]:
-        """Names of the layers."""
+        """Return the names of the layers."""
         names = self._tree.names("layers") if self._tree.kind("layers") == "group" else []
         return [*names, *([_RAW] if self._tree.kind(_RAW) else [])]
 
@@ -229,7 +229,7 @@ class AnnDataStore:
         return self._packed and self._packed()
 
     def marked_genes(self, key: str) -> list[str] | None:
-        """Names of the genes for which the boolean column `key` of var is set; None if there is no such column."""
+        """Return the genes for which the boolean column `key` of var is set; None if there is no such column."""
         path = f"{self._var}/{key}"
         if self._tree.kind(path) is None:
             return None

@@ -56,7 +56,7 @@ class Unmatched:
 
 
 def format_unmatched(unmatched: Sequence[Unmatched]) -> str:
-    """Say which genes did not match, a line for each store with any."""
+    """Report which genes did not match, a line for each store with any."""
     lines = []
     for found in unmatched:
         left_out, lacking = _some(found.left_out, found.n_left_out), _some(found.lacking, found.n_lacking)
@@ -147,7 +147,7 @@ class Collection:
         return keep_rows(rows, choice)
 
     def obs_columns(self) -> list[str]:
-        """Names of the obs columns that all stores have, in the order of the first, and that of the sources."""
+        """Return the obs columns that all stores have, in the order of the first, and that of the sources."""
         shared = [key for key in self._columns[0] if all(key in columns for columns in self._columns)]
         return shared if self._source_key is None else [*shared, self._source_key]
 
@@ -170,7 +170,7 @@ class Collection:
         return Numeric(key, self._joined([partial(_stored, column) for column in columns]))
 
     def obs_names(self, start: int, stop: int) -> NDArray[np.object_]:
-        """Names of the cells ``[start, stop)``, as each store has them: two stores may share one."""
+        """Return the names of the cells ``[start, stop)``, as each store has them: two stores may share one."""
         return self._gather([store.obs_names for store in self._stores], start, stop)
 
     def read_var(self) -> pd.DataFrame:
@@ -179,7 +179,7 @@ class Collection:
         return joined[~joined.index.duplicated()].reindex(self.var_names)
 
     def layers(self) -> list[str]:
-        """Names of the layers that all stores have."""
+        """Return the names of the layers that all stores have."""
         first, *others = [store.layers() for store in self._stores]
         return [name for name in first if all(name in layers for layers in others)]
 
@@ -284,7 +284,7 @@ def open_collection(
     Raises
     ------
     ValueError
-        If a store is given twice, no gene is in all, a gene asked for is in none, or a store has an obs column
+        If a store is given twice, no gene is in all, a requested gene is in none, or a store has an obs column
         `source_key`.
     """
     if not stores:
@@ -311,7 +311,7 @@ def open_collection(
 
 
 def source_names(uris: Sequence[str]) -> list[str]:
-    """Shorten each of `uris` to its last parts, as many as tell it from the others; what cannot be told is numbered."""
+    """Shorten each of `uris` to its last parts, as many as distinguish it; equal ones are numbered."""
     parts = [uri.rstrip("/").split("/") for uri in uris]
     names = []
     for at, part in enumerate(parts):
@@ -346,13 +346,13 @@ def _stored(column: Numeric, start: int, stop: int) -> NDArray[Any]:
 
 
 def _places(names: Iterable[str], var_names: Iterable[str]) -> NDArray[np.int32]:
-    """Give the place of each of `names` in `var_names`, -1 where it is not there."""
+    """Return the place of each of `names` in `var_names`, -1 where it is not there."""
     place = {name: at for at, name in enumerate(var_names)}
     return np.array([place.get(name, -1) for name in names], dtype=np.int32)
 
 
 def _shared_genes(stores: Sequence[CellStore]) -> list[str]:
-    """Give the genes that all stores have, in the order of the first."""
+    """Return the genes that all stores have, in the order of the first."""
     first = stores[0]
     shared = set(first.var_names)
     for store in stores[1:]:
@@ -379,7 +379,7 @@ def _listed_genes(stores: Sequence[CellStore], genes: list[str]) -> list[str]:
     if unknown:
         named = _some([_with_nearest(name, list(present)) for name in unknown[:3]], len(unknown))
         raise ValueError(
-            f"{len(unknown)} of {len(genes)} genes asked for are in none of {len(stores)} stores: {named}; "
+            f"{len(unknown)} of {len(genes)} genes requested are in none of {len(stores)} stores: {named}; "
             "correct data.genes"
         )
     return genes
@@ -397,5 +397,4 @@ def _plain(name: str) -> str:
 
 def _some(names: Sequence[str], total: int) -> str:
     """List `names`, and how many more there are of `total`."""
-    rest = total - len(names)
-    return ", ".join(names) + (f" and {rest} more" if rest else "")
+    return ", ".join(names) + (f" and {total - len(names)} more" if total > len(names) else "")

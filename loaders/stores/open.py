@@ -48,7 +48,7 @@ def open_store(
     soma
         What is read of a TileDB-SOMA experiment; needed if it is remote.
     storage_options
-        Of a URL, what obstore takes beside the environment: credentials, ``endpoint``, ``region``, ``skip_signature``.
+        Of a URL, options of obstore besides the environment: credentials, ``endpoint``, ``region``, ``skip_signature``.
 
     allow_fractional
         Read counts that are not whole, as of ambient correction or Smart-seq, as float32; they are refused otherwise.
@@ -57,7 +57,7 @@ def open_store(
     Raises
     ------
     FileNotFoundError
-        If nothing lies there.
+        If it does not exist.
     ValueError
         If it is no AnnData, is empty, or its parts disagree.
     """

@@ -61,7 +61,7 @@ _Narrow = tuple[NDArray[np.int64], list[tuple[NDArray[np.int32], NDArray[Any], N
 
 
 def is_soma(path: Path) -> bool:
-    """Tell whether a local folder is a TileDB group, as a SOMA experiment is."""
+    """Return whether a local folder is a TileDB group, as a SOMA experiment is."""
     return (path / "__group").is_dir() or (path / "__tiledb_group.tdb").is_file()
 
 
@@ -87,7 +87,7 @@ def open_soma(uri: str, *, layer: str | None = None, options: SomaOptions = _DEF
         raise ValueError(f"{uri} is TileDB-SOMA, which needs another package: pip install dist-scvi[soma]") from error
     config: dict[str, str | float] = {"soma.init_buffer_bytes": str(_BUFFER_BYTES), **options.tiledb_config}
     moment = f" as of timestamp_ms={options.timestamp_ms}" if options.timestamp_ms else ""
-    with _told(f"the TileDB-SOMA experiment {uri}{moment}"):
+    with _naming_errors(f"the TileDB-SOMA experiment {uri}{moment}"):
         context = tiledbsoma.SOMATileDBContext(tiledb_config=config)
         experiment: Any = tiledbsoma.open(uri, context=context, tiledb_timestamp=options.timestamp_ms)
         if experiment.soma_type != "SOMAExperiment" or not {"obs", "ms"} <= set(experiment.keys()):
@@ -98,7 +98,7 @@ def open_soma(uri: str, *, layer: str | None = None, options: SomaOptions = _DEF
 class SomaStore:
     """The counts and obs of a SOMA experiment.
 
-    Rows are the cells that `SomaOptions.obs_value_filter` chooses, by rising soma_joinid. Nothing is held of them but
+    Rows are the cells that `SomaOptions.obs_value_filter` chooses, by rising soma_joinid. Nothing is kept of them but
     the runs of their soma_joinids: a single one where there are no gaps.
 
     Parameters
@@ -155,9 +155,9 @@ class SomaStore:
     def read_ranges(
         self, ranges: Ranges, order: NDArray[np.int64] | None = None, choice: GeneChoice | None = None
     ) -> CsrRows:
-        """Read several ranges of rows, side by side; see `CellStore`.
+        """Read several ranges of rows, concurrently; see `CellStore`.
 
-        TileDB decompresses a tile for any of its rows. So what is wanted of one stretch of tiles is asked for at once.
+        TileDB decompresses a tile for any of its rows. So one query reads what is wanted of one stretch of tiles.
         """
         row_n = np.concatenate([np.zeros(0, dtype=np.int64), *(np.arange(*span) for span in ranges)])
         if not len(row_n):
@@ -175,7 +175,7 @@ class SomaStore:
         return keep_rows(rows.take(order), choice)
 
     def obs_columns(self) -> list[str]:
-        """Names of the obs columns, in the order of the store."""
+        """Return the names of the obs columns, in the order of the store."""
         return self._obs.columns
 
     def categorical(self, key: str) -> Categorical:
@@ -187,11 +187,11 @@ class SomaStore:
         return self._obs.numeric(key)
 
     def obs_names(self, start: int, stop: int) -> NDArray[np.object_]:
-        """Names of the cells ``[start, stop)``."""
+        """Return the names of the cells ``[start, stop)``."""
         return self._obs.names(start, stop)
 
     def layers(self) -> list[str]:
-        """Names of the layers, but for the one that is read by default."""
+        """Return the names of the layers, but for the one that is read by default."""
         return self._layers
 
     def packed_digest(self) -> str | None:
@@ -210,13 +210,13 @@ class SomaStore:
     def _entries(self, row_n: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], Any]]:
         """Yield all entries from the first to the last of some rows: soma_joinid of the cell, gene, and value."""
         first, last = self._obs.joinids(row_n[[0, -1]]).tolist()
-        with _told(f"{self._where} at rows {row_n[0]} to {row_n[-1]}"):
+        with _naming_errors(f"{self._where} at rows {row_n[0]} to {row_n[-1]}"):
             for table in self._x.read((slice(first, last),)).tables():
                 cell_e, gene_e, value_e = (column.to_numpy() for column in table.columns)
                 yield cell_e, gene_e if self._place_g is None else self._place_g.take(gene_e, mode="clip"), value_e
 
     def _places(self, row_n: NDArray[np.int64]) -> tuple[int, NDArray[np.int32]]:
-        """Give the first soma_joinid, and for it and all up to the last: the place in `row_n`, or what else it is."""
+        """Return the first soma_joinid, and for it and all up to the last: the place in `row_n`, or what else it is."""
         all_n = self._obs.joinids(np.arange(row_n[0], row_n[-1] + 1))
         unknown = _NO_CELL if self._obs.value_filter is None else _NOT_WANTED
         place_n = np.full(all_n[-1] + 1 - all_n[0], unknown, dtype=np.int32)
@@ -295,14 +295,14 @@ class SomaStore:
 
 def _reader(frame: Any, value_filter: str | None) -> Tables:
     def tables(what: str, columns: list[str], span: slice) -> Iterator[Any]:
-        with _told(what):
+        with _naming_errors(what):
             yield from frame.read((span,), column_names=columns, value_filter=value_filter)
 
     return tables
 
 
 def _choose_layer(present: Sequence[str], wanted: str | None, uri: str) -> tuple[str, list[str]]:
-    """Give the layer to read, and those besides the one that is read by default."""
+    """Return the layer to read, and those besides the one that is read by default."""
     default = present[0] if len(present) == 1 else "raw"
     others = [name for name in present if name != default]
     name = wanted or default
@@ -318,7 +318,7 @@ def _entries_written(x: Any) -> int:
 
 
 def _read_sizes(x: Any, mean_entries: float, n_genes: int) -> tuple[int, int]:
-    """Give the rows that are decompressed together, and those that one query reads.
+    """Return the rows that are decompressed together, and those that one query reads.
 
     Entries lie in squares of ``tile`` cells by ``tile`` genes, in each cut every `capacity` entries.
     """
@@ -351,8 +351,8 @@ def _stray_cell(joinid: object, where: str) -> DamagedError:
 
 
 @contextmanager
-def _told(what: str) -> Iterator[None]:
-    """Say of an error of TileDB which part it befell."""
+def _naming_errors(what: str) -> Iterator[None]:
+    """Report errors of TileDB with the part that was read."""
     from tiledbsoma import SOMAError
 
     try:

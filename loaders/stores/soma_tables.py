@@ -37,12 +37,12 @@ Tables = Callable[[str, list[str], slice], Iterator[Any]]
 class SomaObs:
     """The obs of a SOMA experiment, or the rows of it that a filter chooses, by rising soma_joinid.
 
-    Nothing is held of the rows but the runs of their soma_joinids: a single one where there are no gaps.
+    Nothing is kept of the rows but the runs of their soma_joinids: a single one where there are no gaps.
 
     Parameters
     ----------
     experiment
-        A ``tiledbsoma.Experiment``; it is held, for it closes its parts when it is no longer used.
+        A ``tiledbsoma.Experiment``; it is kept, for it closes its parts when it is no longer used.
     tables
         Reads the rows of its obs that `value_filter` chooses.
     names_column
@@ -82,13 +82,13 @@ class SomaObs:
             )
 
     def joinids(self, row_n: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Give the soma_joinid of each row."""
+        """Return the soma_joinid of each row."""
         run_n = np.searchsorted(self._row_r, row_n, side="right") - 1
         joinid_n: NDArray[np.int64] = row_n - self._row_r[run_n] + self._first_r[run_n]
         return joinid_n
 
     def rows(self, joinid_n: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Give the row of each soma_joinid, or of the next that is chosen."""
+        """Return the row of each soma_joinid, or of the next that is chosen."""
         run_n = np.maximum(np.searchsorted(self._first_r, joinid_n, side="right") - 1, 0)
         row_n: NDArray[np.int64] = joinid_n - self._first_r[run_n] + self._row_r[run_n]
         return row_n.clip(self._row_r[run_n], self._row_r[run_n + 1])
@@ -110,7 +110,7 @@ class SomaObs:
         return Numeric(key, PagedArray(_ObsArray(self, key, np.float32), self._uri))
 
     def names(self, start: int, stop: int) -> NDArray[np.object_]:
-        """Names of the cells ``[start, stop)``."""
+        """Return the names of the cells ``[start, stop)``."""
         name_n = self.joinids(np.arange(start, stop)).astype(object)
         for row_n, column in self.read(self._names, start, stop) if self._names else ():
             name_n[row_n - start] = column.to_pylist()
@@ -150,7 +150,7 @@ class SomaObs:
         return first, last + 1 - first
 
     def _encode(self, key: str) -> Categorical:
-        """Give each value of a column a code by its name, in the smallest type."""
+        """Return each value of a column a code by its name, in the smallest type."""
         code_of: dict[str, int] = {}
         code_n = np.empty(self.n_cells, dtype=np.int8)
         for row_n, column in self.read(key, 0, self.n_cells):
@@ -190,7 +190,7 @@ def _is_encoded(kind: Any) -> bool:
 
 
 def _numbers(column: Any) -> NDArray[Any]:
-    """Give an Arrow array as numbers, NaN where one is missing; one that is encoded as codes, then -1."""
+    """Return an Arrow array as numbers, NaN where one is missing; one that is encoded as codes, then -1."""
     dense = column.indices.fill_null(-1) if _is_encoded(column.type) else column
     return np.asarray(dense.to_numpy(zero_copy_only=False))
 
