@@ -126,7 +126,7 @@ def test_an_inner_join_holds_the_genes_of_all_in_the_order_of_the_first(shapes):
 @given(some_stores, some_genes)
 def test_a_list_of_genes_is_kept_in_its_order_and_the_report_says_what_did_not_match(shapes, wanted):
     if not set(wanted) <= {name for genes, _ in shapes for name in genes}:
-        with pytest.raises(ValueError, match=f"of {len(wanted)} requested genes are in none of {len(shapes)} stores"):
+        with pytest.raises(ValueError, match=f"of {len(wanted)} genes requested are in none of {len(shapes)} stores"):
             open_collection(opened_stores(shapes), genes=wanted)
         return
     store = open_collection(opened_stores(shapes), genes=wanted)
