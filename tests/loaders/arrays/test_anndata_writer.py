@@ -124,8 +124,8 @@ def test_a_lost_file_of_a_column_is_refused(small_files, tmp_path, cells, key):
 
 
 def test_nothing_is_left_where_an_append_fails(tmp_path, cells):
-    cells.X.data[cells.X.indptr[60]] = 0.5
-    with pytest.raises(ValueError, match=r"holds 0\.5 at row 60"):
+    cells.X.data[cells.X.indptr[60]] = -1.0
+    with pytest.raises(ValueError, match=r"holds -1\.0 at row 60"):
         write_cells(tmp_path / "a.zarr", cells, (0, 50, 150))
     assert list(tmp_path.iterdir()) == []
 
