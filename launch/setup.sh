@@ -113,8 +113,8 @@ announce_size() {
         torch=$(pip_of "$venv" install --quiet --dry-run --no-deps --report - "$torch" 2>/dev/null | grep '"url"')
     fi
     case $torch:$(uname -sm) in
-    *cpu*:* | *:Darwin*) say "about 1.3 GB on disk, 2 to 5 minutes" ;;
-    *torch*:Linux*) say "about 7 GB on disk and 3 GB to download, 5 to 15 minutes: torch comes with CUDA. Without an NVIDIA GPU, stop this and start it with $cpu: 1.3 GB" ;;
+    *cpu*:* | *:Darwin*) say "about 1.7 GB on disk, 1 to 5 minutes" ;;
+    *torch*:Linux*) say "about 5.5 GB on disk and 3 GB to download, 5 to 15 minutes: torch comes with CUDA. Without an NVIDIA GPU, stop this and start it with $cpu: 1.7 GB" ;;
     esac
 }
 
