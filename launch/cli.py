@@ -105,8 +105,16 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
+    from dist_scvi.launch.verify import verify_written
     from dist_scvi.loaders.checks.verify import format_verification, verify_store
 
+    written = verify_written(options.source, dict(options.storage))
+    if written is not None:
+        kind, problems = written
+        record = {"kind": kind, "source": options.source, "ok": not problems, "problems": problems}
+        text = "\n".join(problems) or f"{options.source} is a whole {kind}"
+        print_text(json.dumps(record, indent=1) if options.json else text)
+        return MISTAKE if problems else OK
     found = verify_store(
         options.source,
         layer=options.layer,

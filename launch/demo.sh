@@ -66,9 +66,10 @@ print(",".join(dist_scvi.open_atlas(sys.argv[1]).var_names[:5]))
 PY
 )
 by=${labels_key:-$batch_key}
-step "Query: normalized expression${by:+ by $by}, from the minified atlas alone"
+step "Query: expression${by:+ and markers by $by}, from the minified atlas alone"
 if [ -n "$by" ]; then
-    dist-scvi query "$out/run/atlas" expression --genes "$genes" --by "$by"
+    dist-scvi query "$out/run/atlas" group-expression --genes "$genes" --by "$by"
+    dist-scvi query "$out/run/atlas" markers --by "$by" --n-genes 2
 else
     dist-scvi query "$out/run/atlas" expression --genes "$genes" | head -6
 fi
@@ -77,7 +78,7 @@ step "Report"
 python - "$out/run" <<'PY'
 import statistics, sys
 from pathlib import Path
-from dist_scvi.training.metrics import read_metrics
+from dist_scvi.metrics.metrics_file import read_metrics
 rows = read_metrics(Path(sys.argv[1]))
 held_out = [row["elbo"] for row in rows if row["kind"] == "validation"]
 speed = statistics.median(row["cells_per_s"] for row in rows if row["kind"] == "train")
@@ -95,6 +96,7 @@ cat <<END
 Try next:
   export PATH=$VIRTUAL_ENV/bin:\$PATH
   dist-scvi query $out/run/atlas latent | head
-  dist-scvi query $out/run/atlas expression --genes $genes${by:+ --by $by} --n-samples 10 --seed 1
+  dist-scvi query $out/run/atlas expression --genes $genes --out expression.csv
+  dist-scvi export $out/run/atlas atlas.h5ad --to h5ad
   dist-scvi resume $out/run train.max_epochs=20 --workers $workers
 END

@@ -27,7 +27,7 @@ def test_a_link_is_a_link(name: str) -> None:
 
 def test_no_file_is_over_400_lines_and_no_body_over_50() -> None:
     assert SOURCES
-    long = [str(path) for path in SOURCES if path.read_text().count("\n") > 410]
+    long = [str(path) for path in SOURCES if path.read_text().count("\n") > 400]
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):

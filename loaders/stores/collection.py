@@ -5,7 +5,6 @@ Shape letters in this file
     g   genes of one store
 """
 
-import difflib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -30,6 +29,7 @@ from dist_scvi.loaders.arrays.obs_columns import (
     missing_column,
 )
 from dist_scvi.loaders.cell_store import CellStore
+from dist_scvi.loaders.name_lookup import describe_missing
 
 T = TypeVar("T")
 Read = Callable[[int, int], NDArray[Any]]
@@ -377,17 +377,12 @@ def _listed_genes(stores: Sequence[CellStore], genes: list[str]) -> list[str]:
     present = dict.fromkeys(name for store in stores for name in store.var_names)
     unknown = [name for name in genes if name not in present]
     if unknown:
-        named = _some([_with_nearest(name, list(present)) for name in unknown[:3]], len(unknown))
+        named = describe_missing(unknown, list(present))
         raise ValueError(
             f"{len(unknown)} of {len(genes)} genes requested are in none of {len(stores)} stores: {named}; "
             "correct data.genes"
         )
     return genes
-
-
-def _with_nearest(name: str, present: Sequence[str]) -> str:
-    near = [other for other in present if _plain(other) == _plain(name)] or difflib.get_close_matches(name, present)
-    return f"{name} (nearest {', '.join(near[:3])})" if near else name
 
 
 def _plain(name: str) -> str:

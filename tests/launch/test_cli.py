@@ -318,3 +318,29 @@ def test_the_keys_of_a_configuration_are_printed_and_near_ones_suggested(
     assert "max_epochs" in yaml.safe_dump(capsys.readouterr().out)
     assert run("config", "--explain", "train.lrr") == 2
     assert "did you mean train.lr" in capsys.readouterr().err
+
+
+def test_verify_reads_runs_models_checkpoints_and_atlases_and_names_what_is_damaged(
+    short: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = short.parent / "run"
+    assert run("train", short) == 0
+    assert run("minify", folder) == 0
+    [checkpoint] = sorted(folder.glob("checkpoints/step-*"))[-1:]
+    whole = {folder: "run", folder / "model": "model", checkpoint: "checkpoint", folder / "atlas": "atlas"}
+    for path, kind in whole.items():
+        capsys.readouterr()
+        assert run("verify", path) == 0
+        assert capsys.readouterr().out == f"{path} is a whole {kind}\n"
+    for file in (
+        checkpoint / "model.safetensors",
+        folder / "atlas" / "cells.zarr" / "obs" / "log_normalizer" / "c" / "0",
+    ):
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    for path in (folder, checkpoint, folder / "atlas"):
+        assert run("verify", path) == 2
+    found = capsys.readouterr().out
+    assert "model.safetensors" in found
+    assert "log_normalizer" in found

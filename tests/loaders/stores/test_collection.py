@@ -271,7 +271,7 @@ def test_genes_that_no_store_has_are_refused_with_the_nearest():
     store = in_memory(["ENSG7", "ENSG8.2", "TP53"])
     with pytest.raises(
         ValueError,
-        match=r"^3 of 4 genes .* 1 stores: ENSG8 \(nearest ENSG8.2\), tp53 \(nearest TP53\), zzz; correct data.genes",
+        match=r"^3 of 4 genes .*: 'ENSG8' \(did you mean 'ENSG8.2'\?\), 'tp53' \(did you mean 'TP53'\?\), 'zzz'; ",
     ):
         open_collection([store], genes=["ENSG8", "tp53", "ENSG7", "zzz"])
 

@@ -1,0 +1,72 @@
+"""``dist-scvi verify`` of what this package writes: runs, checkpoints, models and atlases."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from dist_scvi.progress_reporter import ProgressReporter
+
+
+def verify_written(path: str, storage_options: Mapping[str, str]) -> tuple[str, list[str]] | None:
+    """Read all of a run, checkpoint, model or atlas, by the code that opens it.
+
+    Returns
+    -------
+    str, list of str
+        What it is, and what is wrong with it, a line for each problem. None if it is something else, such as a store.
+    """
+    from dist_scvi.storage.run_storage import open_run_storage
+
+    if "://" not in path and not Path(path).is_dir():
+        return None
+    folder = open_run_storage(path, storage_options=storage_options)
+    names = set(folder.names())
+    if "ATLAS.json" in names:
+        from dist_scvi.atlas.store.verify import verify_atlas
+
+        report = ProgressReporter("verified", "bytes")
+        return "atlas", verify_atlas(path, storage_options=storage_options, on_progress=report)
+    if "config.yaml" in names:
+        return "run", _problems_of_run(path, storage_options)
+    if "spec.json" in names:
+        return "model", _problems_of_model(path, storage_options)
+    if "state.json" in names:
+        return "checkpoint", _problem_of_folder(path, "", storage_options)
+    return None
+
+
+def _problems_of_run(path: str, storage_options: Mapping[str, str]) -> list[str]:
+    from dist_scvi.metrics.run_record import CHECKPOINTS, MODEL, newest_first, run_config
+    from dist_scvi.storage.run_storage import open_run_storage
+
+    run, problems = open_run_storage(path, storage_options=storage_options), []
+    try:
+        run_config(run)
+    except (ValueError, OSError) as error:
+        problems.append(str(error))
+    for name in newest_first(run.subfolder(CHECKPOINTS)):
+        problems += _problem_of_folder(path, f"{CHECKPOINTS}/{name}", storage_options)
+    if MODEL in run.names():
+        problems += _problems_of_model(f"{path}/{MODEL}", storage_options)
+    return problems
+
+
+def _problems_of_model(path: str, storage_options: Mapping[str, str]) -> list[str]:
+    from dist_scvi.network.model_files import load_model
+    from dist_scvi.storage.run_storage import open_run_storage
+
+    try:
+        load_model(open_run_storage(path, storage_options=storage_options))
+    except (ValueError, OSError) as error:
+        return [str(error)]
+    return []
+
+
+def _problem_of_folder(path: str, name: str, storage_options: Mapping[str, str]) -> list[str]:
+    """Compare the files of a folder with its manifest."""
+    from dist_scvi.storage.run_storage import open_run_storage
+
+    try:
+        open_run_storage(path, storage_options=storage_options).read_folder(name)
+    except (ValueError, OSError) as error:
+        return [str(error)]
+    return []
