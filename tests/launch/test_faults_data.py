@@ -121,9 +121,9 @@ class TestChangedStore:
             ("genes", "data.var_names_sha256 was "),
             ("categories", "data.batch"),
             ("cells", "data.n_cells was 421, is 420"),
-            ("values", "data.content was "),
-            ("order", "data.content was "),
-            ("codes", "data.content was "),
+            ("values", "data.content (digest of counts, obs columns and names of cells) was "),
+            ("order", "data.content (digest of counts, obs columns and names of cells) was "),
+            ("codes", "data.content (digest of counts, obs columns and names of cells) was "),
         ],
     )
     def test_a_store_that_changed_since_the_run_began_is_refused_with_the_difference(

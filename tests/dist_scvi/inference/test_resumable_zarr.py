@@ -141,7 +141,7 @@ def test_workers_wait_for_each_other_after_each_round(tmp_path: Path) -> None:
     def look(start: int) -> None:
         if start == 0:
             time.sleep(0.3)  # long enough for the others to run ahead
-        done[start] = {mark.name for mark in (tmp_path / ".partial-out").glob("*/pieces/*/index.npz")}
+        done[start] = {mark.name for mark in (tmp_path / ".partial-out").glob("*/done/*")}
 
     together(3, lambda world: write(tmp_path / "out", world, before=look))
     assert all(done[start] >= {f"{number:08d}" for number in range(3)} for start in STARTS[3:])
@@ -309,7 +309,7 @@ def test_an_atlas_whose_writer_is_killed_again_and_again_is_that_of_an_undisturb
         (ended,) = writers.write(tmp_path / "atlas", what="minify", killed=(0, kill_at))
         assert ended == {"signal": 9}
         assert not (tmp_path / "atlas").exists()
-        before.append(len(list((tmp_path / ".partial-atlas").glob("*/pieces/*/index.npz"))))
+        before.append(len(list((tmp_path / ".partial-atlas").glob("*/done/*"))))
     assert before == sorted(before)
     assert 0 < before[1] < before[-1] < 5
     (ended,) = writers.write(tmp_path / "atlas", what="minify")

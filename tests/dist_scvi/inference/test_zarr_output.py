@@ -141,7 +141,7 @@ def test_what_was_computed_is_not_computed_again_but_for_another_question(
         return computed[0]
 
     assert begin() == 0
-    for another in ({"cells": np.arange(300)}, {"question": {"seed": 2}}, {"attributes": {"labels": ["B"]}}):
+    for another in ({"cells": np.arange(300)}, {"identity": {"seed": 2}}, {"attributes": {"labels": ["B"]}}):
         assert begin(**another) == 0
         assert begin(**another) == 120
     told: list[tuple[int, int]] = []

@@ -271,7 +271,7 @@ def test_a_store_is_replaced_only_where_that_is_asked_for(tmp_path, source):
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"genes": ["g100"]}, "lacks 1 of 1 genes, the first is 'g100'"),
+        ({"genes": ["g100"]}, "lacks 1 of 1 genes: 'g100' "),
         ({"obs_columns": ["donor"]}, "no obs column 'donor'"),
         ({"group_by": "donor"}, "no obs column 'donor'"),
         ({"codec": "gzip"}, "codec='gzip' is not known"),
