@@ -1,4 +1,4 @@
-"""Rows of a compressed matrix in Zarr, decoded, narrowed, checked and put where they belong by all threads."""
+"""Rows of a CSR matrix in Zarr: all threads decode, narrow and check them and copy them to their places."""
 
 import sys
 import threading
@@ -23,25 +23,29 @@ from dist_scvi.loaders.arrays.kernels import (
 )
 
 _KEPT_TOGETHER = 1024
-"""Rows of which one thread drops genes in one go."""
+"""Rows of one task of `keep_rows`."""
 _NARROWED = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32", "float64")
 
 _NOBODY = 2
-"""References to an array of which no part is in use: the list's, and that of the call that counts them."""
+"""References to an unused array: that of the list, and the argument of ``sys.getrefcount``."""
 
 
 class Buffers:
-    """Gives out arrays and takes back, unasked, those of which nobody holds a part any more.
+    """A pool of arrays; an array is free again when no view of it exists.
 
-    Keeps of each type at most as many as were in use at one time. May be used by several threads.
+    Keeps at most as many arrays of each type as were in use at one time. Thread-safe.
     """
+
+    # The reference count replaces an explicit release: minibatches are views of a window, and no single place in the
+    # code knows which of them is used last. A numpy view refers to the array that owns the memory, so that the count
+    # includes the views.
 
     def __init__(self) -> None:
         self._blocks: defaultdict[np.dtype[Any], list[NDArray[Any]]] = defaultdict(list)
         self._lock = threading.Lock()
 
     def empty(self, length: int, dtype: DTypeLike) -> NDArray[Any]:
-        """Return an array of `length` values, whatever they are."""
+        """Return an array of `length` values, not initialised."""
         with self._lock:
             blocks = self._blocks[np.dtype(dtype)]
             # A view of a block holds a reference to it, so no user has to give memory back, and none can forget to.
@@ -49,8 +53,11 @@ class Buffers:
             for at in free:
                 if length <= len(blocks[at]):
                     return blocks[at][:length]
+            # No free array is long enough. One is dropped for the new one, so that arrays that are too short do not
+            # accumulate.
             if free:
                 del blocks[free[0]]
+            # An eighth more, so that a somewhat longer window can use the same array.
             blocks.append(np.empty(length + length // 8, dtype=dtype))
             return blocks[-1][:length]
 
@@ -63,24 +70,24 @@ def read_rows(
     n_genes: int,
     buffers: Buffers,
 ) -> CsrRows | None:
-    """Read ranges of rows straight to their places, or give None if something in them calls for a closer look.
+    """Read ranges of rows directly to their places, or return None if they need the slower, more detailed reader.
 
     Parameters
     ----------
     starts
         For every range, where each of its rows begins in `data` and where the last one ends.
     order
-        Which of the joined rows to give, in this order, none twice; None for all as they are.
+        Which of the joined rows to return, in this order, none twice; None for all in the stored order.
     n_genes
         Genes of the matrix.
     buffers
-        Where the memory for the rows comes from.
+        Supplies the memory for the rows.
 
     Returns
     -------
     CsrRows
-        Counts in uint8 if they are stored so, else in uint16. None if a count does not fit or is none, or a gene is out
-        of range or stands twice in a row: `rows.from_arrays` says which, or takes larger counts.
+        Counts in uint8 if they are stored as uint8, else in uint16. None if a count does not fit or is not a count, or
+        a gene is out of range or occurs twice in a row: `rows.from_arrays` reports which, or accepts larger counts.
     """
     if data.dtype.name not in _NARROWED or indices.dtype.name not in _NARROWED:
         return None
@@ -89,8 +96,12 @@ def read_rows(
     indptr = row_starts(np.diff(stored)[order])
     to_n = np.full(len(stored) - 1, -1, dtype=np.int64)
     to_n[order] = indptr[:-1]
+    # Most counts fit uint16. The rare store with larger ones is read a second time, as uint32, instead of doubling the
+    # memory of all windows.
     counts_e: NDArray[Any] = buffers.empty(indptr[-1], np.uint8 if data.dtype == np.uint8 else np.uint16)
     genes_e: NDArray[Any] = buffers.empty(indptr[-1], gene_type(n_genes))
+    # Tasks append from several threads: list.append is atomic, and no task reads these lists. Each task writes its own
+    # part of counts_e and genes_e, so that no lock is needed.
     refused: list[int] = []
     rises: list[int] = []
     borders: list[int] = []
@@ -108,6 +119,7 @@ def read_rows(
     run_side_by_side([*indices.tasks(spans, place_genes), *data.tasks(spans, place_counts)], remote=data.remote)
     if refused:
         return None
+    # Genes that strictly increase within a row cannot repeat: only other rows need the check with a table of all genes.
     rising = all(rises) and falls_at(genes_e, np.array(borders, dtype=np.int64), stored, to_n) == 0
     if not rising and repeated_gene(genes_e, indptr, n_genes) >= 0:
         return None
@@ -117,7 +129,7 @@ def read_rows(
 def read_chosen(
     data: ChunkedArray, indices: ChunkedArray, starts: Sequence[NDArray[np.int64]], choice: GeneChoice
 ) -> CsrRows | None:
-    """Read the entries of some genes, renumbered: first which they are, then their counts.
+    """Read the entries of some genes, renumbered: first the positions of these entries, then their counts.
 
     Parameters
     ----------
@@ -127,8 +139,8 @@ def read_chosen(
     Returns
     -------
     CsrRows
-        As `read_rows` gives them. None if `rows.from_arrays` must look: what `read_rows` refuses too, but of the genes
-        that are dropped no more than their numbers.
+        As returned by `read_rows`. None in the cases in which `read_rows` returns None, except that the counts of
+        dropped genes are not checked, only their gene numbers.
     """
     if data.dtype.name not in _NARROWED or indices.dtype.kind not in "iu":
         return None
@@ -144,9 +156,11 @@ def read_chosen(
         n = find_genes(values_e, first, chosen_w, choice.place_g, entry_e, place_e)
         if n == REFUSED:
             refused.append(first)
+        # Copies: views would keep the full-length arrays of all tasks in memory.
         found[first] = entry_e[:n].copy(), place_e[:n].copy()
 
     run_side_by_side(list(indices.tasks(spans, find)), remote=indices.remote)
+    # Threads finish in any order; sorting by the first entry restores the order of the store.
     entry_e, genes_e = map(np.concatenate, zip(*(found[first] for first in sorted(found)), strict=True))
     indptr = np.searchsorted(entry_e, row_starts(np.concatenate([np.diff(start) for start in starts])))
     if refused or repeated_gene(genes_e, indptr, choice.n_genes) >= 0:
@@ -163,7 +177,7 @@ def read_chosen(
 
 
 def keep_rows(rows: CsrRows, choice: GeneChoice | None) -> CsrRows:
-    """Keep the entries of some genes, renumbered, by all threads; None for all. The memory of `rows` is used for it."""
+    """Keep the entries of some genes, renumbered, in all threads; None for all genes. Overwrites the arrays of `rows`."""
     if choice is None:
         return rows
     kept: dict[int, CsrRows] = {}

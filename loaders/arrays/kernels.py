@@ -1,7 +1,7 @@
-"""The loops over stored entries, compiled, and free of the interpreter's lock so that threads run them concurrently.
+"""Compiled loops over stored entries; they release the GIL, so that threads run them in parallel.
 
-Conditions are added up rather than branched on, and rows are copied by plain loops over slices: so the compiler uses
-vector instructions.
+The loops accumulate conditions instead of branching on them, and copy rows by plain loops over slices, so that the
+compiler can use vector instructions.
 
 Shape letters in this file
     n   cells (rows)
@@ -21,11 +21,13 @@ _ONE, _SIX, _SIXTY_THREE = np.uint64(1), np.uint64(6), np.uint64(63)
 
 @njit(nogil=True, cache=True)
 def settle(value_e: NDArray[Any], out_e: NDArray[Any], limit: int) -> bool:
-    """Copy values into a narrower unsigned type, and say whether all are whole numbers from 0 to `limit`."""
+    """Copy values into a narrower unsigned type; return whether all are whole numbers from 0 to `limit`."""
     strange = 0
+    # No early return: a branch that leaves the loop prevents vectorisation. The caller discards refused output.
     for e in range(len(value_e)):
         value = value_e[e]
         inside = (value >= 0) & (value <= limit)
+        # The range check comes before the cast: casting a float that is out of range (or NaN) is undefined.
         whole = out_e.dtype.type(value if inside else 0)
         strange += 1 - (inside & (value_e.dtype.type(whole) == value))
         out_e[e] = whole
@@ -41,19 +43,19 @@ def place_rows(
     out_e: NDArray[Any],
     limit: int,
 ) -> int:
-    """Settle values where their rows belong, and say whether they rise in each row.
+    """Copy values to the places of their rows in `out_e`, and return whether they increase within each row.
 
     Parameters
     ----------
     value_e
-        The values from entry `first` on of the rows that begin at `indptr`.
+        Consecutive values, from entry `first` on, of the rows that begin at `indptr`.
     to_n
-        Where each row begins in `out_e`, -1 for one that is not wanted.
+        Where each row begins in `out_e`, -1 for a row that is not requested.
 
     Returns
     -------
     int
-        1 if they rise, 0 if not, `REFUSED` if one is no whole number from 0 to `limit`.
+        1 if they strictly increase, 0 if not, `REFUSED` if one is not a whole number from 0 to `limit`.
     """
     # Flags are added up and looked at once after the loops: a branch inside them keeps the compiler from vectorising.
     strange = False
@@ -67,8 +69,8 @@ def place_rows(
         if to_n[row] >= 0:
             at = to_n[row] + first + begin - indptr[row]
             from_e, to_e = value_e[begin:end], out_e[at : at + end - begin]
-            # Two loops for what looks like one: without a conversion, only the extremes need to be known for the check,
-            # and copying runs at the speed of memory.
+            # Equal types need no cast. Minimum and maximum replace the check of each value; they are compared once
+            # at the end.
             if as_they_are:
                 for e in range(len(from_e)):
                     to_e[e] = from_e[e]
@@ -81,6 +83,8 @@ def place_rows(
                     whole = to_e.dtype.type(value if inside else 0)
                     strange |= (not inside) | (from_e.dtype.type(whole) != value)
                     to_e[e] = whole
+            # Only values of this call are compared. `falls_at` checks the first value of each call against its
+            # predecessor.
             after_e = from_e[1:]
             for e in range(len(after_e)):
                 falls |= after_e[e] <= from_e[e]
@@ -100,20 +104,22 @@ def find_genes(
     out_entry_e: NDArray[np.int64],
     out_place_e: NDArray[Any],
 ) -> int:
-    """Note the entries whose gene is chosen, and its place.
+    """Write the positions of the entries whose gene is chosen, and the new number of each gene.
 
     Parameters
     ----------
     gene_e
         The genes from entry `first` on.
     chosen_w
-        A bit for each gene, lowest first: a table that stays in the fastest cache.
+        A bit for each gene, lowest bit first. The table is small enough for the L1 cache.
 
     Returns
     -------
     int
-        How many they are, `REFUSED` if a gene is out of range.
+        Number of these entries, `REFUSED` if a gene is out of range.
     """
+    # This loop comes first because numba does not check indices: a gene that is out of range would read outside of
+    # `chosen_w` below.
     lowest = highest = gene_e.dtype.type(0)
     for e in range(len(gene_e)):
         lowest = min(lowest, gene_e[e])
@@ -125,6 +131,7 @@ def find_genes(
     at = 0
     for e in range(len(gene_e)):
         gene = np.uint64(gene_e[e])
+        # Written in any case, and overwritten by the next entry if the gene is not chosen: `at` does not advance.
         out_entry_e[at] = e
         if chosen_w[gene >> _SIX] >> (gene & _SIXTY_THREE) & _ONE:
             at += 1
@@ -138,7 +145,7 @@ def find_genes(
 def falls_at(
     gene_e: NDArray[Any], entry_p: NDArray[np.int64], indptr: NDArray[np.int64], to_n: NDArray[np.int64]
 ) -> int:
-    """Count the entries `entry_p`, placed as by `place_rows`, that are not larger than the one before in their row."""
+    """Count the entries `entry_p`, copied by `place_rows`, that are not larger than their predecessor in the row."""
     falls = 0
     for entry in entry_p:
         row = np.searchsorted(indptr, entry, side="right") - 1
@@ -150,9 +157,8 @@ def falls_at(
 
 @njit(nogil=True, cache=True)
 def repeated_gene(gene_e: NDArray[Any], indptr: NDArray[np.int64], n_genes: int) -> int:
-    """Find an entry whose gene its row has already named, -1 if there is none."""
-    # The last row of each gene, rather than a set per row: one table for all rows, never cleared. Sorting would cost
-    # more and lose the order in which the store holds the genes.
+    """Return the first entry whose gene already occurs in its row, -1 if there is none."""
+    # One pass without sorting. The table holds the last row of each gene, so that it is not cleared between rows.
     last_row_g = np.full(n_genes, -1, dtype=np.int64)
     for row in range(len(indptr) - 1):
         for e in range(indptr[row], indptr[row + 1]):
@@ -171,7 +177,7 @@ def take_rows(
     out_count_e: NDArray[Any],
     out_gene_e: NDArray[Any],
 ) -> None:
-    """Copy the rows that begin at `begin_n` one below the other, to where `indptr` says."""
+    """Copy the rows that begin at `begin_n` to the consecutive rows that `indptr` describes."""
     for n in range(len(begin_n)):
         begin, end = begin_n[n], begin_n[n] + indptr[n + 1] - indptr[n]
         from_e, to_e = count_e[begin:end], out_count_e[indptr[n] : indptr[n + 1]]
@@ -184,7 +190,7 @@ def take_rows(
 
 @njit(nogil=True, cache=True)
 def sum_rows(count_e: NDArray[Any], indptr: NDArray[np.int64], total_n: NDArray[Any]) -> None:
-    """Add up each row in the type of `total_n`."""
+    """Sum each row in the type of `total_n`."""
     for n in range(len(total_n)):
         row_e = count_e[indptr[n] : indptr[n + 1]]
         total = total_n.dtype.type(0)
@@ -203,9 +209,9 @@ def keep_genes(
     out_gene_e: NDArray[Any],
     out_indptr: NDArray[np.int64],
 ) -> None:
-    """Copy the entries whose gene has a place, renumbered; -1 in `place_g` drops a gene.
+    """Copy the entries whose gene is kept, renumbered; -1 in `place_g` drops a gene.
 
-    The outputs may be the inputs themselves: what is written never overtakes what is read.
+    `out_count_e` and `out_gene_e` may be the inputs: the write position is never ahead of the read position.
     """
     at = 0
     for n in range(len(indptr) - 1):
@@ -222,7 +228,7 @@ def keep_genes(
 def spread_rows(
     count_e: NDArray[np.float32], gene_e: NDArray[np.int32], indptr: NDArray[np.int64], out_ng: NDArray[np.float32]
 ) -> None:
-    """Put the entries into the dense matrix `out_ng`."""
+    """Write the entries into the dense matrix `out_ng`; its other elements are not changed."""
     for n in range(len(indptr) - 1):
         for e in range(indptr[n], indptr[n + 1]):
             out_ng[n, gene_e[e]] = count_e[e]
