@@ -1,4 +1,4 @@
-"""Minibatches from a store: while one window is used, threads read the next and plan the one after."""
+"""Minibatches from a store: while one window is in use, threads read the next one and plan the one after it."""
 
 import atexit
 import queue
@@ -22,13 +22,13 @@ Reads = tuple[list[tuple[int, int]], NDArray[np.int64]]
 _MINIBATCHES_AHEAD = 4
 _LAST_WORDS_S = 5.0
 _READERS: dict[threading.Thread, tuple[threading.Event, threading.Semaphore]] = {}
-"""Running reader threads, and what ends them."""
+"""Running reader threads, each with the event and the semaphore that end it."""
 _MICRO_PER_LANE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Rows in the order of training: those of its first step, lane by lane, those of the next, and so on."""
+    """Rows in training order: those of the first step, lane by lane, then those of the second step, and so on."""
 
     epoch: int
     steps: range
@@ -50,14 +50,14 @@ def train_stream(
 ) -> Iterator[MiniBatch]:
     """Yield this rank's part of every global minibatch from (`epoch`, `step`) to the end of epoch ``n_epochs - 1``.
 
-    Nothing before that position is read.
+    Rows before that position are not read.
 
     Raises
     ------
     ValueError
-        If `world_size` does not divide the lanes, or a row is no raw count.
+        If `world_size` does not divide the lanes, or a row holds a value that is not a raw count.
     TimeoutError
-        If a window has not come within `timeout_s` seconds.
+        If a window does not arrive within `timeout_s` seconds.
     """
     check_world_size(plan.lanes, world_size)
     steps, lanes = plan.steps_per_epoch, range(rank, plan.lanes, world_size)
@@ -67,7 +67,7 @@ def train_stream(
 def lane_stream(
     data: CellData, plan: Plan, lanes: range, first: int, stop: int, *, timeout_s: float = READ_TIMEOUT_S
 ) -> Iterator[MiniBatch]:
-    """Yield what `lanes` train on in the steps ``[first, stop)``, counted from the first of epoch 0."""
+    """Yield the minibatches of `lanes` in the steps ``[first, stop)``, counted from the first step of epoch 0."""
 
     def plan_windows() -> Iterator[tuple[Window, Reads]]:
         for window in windows(plan, lanes, first, stop):
@@ -81,7 +81,7 @@ def lane_stream(
 
 
 def windows(plan: Plan, lanes: range, first: int, stop: int) -> Iterator[Window]:
-    """Lay out what `lanes` train on in the steps ``[first, stop)``, counted from the first of epoch 0."""
+    """Yield the windows of `lanes` in the steps ``[first, stop)``, counted from the first step of epoch 0."""
     while first < stop:
         epoch, step = divmod(first, plan.steps_per_epoch)
         end = min((step // plan.window_steps + 1) * plan.window_steps, plan.steps_per_epoch, step + stop - first)
@@ -92,12 +92,14 @@ def windows(plan: Plan, lanes: range, first: int, stop: int) -> Iterator[Window]
 def minibatches_of(
     data: CellData, plan: Plan, read_windows: Iterator[tuple[Window, CsrRows, ColumnValues]], *, timeout_s: float
 ) -> Iterator[MiniBatch]:
-    """Yield the minibatches of windows whose cells are at hand, the next window being filled meanwhile."""
+    """Yield the minibatches of windows that are in memory, while a thread reads the next window."""
 
     def minibatches() -> Iterator[MiniBatch]:
         for window, counts, columns in prefetch(read_windows, 1, timeout_s):
             yield from _deal(data, plan, window, counts, columns)
 
+    # A second thread cuts minibatches ahead: without it the first minibatch of each window is prepared while the
+    # training step waits.
     yield from prefetch(minibatches(), _MINIBATCHES_AHEAD, timeout_s)
 
 
@@ -111,7 +113,7 @@ def split_stream(
     chunk_cells: int = 1024,
     timeout_s: float = READ_TIMEOUT_S,
 ) -> Iterator[MiniBatch]:
-    """Yield this rank's share of a split in the store's own order, in chunks dealt out in turn."""
+    """Yield this rank's share of a split in the order of the store, one of every `world_size` chunks."""
     total = plan.split_cells(split)
     chunks = range(rank, -(-total // chunk_cells), world_size)
 
@@ -126,19 +128,19 @@ def split_stream(
 def row_stream(
     data: CellData, ranges: Iterator[tuple[int, int]], *, timeout_s: float = READ_TIMEOUT_S
 ) -> Iterator[MiniBatch]:
-    """Yield the cells of each row range in turn, in the store's own order."""
+    """Yield the cells of each row range, in the order of the store."""
     yield from prefetch((rows_minibatch(data, np.arange(*span), step=span[0]) for span in ranges), 1, timeout_s)
 
 
 def rows_minibatch(data: CellData, row_n: NDArray[np.int64], *, step: int = 0) -> MiniBatch:
-    """Read the rising rows `row_n` as one minibatch, for inference."""
+    """Read the increasing rows `row_n` as one minibatch, for inference."""
     counts, columns = data.read(*reads_of(row_n))
     n = len(row_n)
     return minibatch(data, counts, columns, row_n, epoch=0, step=step, micro_n=(n,), micro_keys=(0,), global_cells=n)
 
 
 def reads_of(row_n: NDArray[np.int64]) -> Reads:
-    """Return the few contiguous reads that hold `row_n`, and where each row stands if these are joined."""
+    """Return the contiguous row ranges that contain `row_n`, and the position of each row in the joined ranges."""
     runs = row_runs(np.sort(row_n))
     low_r, high_r = np.array(runs, dtype=np.int64).reshape(-1, 2).T
     run_n = np.searchsorted(low_r, row_n, side="right") - 1
@@ -147,25 +149,25 @@ def reads_of(row_n: NDArray[np.int64]) -> Reads:
 
 
 def prefetch(items: Generator[T] | Iterator[T], depth: int, timeout_s: float) -> Iterator[T]:
-    """Yield `items`, which a thread makes while earlier ones are used.
+    """Yield `items`, which a thread produces while earlier ones are in use.
 
-    A thread rather than a process: decompression releases the interpreter's lock, and a window from a process would
-    have to be copied.
+    A thread rather than a process: decompression releases the GIL, and a window from another process would have to be
+    copied.
 
     Parameters
     ----------
     depth
-        How many are made, or being made, besides the one in use.
+        Largest number of items that are ready or in production, in addition to the one in use.
     timeout_s
-        Longest wait for one.
+        Longest wait for one item.
 
     Raises
     ------
     TimeoutError
-        If one has not come in time. An error in making one is raised here.
+        If an item does not arrive in time. An error raised in the thread is raised here.
     """
-    # A semaphore rather than a bounded queue: it also counts the item that is being made, so that never more than
-    # `depth` windows are in memory besides the one in use.
+    # A semaphore rather than a bounded queue: it also counts the item in production, so that at most `depth` windows
+    # are in memory in addition to the one in use. For the same reason the queue below needs no bound.
     room = threading.Semaphore(depth)
     made: queue.SimpleQueue[tuple[T] | BaseException | None] = queue.SimpleQueue()
     left = threading.Event()
@@ -175,14 +177,16 @@ def prefetch(items: Generator[T] | Iterator[T], depth: int, timeout_s: float) ->
             while room.acquire() and not left.is_set():
                 item = next(items, made)
                 made.put(None if item is made else (item,))  # type: ignore[arg-type]
-        except BaseException as error:  # noqa: BLE001 -- whatever it was, the trainer must hear of it
+        except BaseException as error:  # noqa: BLE001 -- any error has to reach the consumer, which waits for an item
             made.put(error)
         finally:
             if isinstance(items, Generator):
-                items.close()  # so that a thread that feeds this one ends too
+                # `items` may itself read from `prefetch`: closing it runs its `finally` and ends that thread too. It
+                # is closed here because a generator can be closed only while no other thread runs it.
+                items.close()
             _READERS.pop(threading.current_thread(), None)
 
-    # A daemon: a read that never returns must not keep the process from ending.
+    # A daemon thread: a read that never returns must not prevent the process from exiting.
     reader = threading.Thread(target=make, name="reader", daemon=True)
     _READERS[reader] = (left, room)
     reader.start()
@@ -198,25 +202,28 @@ def prefetch(items: Generator[T] | Iterator[T], depth: int, timeout_s: float) ->
                 return
             if isinstance(item, Exception):
                 raise item
-            if isinstance(item, BaseException):  # of a thread, such as SystemExit, it would end this one unheard
+            if isinstance(item, BaseException):  # raised as it is, SystemExit would end this process without a message
                 raise RuntimeError(f"the thread that reads ended: {item!r}") from item  # noqa: TRY004
             room.release()
             yield item[0]
     finally:
         _dismiss((left, room))
-        # One that is ended with the process in the middle of a read may hold a lock of HDF5, which the end then needs.
+        # The wait lets a read finish: a thread stopped in the middle of a read may still own a lock of HDF5, which the
+        # exit of the process then waits for. It is bounded because the read may never return.
         reader.join(_LAST_WORDS_S)
 
 
 def _dismiss(signals: tuple[threading.Event, threading.Semaphore]) -> None:
     left, room = signals
+    # In this order: the thread checks `left` after it acquires `room`, and would otherwise produce one more item.
     left.set()
     room.release()
 
 
 @atexit.register
 def _end_readers() -> None:
-    """End readers that are still running: one that is stopped within native code would abort the process."""
+    """End readers that are still running: a thread stopped within native code would abort the process."""
+    # A copy: each reader removes itself from _READERS when it ends.
     readers = list(_READERS.items())
     for _, signals in readers:
         _dismiss(signals)
@@ -225,7 +232,7 @@ def _end_readers() -> None:
 
 
 def _lay_out(plan: Plan, lanes: range, epoch: int, steps: range) -> Window:
-    """Return what `lanes` train on in some steps of one window."""
+    """Return the rows of `lanes` in some steps of one window."""
     window = steps.start // plan.window_steps
     parts: list[list[NDArray[np.int64]]] = []
     for lane in lanes:
@@ -237,7 +244,7 @@ def _lay_out(plan: Plan, lanes: range, epoch: int, steps: range) -> Window:
 
 
 def _deal(data: CellData, plan: Plan, window: Window, counts: CsrRows, columns: ColumnValues) -> Iterator[MiniBatch]:
-    """Cut a window into its minibatches, without copying."""
+    """Cut a window into its minibatches, as views."""
     low = 0
     for at, step in enumerate(window.steps):
         micro = {lane: micro_sizes(lengths[at], plan.micro_cells) for lane, lengths in window.lengths.items()}

@@ -1,7 +1,7 @@
-"""One-dimensional Zarr arrays, read by ranges: only the chunks needed, each fetched and decoded once, concurrently.
+"""One-dimensional Zarr arrays, read by ranges: only the chunks needed, each fetched and decoded once, in parallel.
 
 Shape letters in this file
-    r   ranges of entries, rising
+    r   ranges of entries, in increasing order
     e   the entries of all ranges, joined
 """
 
@@ -25,14 +25,14 @@ from dist_scvi.loaders.arrays.zarr_access import chunk_key, layout_of
 from dist_scvi.loaders.reader_threads import reader_threads
 
 _TASK_CHUNKS = 8
-"""Chunks that one thread fetches and decodes in one go."""
+"""Chunks that one task fetches and decodes."""
 _LARGEST_CHUNK = 64 << 20
-"""Bytes of a chunk, decoded, that each thread may hold; zarr itself reads larger ones in parts where it can."""
+"""Largest decoded chunk in bytes, the buffer of one thread; larger chunks are left to zarr, which can read parts."""
 _SHARD_INDICES = 4096
-"""Shard indices kept in memory, 16 bytes for each chunk."""
+"""Shard indices cached for each array; an index has 16 bytes for each chunk."""
 _ABSENT = 2**64 - 1
 _WASTE = 1.25
-"""Bytes read for one wanted, up to which chunks are fetched in one piece."""
+"""Bytes read for each requested byte, up to which the chunks of a shard are fetched by one request."""
 
 Task = Callable[[], None]
 
@@ -47,9 +47,9 @@ class ChunkedArray:
     objects
         The files of the store.
     decode
-        Its codecs, from `decoder_of`.
+        Decodes its chunks; from `decoder_of`.
     absent_is_fill
-        Whether a chunk that is not there stands for the fill value, rather than for one that was lost.
+        Whether an absent chunk holds the fill value; if not, it is reported as lost.
     """
 
     def __init__(self, array: Any, objects: Objects, decode: Decoder, *, absent_is_fill: bool = False) -> None:
@@ -61,7 +61,9 @@ class ChunkedArray:
         self._fill = array.fill_value if absent_is_fill else None
         self._layout = layout_of(array)
         self._per_object = int(array.shards[0]) // self.chunks[0] if array.shards else 1
+        # The cache belongs to the instance: a cached method of the class would keep every array alive.
         self._index = lru_cache(_SHARD_INDICES)(self._read_index)
+        # One buffer for each thread: tasks of this array run concurrently and each decodes into its own buffer.
         self._scratch = threading.local()
 
     def __len__(self) -> int:
@@ -83,10 +85,13 @@ class ChunkedArray:
         Parameters
         ----------
         ranges
-            First entry and last + 1 of each, rising, not overlapping.
+            First entry and last + 1 of each, in increasing order, not overlapping.
         place
-            Called with values, in memory that is used again, and where they stand if the ranges are joined.
+            Called with values and with their position in the joined ranges. The memory of the values is reused after
+            the call returns. Calls come from several threads, in any order.
         """
+        # A cut at every multiple of a task's chunks gives each chunk to one task only, so that none is decoded twice.
+        # Short ranges close to each other share a task: they often need the same chunk.
         at, size = 0, self.chunks[0]
         group: list[tuple[int, int, int]] = []
         for low, high in _cut(ranges, size * _TASK_CHUNKS):
@@ -101,7 +106,7 @@ class ChunkedArray:
             yield self._task(group, place)
 
     def _task(self, spans: list[tuple[int, int, int]], place: Callable[[NDArray[Any], int], None]) -> Task:
-        """Return what fetches the chunks under `spans` (first entry, last + 1, place) and decodes them."""
+        """Return a task that fetches and decodes the chunks of `spans` (first entry, last + 1, position)."""
         size = self.chunks[0]
         first, last = spans[0][0] // size, (spans[-1][1] - 1) // size + 1
 
@@ -116,15 +121,15 @@ class ChunkedArray:
         return work
 
     def _key(self, number: int) -> str:
-        """Name the object that holds the chunk, or shard, of this number."""
+        """Return the key of the object that stores the chunk, or shard, of this number."""
         return f"{self.name}/{self._chunk_key((number,))}"
 
     def _scratch_of(self, length: int) -> NDArray[Any]:
-        """Return this thread's memory for chunks."""
-        if not hasattr(self._scratch, "memory_e") or len(self._scratch.memory_e) < length:
-            self._scratch.memory_e = np.empty(length, dtype=self.dtype)
-        memory_e: NDArray[Any] = self._scratch.memory_e[:length]
-        return memory_e
+        """Return this thread's buffer for decoded chunks."""
+        if not hasattr(self._scratch, "held_e") or len(self._scratch.held_e) < length:
+            self._scratch.held_e = np.empty(length, dtype=self.dtype)
+        held_e: NDArray[Any] = self._scratch.held_e[:length]
+        return held_e
 
     def _decode_chunk(self, number: int, raw: Any, out_e: NDArray[Any]) -> None:
         if raw is None:
@@ -138,7 +143,7 @@ class ChunkedArray:
             raise self._damaged(number, number + 1, error) from error
 
     def _damaged(self, first: int, last: int, found: object) -> DamagedError:
-        """Build the error for the chunks ``[first, last)``, which lie in one object."""
+        """Return the error for the chunks ``[first, last)``, which are stored in one object."""
         low, high = first * self.chunks[0], min(last * self.chunks[0], len(self)) - 1
         key = self._key(first // self._per_object)
         return DamagedError(
@@ -147,7 +152,7 @@ class ChunkedArray:
         )
 
     def _fetch(self, first: int, last: int) -> Iterator[tuple[int, Any]]:
-        """Fetch the bytes of the chunks ``[first, last)``, None for one that is not there."""
+        """Fetch the bytes of the chunks ``[first, last)``, None for an absent chunk."""
         if self._layout.index_codecs is None:
             for number in range(first, last):
                 yield number, self._read_whole(number)
@@ -172,6 +177,8 @@ class ChunkedArray:
             yield from ((number, None) for number in numbers)
             return
         key = self._key(shard)
+        # One request costs a round trip, so that neighbouring chunks are fetched together and cut afterwards. Chunks
+        # that are far apart are fetched one by one: the bytes between them would be read for nothing.
         begin, end = min(present)[0], max(map(sum, present))
         together = end - begin <= _WASTE * sum(length for _, length in present)
         joined = self._objects.read(key, begin, end - begin) if together else None
@@ -184,13 +191,14 @@ class ChunkedArray:
                 yield number, self._objects.read(key, offset, length)
 
     def _read_index(self, shard: int) -> NDArray[np.uint64] | None:
-        """Read where the chunks of a shard lie, shape (chunks, 2), or None if the shard is not there."""
+        """Read offset and length of the chunks of a shard, shape (chunks, 2), or None if the shard is absent."""
         key, chunks = self._key(shard), (shard * self._per_object, (shard + 1) * self._per_object)
         size = self._objects.size(key)
         if size is None:
             return None
         summed = any(codec.name == "crc32c" for codec in self._layout.index_codecs or ())
         length = 16 * self._per_object + 4 * summed
+        # Without this check the offset of the request for an index at the end would be negative.
         if size < length:
             found = f"it has {size} bytes, the index of its chunks alone takes {length}"
             raise self._damaged(*chunks, found)
@@ -203,7 +211,7 @@ class ChunkedArray:
 
 
 def decoder_of(array: Any) -> Decoder | None:
-    """Return the decoder of a one-dimensional Zarr array of numbers, or None if it is better left to zarr itself."""
+    """Return the decoder of a one-dimensional Zarr array of numbers, or None if zarr itself must read the array."""
     if array.ndim != 1 or array.dtype.kind not in "iufb" or array.shape[0] == 0:
         return None
     if array.chunks[0] * array.dtype.itemsize > _LARGEST_CHUNK:
@@ -218,8 +226,8 @@ def decoder_of(array: Any) -> Decoder | None:
 
 
 def run_side_by_side(tasks: Iterable[Task], *, remote: bool = False) -> None:
-    """Run `tasks` in the threads of this process; the first error ends them and is raised."""
-    # A queue that threads empty, rather than a future for each task: clearing it is how the first error ends the rest.
+    """Run `tasks` in the reader threads of this process. After an error no further task starts, and it is raised."""
+    # A shared queue rather than one future for each task: an error has to remove the tasks that have not started.
     left = deque(tasks)
 
     def work() -> None:
@@ -230,6 +238,7 @@ def run_side_by_side(tasks: Iterable[Task], *, remote: bool = False) -> None:
             left.clear()
 
     threads = reader_threads(remote=remote)
+    # A single task runs in the calling thread: there is nothing to run in parallel.
     if len(left) <= 1:
         work()
         return
@@ -238,7 +247,8 @@ def run_side_by_side(tasks: Iterable[Task], *, remote: bool = False) -> None:
 
 
 def _taken(left: deque[Task]) -> Task | None:
-    """Take the next task, if there is one; threads may ask at once."""
+    """Remove and return the next task, None if there is none; thread-safe."""
+    # Not `if left: left.popleft()`: another thread can take the last task between the two.
     try:
         return left.popleft()
     except IndexError:
@@ -247,7 +257,11 @@ def _taken(left: deque[Task]) -> Task | None:
 
 @lru_cache(2)
 def _pool(pid: int, threads: int) -> ThreadPoolExecutor:
-    """Return the threads that fetch and decode in this process; those of the one it was forked from are not here."""
+    """Return the thread pool of this process.
+
+    `pid` is part of the cache key because threads do not survive a fork: a pool inherited from the parent process
+    would never run a task.
+    """
     return ThreadPoolExecutor(threads, f"decoder-{pid}")
 
 

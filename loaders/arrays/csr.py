@@ -139,8 +139,8 @@ def read_chosen(
     Returns
     -------
     CsrRows
-        As returned by `read_rows`. None in the cases in which `read_rows` returns None, except that the counts of
-        dropped genes are not checked, only their gene numbers.
+        As returned by `read_rows`. None in the cases in which `read_rows` returns None, except that of dropped genes
+        only the range of their numbers is checked.
     """
     if data.dtype.name not in _NARROWED or indices.dtype.kind not in "iu":
         return None
@@ -177,7 +177,7 @@ def read_chosen(
 
 
 def keep_rows(rows: CsrRows, choice: GeneChoice | None) -> CsrRows:
-    """Keep the entries of some genes, renumbered, in all threads; None for all genes. Overwrites the arrays of `rows`."""
+    """Keep the entries of some genes, renumbered, in all threads; None keeps all. May overwrite the arrays of `rows`."""
     if choice is None:
         return rows
     kept: dict[int, CsrRows] = {}

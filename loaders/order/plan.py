@@ -1,14 +1,14 @@
-"""Which cells are trained on when. Arithmetic only: no clock, no environment, no array of all rows.
+"""The training order. Arithmetic only: no clock, no environment, no array of all rows.
 
-The training cells of an epoch are thought of as one line: the blocks of the store in a seeded order, laid end to end.
-The line is cut into equal spans, one per lane. A lane reads its span window by window, shuffles the cells of a window,
-and deals them out in minibatches. A global minibatch takes the same number of cells from every lane, and rank r of W
-serves the lanes r, r + W, ...: so what a step trains on does not depend on W, and any step is found from (epoch, step)
+The training cells of an epoch form one sequence, the *line*: the blocks of the store in a seeded order, one after the
+other. The line is cut into equal spans, one per lane. A lane reads its span window by window, shuffles the cells of a
+window, and divides them into minibatches. A global minibatch takes the same number of cells from every lane, and rank r
+of W serves the lanes r, r + W, ... So the cells of a step do not depend on W, and any step is found from (epoch, step)
 alone.
 
-The order of an epoch is of one of three kinds. `SeededSplit` finds a cell by division and keeps no state.
-`WeightedOrder`, for splits by a column and weights, keeps one number for each block; under weights a row can occur
-several times in a window. `ListedOrder` of ``labelled_stream`` lists a few rows one by one.
+There are three implementations of the line. `SeededSplit` finds a cell by division and keeps no state.
+`WeightedOrder`, for splits by a column and for weights, keeps one number for each block; with weights a row can occur
+several times in a window. `ListedOrder` of ``labelled_stream`` lists a few rows individually.
 """
 
 import math
@@ -27,15 +27,15 @@ Split = Literal["train", "validation", "test"]
 
 _CELL_KEY = 4
 _BLOCK_CELLS = (16, 4096)
-"""Least and most rows of a block: fewer cost more to ask for than to read, more gain nothing."""
+"""Least and most rows of a block: for fewer the request costs more than the data, more gain nothing."""
 _BLOCK_CHUNKS = 16
-"""Chunks of a block beyond which the rows decompressed in vain, one chunk a block, do not matter."""
+"""Chunks of a block above which the rows that are decompressed but not used, one chunk a block, do not matter."""
 _LONG_BLOCK = 320
-"""Rows that are always worth asking for together."""
+"""Rows that are always read together if the window allows it."""
 _BLOCKS_IF_SHUFFLED = 16
 _BLOCKS_PER_CELL = 4
 _WINDOWS_HELD = 3
-"""The window in use, the next one, and the pieces it is joined from."""
+"""Windows in memory: the one in use, the next one, and the parts that the next one is joined from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Plan:
     batch_size: int
     """Cells of a global minibatch, one optimizer step."""
     lanes: int
-    """Streams that make up a global minibatch; a multiple of every world size that is to be used."""
+    """Streams that a global minibatch consists of; a multiple of every world size in use."""
     micro_cells: int
     """Cells that batch normalisation sees together."""
     block_cells: int
@@ -55,19 +55,20 @@ class Plan:
     window_steps: int
     """Steps whose cells are shuffled together."""
     train_size: float
-    """Share of the cells; where a column decides, as it came out. So too the next."""
+    """Share of the cells. If a column defines the split, the share that results from it."""
     validation_size: float
+    """Share of the cells, as for `train_size`."""
     seed: int
     chunk_cells: int = 1
     """Rows that the store decompresses together."""
     shuffled: bool = False
     """Whether the store holds its rows in a random order."""
     line: EpochOrder | None = field(default=None, compare=False, repr=False)
-    """Where the training cells lie, if a column decides."""
+    """Order of the training cells, if columns define the split or the weights."""
 
     @property
     def strata(self) -> SeededSplit:
-        """The seeded split, which has a meaning where there is no `line`."""
+        """The seeded split, meaningful only if `line` is None."""
         return SeededSplit(self.n_cells, self.train_size, self.validation_size, self.seed)
 
     @property
@@ -84,8 +85,8 @@ class Plan:
     def steps_per_epoch(self) -> int:
         """Optimizer steps in an epoch, equal on all ranks.
 
-        The cells left over make a last, smaller step. Less than two a lane would be too few for a variance: they join
-        the step before.
+        The remaining cells form a last, smaller step. If they are fewer than two per lane, too few for a variance, they
+        are added to the step before.
         """
         return count_steps(self.n_train, self.lanes, self.lane_cells)
 
@@ -110,7 +111,8 @@ class Plan:
     def read_amplification(self) -> float:
         """Rows that the store decompresses for each cell trained on, if one process serves all lanes.
 
-        A block of b rows costs b and a chunk less one, and so once more does each that is cut by the end of a window.
+        A block of b rows decompresses b rows and one chunk less one row. Each cut by the end of a window adds another
+        chunk less one row.
         """
         blocks = self.line.n_blocks if self.line else -(-self.n_cells // self.block_cells)
         pieces = blocks + self.lanes * self.windows_per_epoch
@@ -119,7 +121,7 @@ class Plan:
 
     @property
     def _block_train(self) -> float:
-        """Training cells that a block gives."""
+        """Training cells of a block."""
         if self.line:
             return self.line.block_draws
         split_block = self.strata.stratum_cells
@@ -130,7 +132,7 @@ class Plan:
         return (self.line.sampling if self.line else self.strata).split_cells(_number(split))
 
     def trains_on(self, start: int, stop: int) -> NDArray[np.bool_]:
-        """Say of each row of ``[start, stop)`` whether it is trained on: in train, with a weight above 0."""
+        """Return whether each row of ``[start, stop)`` is trained on: in train, with a weight above 0."""
         if self.line:
             return self.line.sampling.masses(start, stop) > 0
         return np.equal(self.strata.split_of(start, stop), TRAIN)
@@ -185,21 +187,21 @@ def make_plan(
         The split and masses of the rows, instead of the two before; see `open_sampling`. An epoch has as many draws as
         there are training cells.
     memory_bytes
-        Bound for the windows that one process holds if it serves all lanes; sets `window_cells`.
+        Upper bound for the windows in the memory of one process that serves all lanes; sets `window_cells`.
     block_cells
         Rows read together, by default the most that leave enough blocks in a window: ``4 batch_size``, or 16 if
-        `shuffled` (CorgiPile, SIGMOD 2022). Where none does, ``Plan.diverse`` is False.
+        `shuffled` (CorgiPile, SIGMOD 2022). If no size does, ``Plan.diverse`` is False.
     window_cells
         Cells shuffled together.
     chunk_cells
-        Rows that the store decompresses together; longer chunks ask for longer blocks.
+        Rows that the store decompresses together; longer chunks lead to longer blocks.
     shuffled
-        The rows of the store lie in a random order.
+        Whether the rows of the store are in a random order.
 
     Raises
     ------
     ValueError
-        If sizes do not fit each other, there are too few training cells, or both shares and `sampling` are given.
+        If sizes are inconsistent, there are too few training cells, or both shares and `sampling` are given.
     """
     check_sizes(batch_size, lanes, micro_cells)
     if sampling and not train_size is validation_size is None:
@@ -213,15 +215,18 @@ def make_plan(
         raise ValueError(
             f"{n_train} training cells (of {n_cells}) do not give two to each of {lanes} lanes: lower train.lanes"
         )
+    # A block of whole strata has the same number of training cells as every other, so that a place on the line is found
+    # by division.
     split_block = 1 if sampling else strata.stratum_cells
     if block_cells is not None and (block_cells < split_block or block_cells % split_block):
         raise ValueError(f"block_cells={block_cells} must be a multiple of {split_block} for train_size={train_size}")
     if window_cells is None:
+        # uint16 counts, gene numbers in uint16 or int32, and 40 bytes for the offset, the row number and the obs values.
         bytes_per_cell = n_entries / n_cells * (2 + (2 if n_genes <= 1 << 16 else 4)) + 40
         window_cells = int(memory_bytes / (_WINDOWS_HELD * bytes_per_cell))
     window_steps = min(max(1, window_cells // batch_size), count_steps(n_train, lanes, batch_size // lanes))
     if block_cells is None:
-        # by a column a block can be of training cells alone
+        # In a split by a column all cells of a block can be training cells.
         stratum_train = split_block if sampling else strata.quota(TRAIN, split_block)
         n_strata = window_steps * batch_size // (_blocks_needed(batch_size, shuffled=shuffled) * stratum_train)
         block_cells = _block_cells(n_strata * split_block, split_block, chunk_cells)
@@ -247,7 +252,7 @@ def check_world_size(lanes: int, world_size: int) -> None:
     Raises
     ------
     ValueError
-        With the list of those that do.
+        With the list of the world sizes that do.
     """
     if lanes % world_size:
         allowed = ", ".join(str(size) for size in range(1, lanes + 1) if lanes % size == 0)
@@ -262,7 +267,7 @@ def usable_workers(lanes: int, least: int, most: int) -> int:
     Raises
     ------
     ValueError
-        If there is none, with the list of those that can.
+        If there is none, with the list of the numbers that can.
     """
     for size in range(most, least - 1, -1):
         if lanes % size == 0:
@@ -272,7 +277,7 @@ def usable_workers(lanes: int, least: int, most: int) -> int:
 
 
 def lane_span(plan: Plan, lane: int, step: int) -> tuple[int, int]:
-    """Where the cells of `step` lie among the cells of `lane` in one epoch."""
+    """Return first cell and last + 1 of `step` among the cells of `lane` in one epoch."""
     low = step * plan.lane_cells
     return low, _lane_length(plan, lane) if step == plan.steps_per_epoch - 1 else low + plan.lane_cells
 
@@ -284,31 +289,32 @@ def window_rows(plan: Plan, epoch: int, lane: int, window: int) -> NDArray[np.in
     offset = lane * plan.n_train // plan.lanes
     low, high = offset + lane_span(plan, lane, first)[0], offset + lane_span(plan, lane, last)[1]
     if plan.line:
-        # by the number of the draw, so that a row that comes several times is spread over the window
+        # Keyed by the number of the draw: keyed by the row, the draws of one row would be next to each other.
         row_n, key_n = plan.line.draws(epoch, low, high), np.arange(low, high)
     else:
-        # by the row, so that the order within a window does not depend on how its blocks lie
+        # Keyed by the row, so that the order within a window does not depend on the order of its blocks.
         row_n = key_n = plan.strata.line(TRAIN, low, high, block_cells=plan.block_cells, epoch=epoch)
     return row_n[np.argsort(hash_rows(key_n, plan.seed, _CELL_KEY, epoch), kind="stable")]
 
 
 def count_steps(n_train: int, lanes: int, lane_cells: int) -> int:
-    """Count the steps in which `lanes` deal out `n_train` cells; see `Plan.steps_per_epoch`."""
+    """Return the number of steps for `n_train` cells in `lanes`; see `Plan.steps_per_epoch`."""
+    # The shortest lane decides: all ranks must take the same number of steps, or a collective operation never ends.
     full, left = divmod(n_train // lanes, lane_cells)
     return full + 1 if left >= 2 or full == 0 else full
 
 
 def micro_sizes(n_cells: int, micro_cells: int) -> tuple[int, ...]:
-    """Cut one lane's cells of a step into micro-minibatches of about `micro_cells`, as evenly as can be.
+    """Cut one lane's cells of a step into micro-minibatches of about `micro_cells`, of sizes as equal as possible.
 
-    None has a single cell unless there is only one in all.
+    None has a single cell unless `n_cells` is 1.
     """
     parts = min(max(1, round(n_cells / micro_cells)), max(1, n_cells // 2))
     return tuple((n_cells + part) // parts for part in range(parts))
 
 
 def split_rows(plan: Plan, split: Split, low: int, high: int) -> NDArray[np.int64]:
-    """Return the rows at places ``[low, high)`` among those of `split`, in the store's own order."""
+    """Return the rows at places ``[low, high)`` among those of `split`, in the order of the store."""
     if plan.line:
         return plan.line.sampling.rows(_number(split), low, high)
     return plan.strata.line(_number(split), low, high, block_cells=plan.block_cells, epoch=None)
@@ -327,9 +333,9 @@ def _blocks_needed(batch_size: int, *, shuffled: bool) -> int:
 
 
 def _block_cells(diverse: int, split_block: int, chunk_cells: int) -> int:
-    """Choose the rows of a block, of which at most `diverse` make a window diverse.
+    """Return the rows of a block, given that a window is diverse with at most `diverse` rows a block.
 
-    Where that is a small part of a chunk, a quarter of a chunk is taken, for which five times as many rows are read.
+    If that is a small part of a chunk, a block is a quarter of a chunk, for which five times as many rows are read.
     """
     most = min(max(_LONG_BLOCK, _BLOCK_CHUNKS * chunk_cells), _BLOCK_CELLS[1])
     least = min(max(_BLOCK_CELLS[0], chunk_cells // 4), most)
@@ -337,12 +343,12 @@ def _block_cells(diverse: int, split_block: int, chunk_cells: int) -> int:
 
 
 def check_sizes(batch_size: int, lanes: int, micro_cells: int) -> None:
-    """Check that minibatches, lanes and micro-minibatches, in cells, fit each other.
+    """Check that the sizes of minibatches, lanes and micro-minibatches, in cells, are consistent.
 
     Raises
     ------
     ValueError
-        If they do not.
+        If they are not.
     """
     if lanes < 1 or batch_size < 2 * lanes or batch_size % lanes:
         raise ValueError(
