@@ -98,8 +98,7 @@ def minibatches_of(
         for window, counts, columns in prefetch(read_windows, 1, timeout_s):
             yield from _deal(data, plan, window, counts, columns)
 
-    # A second thread cuts minibatches ahead: without it the first minibatch of each window is prepared while the
-    # training step waits.
+    # A thread of its own cuts the minibatches, so that this work and the change of windows overlap with training.
     yield from prefetch(minibatches(), _MINIBATCHES_AHEAD, timeout_s)
 
 

@@ -90,8 +90,8 @@ class ChunkedArray:
             Called with values and with their position in the joined ranges. The memory of the values is reused after
             the call returns. Calls come from several threads, in any order.
         """
-        # A cut at every multiple of a task's chunks gives each chunk to one task only, so that none is decoded twice.
-        # Short ranges close to each other share a task: they often need the same chunk.
+        # Ranges are cut at fixed multiples of the chunks of a task, and ranges that need the same chunk share a task.
+        # So each chunk belongs to one task only, and none is decoded twice.
         at, size = 0, self.chunks[0]
         group: list[tuple[int, int, int]] = []
         for low, high in _cut(ranges, size * _TASK_CHUNKS):

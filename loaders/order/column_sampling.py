@@ -1,4 +1,4 @@
-"""Which split each row is in, and how often it is drawn: by a seed or by columns of obs, read by range.
+"""The split of each row, and how often it is drawn: by a seed or by columns of obs, read by range.
 
 Shape letters in this file
     n   cells of a range of rows
@@ -25,7 +25,7 @@ _NAMES = {"train": TRAIN, "validation": VALIDATION, "val": VALIDATION, "valid": 
 
 
 class RowSplit(Protocol):
-    """Which split each row is in."""
+    """The split of each row."""
 
     @property
     def n_cells(self) -> int:
@@ -54,7 +54,7 @@ class ColumnSplit:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sampling:
-    """The split of every row and, for those of train, a whole number in proportion to which it is drawn."""
+    """The split of every row, and for rows of train their mass: a whole number, proportional to the draws of the row."""
 
     splits: RowSplit
     stop_sp: NDArray[np.int64]
@@ -75,7 +75,7 @@ class Sampling:
         return int(self.stop_sp[split, -1])
 
     def rows(self, split: int, low: int, high: int) -> NDArray[np.int64]:
-        """Return the rows at places ``[low, high)`` among those of `split`, in the store's own order."""
+        """Return the rows at places ``[low, high)`` among those of `split`, in the order of the store."""
         if high <= low:
             return np.zeros(0, dtype=np.int64)
         stop_p = self.stop_sp[split]
@@ -93,7 +93,8 @@ class Sampling:
     def masses(self, start: int, stop: int) -> NDArray[np.int64]:
         """Return the mass of each row of ``[start, stop)``: 0 outside train; inside 1, or its weight in 2**20 steps.
 
-        A weight above 0 has a mass of at least 1.
+        A weight above 0 has a mass of at least 1. Masses are whole numbers so that their sums are exact, in any order
+        and on every machine.
         """
         mass_n: NDArray[np.int64] = np.equal(self.splits.split_of(start, stop), TRAIN).astype(np.int64)
         if self.weight is None and self.balance is None:
@@ -118,7 +119,7 @@ def open_sampling(
     weight_key: str | None = None,
     balance_key: str | None = None,
 ) -> Sampling | None:
-    """Open the obs columns that say which cells are trained on and how often.
+    """Open the obs columns that define which cells are trained on and how often.
 
     Parameters
     ----------
@@ -129,9 +130,9 @@ def open_sampling(
     holdout_key
         obs column, such as the donor, whose whole categories are held out.
     weight_key
-        obs column of numbers >= 0: how often a cell is drawn, in proportion.
+        obs column of numbers >= 0; the draws of a cell are proportional to it.
     balance_key
-        obs column whose categories are to be drawn equally often. With `weight_key` both multiply.
+        obs column whose categories are drawn equally often. With `weight_key` both factors are multiplied.
 
     Returns
     -------
@@ -141,7 +142,7 @@ def open_sampling(
     Raises
     ------
     ValueError
-        If a column does not hold what is needed, or arguments exclude each other.
+        If the values of a column are not valid, or arguments exclude each other.
     """
     if not (split_key or holdout_key or weight_key or balance_key):
         return None
@@ -169,12 +170,12 @@ def open_sampling(
 
 
 def named_split(column: Categorical, n_cells: int) -> ColumnSplit:
-    """Split by a column whose values are train, validation (val, valid) and test, in any case of letters.
+    """Split by a column whose values are train, validation (val, valid) and test, case-insensitive.
 
     Raises
     ------
     ValueError
-        If it holds other values, or none of train.
+        If it holds other values, or no cell of train.
     """
     cells_c = _cells_of(column, n_cells)
     split_c = np.array([_NAMES.get(name.strip().lower(), LEFT_OUT) for name in column.vocabulary], dtype=np.int8)
@@ -194,9 +195,9 @@ def named_split(column: Categorical, n_cells: int) -> ColumnSplit:
 def holdout_split(
     column: Categorical, n_cells: int, train_size: float, validation_size: float, *, seed: int
 ) -> ColumnSplit:
-    """Hold out whole categories: in a seeded order, each that fits into what a split still lacks of its share.
+    """Hold out whole categories: in a seeded order, each that is not larger than the rest of the share of a split.
 
-    The smallest one left is added if the split comes nearer to its share by it, or would have none.
+    The smallest remaining category is added if it brings the split closer to its share, or if the split is empty.
 
     Raises
     ------
@@ -213,6 +214,7 @@ def holdout_split(
             f"obs column '{column.key}' has {len(left)} categories with cells: {len(wanted) + 1} are needed, one for "
             "each split; choose another column as holdout_key"
         )
+    # Ordered by the hash of the name, not of the code: codes change when categories are added.
     left.sort(key=lambda code: sha256(f"{seed}:{column.vocabulary[code]}".encode()).digest())
     split_c = np.full(len(cells_c), TRAIN, dtype=np.int8)
     for keep, (split, cells) in zip(range(len(wanted), 0, -1), wanted.items(), strict=True):
@@ -236,9 +238,9 @@ def make_sampling(splits: RowSplit, *, weight: Numeric | None = None, balance: C
     Parameters
     ----------
     weight
-        Numbers >= 0 in proportion to which training cells are drawn.
+        Numbers >= 0; the draws of a training cell are proportional to its number.
     balance
-        Categories to be drawn equally often: each training cell weighs 1 over the training cells of its category.
+        Categories drawn equally often: the weight of a training cell is 1 over the training cells of its category.
 
     Raises
     ------

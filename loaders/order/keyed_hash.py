@@ -1,7 +1,7 @@
 """Seeded, keyed arithmetic on row numbers: hashes and permutations that need no state and no array of all rows.
 
-The order of training must be the same on every machine and with every numpy version, so it rests on these few lines and
-not on a random generator whose stream may change.
+The training order has to be the same on every machine and with every numpy version. So it uses these functions and not
+a random generator of numpy, whose stream may change between versions.
 """
 
 import numpy as np
@@ -21,7 +21,7 @@ def hash_rows(rows: NDArray[np.int64], *keys: int | NDArray[np.int64]) -> NDArra
     """
     value = _mix(rows.astype(np.uint64))
     for key in keys:
-        if isinstance(key, np.ndarray):  # arrays wrap around by themselves; a numpy scalar would warn of it
+        if isinstance(key, np.ndarray):  # arrays wrap around silently; for a numpy scalar numpy warns of overflow
             value = _mix(value ^ (key.astype(np.uint64) * np.uint64(_GOLDEN) + np.uint64(1)))
         else:
             value = _mix(value ^ np.uint64((key * _GOLDEN + 1) & _WORD))
@@ -29,14 +29,14 @@ def hash_rows(rows: NDArray[np.int64], *keys: int | NDArray[np.int64]) -> NDArra
 
 
 def hash_keys(*keys: int) -> int:
-    """Hash a few integers to one of 63 bits, fit to seed a generator."""
+    """Hash a few integers to one integer of 63 bits, a valid seed of a generator."""
     return int(hash_rows(np.zeros(1, dtype=np.int64), *keys)[0] >> np.uint64(1))
 
 
 def permute(index: NDArray[np.int64], n: int, key: int) -> NDArray[np.int64]:
     """Map each `index` in ``[0, n)`` to its place in a pseudorandom permutation of ``[0, n)``.
 
-    Any part of the permutation costs only itself: nothing of length `n` is ever made.
+    The cost is proportional to the length of `index`: no array of length `n` is allocated.
 
     Notes
     -----
@@ -47,6 +47,8 @@ def permute(index: NDArray[np.int64], n: int, key: int) -> NDArray[np.int64]:
     mask = np.uint64((1 << half_bits) - 1)
     value = index.astype(np.uint64)
     outside = np.ones(value.shape, dtype=bool)
+    # The loop ends: the network permutes all numbers of these bits, and the cycle of each index returns to an index
+    # below n. On average it takes fewer than four passes, as the numbers are at most about four times n.
     while outside.any():
         left, right = value[outside] >> np.uint64(half_bits), value[outside] & mask
         for turn in range(_FEISTEL_ROUNDS):

@@ -221,7 +221,7 @@ def make_plan(
     if block_cells is not None and (block_cells < split_block or block_cells % split_block):
         raise ValueError(f"block_cells={block_cells} must be a multiple of {split_block} for train_size={train_size}")
     if window_cells is None:
-        # uint16 counts, gene numbers in uint16 or int32, and 40 bytes for the offset, the row number and the obs values.
+        # 2 bytes for a count, 2 or 4 for a gene number, and 40 for the row itself.
         bytes_per_cell = n_entries / n_cells * (2 + (2 if n_genes <= 1 << 16 else 4)) + 40
         window_cells = int(memory_bytes / (_WINDOWS_HELD * bytes_per_cell))
     window_steps = min(max(1, window_cells // batch_size), count_steps(n_train, lanes, batch_size // lanes))

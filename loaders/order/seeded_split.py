@@ -1,4 +1,4 @@
-"""The seeded split: of every stratum of rows a fixed number, chosen by hash, is held out. No array of all rows.
+"""The seeded split: a fixed number of rows of every stratum, chosen by hash, is held out. No array of all rows.
 
 Shape letters in this file
     b   blocks or strata
@@ -30,13 +30,15 @@ class SeededSplit:
 
     @property
     def stratum_cells(self) -> int:
-        """Rows of which a fixed number, chosen by the hash of each row, goes to each split.
+        """Rows of a stratum, of which a fixed number, chosen by the hash of each row, is in each split.
 
         Raises
         ------
         ValueError
             If the shares are finer than 0.001.
         """
+        # The smallest stratum in which the shares are whole numbers of cells: strata divide blocks, and small ones
+        # allow small blocks.
         for cells in _STRATUM_CELLS:
             if all(
                 abs(share * cells - round(share * cells)) < 1e-6 for share in (self.train_size, self.validation_size)
@@ -47,7 +49,7 @@ class SeededSplit:
         )
 
     def quota(self, split: int, rows: int) -> int:
-        """Cells that `split` gets out of a stratum of `rows`."""
+        """Return the number of cells of `split` in a stratum of `rows` rows."""
         train = math.floor(rows * self.train_size + 0.5)
         validation = min(rows - train, math.floor(rows * self.validation_size + 0.5))
         return (train, validation, rows - train - validation)[split]
@@ -69,8 +71,9 @@ class SeededSplit:
     def line(self, split: int, low: int, high: int, *, block_cells: int, epoch: int | None) -> NDArray[np.int64]:
         """Return the rows at places ``[low, high)`` on the line of `split`.
 
-        The line is the store's own order if `epoch` is None, else the blocks in the order of that epoch. The last block
-        is shorter and stands at a place of its own, so that every place on the line is found by division.
+        The line is the order of the store if `epoch` is None, else the blocks in the order of that epoch. The last
+        block can be shorter; it is not part of the permutation but inserted at a seeded place, so that every place on
+        the line is found by division.
         """
         strata_in_block = block_cells // self.stratum_cells
         in_block = strata_in_block * self.quota(split, self.stratum_cells)
@@ -100,11 +103,12 @@ class SeededSplit:
         )
 
     def _assign(self, row_bn: NDArray[np.int64]) -> NDArray[np.int8]:
-        """Share out each stratum: the lowest hashes are test, then validation, then train."""
+        """Return the split of each row, stratum by stratum: the lowest hashes are test, then validation, then train."""
         split_bn = np.full(row_bn.shape, TRAIN, dtype=np.int8)
         rows = row_bn.shape[1]
         held_out = rows - self.quota(TRAIN, rows)
         if held_out:
+            # A stable sort: equal hashes have the same order on every machine.
             order_bn = np.argsort(hash_rows(row_bn, self.seed, _SPLIT_KEY), axis=1, kind="stable")[:, :held_out]
             test = self.quota(TEST, rows)
             np.put_along_axis(split_bn, order_bn[:, :test], TEST, axis=1)
@@ -113,12 +117,12 @@ class SeededSplit:
 
 
 def shares_of(train_size: float | None, validation_size: float | None) -> tuple[float, float]:
-    """Fill in the shares of training and validation: 0.9 and what it leaves by default. The rest is the test split.
+    """Return the shares of training, by default 0.9, and validation, by default the rest. What remains is test.
 
     Raises
     ------
     ValueError
-        If they are no shares.
+        If they are not valid shares.
     """
     train_size = 0.9 if train_size is None else train_size
     validation_size = round(1 - train_size, 9) if validation_size is None else validation_size
@@ -131,5 +135,5 @@ def shares_of(train_size: float | None, validation_size: float | None) -> tuple[
 
 
 def order_of_blocks(place_b: NDArray[np.int64], n_blocks: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """Return the blocks that stand at the places `place_b` in an epoch."""
+    """Return the blocks at the places `place_b` of an epoch."""
     return permute(place_b, n_blocks, hash_keys(seed, _BLOCK_KEY, epoch))

@@ -1,8 +1,9 @@
-"""The line of an epoch on which rows have unequal masses: any draw is found by one number for each block.
+"""The line of an epoch for rows of unequal mass: any draw is found with one number for each block.
 
-The blocks lie end to end in a seeded order, each as long as the masses of its rows. An epoch makes as many draws as
-there are training cells, at equal distances: systematic sampling (Madow, Ann. Math. Stat. 1949). So a row of mass w is
-drawn n w / M times, rounded down or up, for n draws from a line of length M; if all masses are 1, exactly once.
+The line consists of the blocks in a seeded order, each as long as the sum of the masses of its rows. An epoch makes as
+many draws as there are training cells, at equal distances: systematic sampling (Madow, Ann. Math. Stat. 1949). So a row
+of mass w is drawn n w / M times, rounded down or up, for n draws from a line of length M; if all masses are 1, exactly
+once.
 
 Shape letters in this file
     b   blocks
@@ -26,7 +27,7 @@ _SCAN_ROWS = 1 << 18
 
 
 class EpochOrder(Protocol):
-    """What is trained on in an epoch, in the order of the epoch, any part of which is found by itself."""
+    """The cells of an epoch in training order; any part of it can be computed on its own."""
 
     @property
     def sampling(self) -> Sampling:
@@ -46,7 +47,7 @@ class EpochOrder(Protocol):
 
     @property
     def digest(self) -> str:
-        """A few letters that change with the rows."""
+        """A short hash that changes with the rows."""
 
     def draws(self, epoch: int, low: int, high: int) -> NDArray[np.int64]:
         """Return the rows of draws ``[low, high)`` of an epoch."""
@@ -58,11 +59,11 @@ class WeightedOrder:
     Parameters
     ----------
     sampling
-        The masses of the rows; it is read once now, and then for the blocks that are drawn from.
+        The masses of the rows; read once on construction, and later for the blocks that are drawn from.
     block_cells
         Rows of a block.
     seed
-        Of the order of the blocks and of the place of the first draw.
+        Seed of the order of the blocks and of the place of the first draw.
     """
 
     def __init__(self, sampling: Sampling, block_cells: int, seed: int) -> None:
@@ -75,6 +76,7 @@ class WeightedOrder:
             parts.append(np.add.reduceat(mass_r, np.arange(0, len(mass_r), block_cells)))
         self._mass_b = np.concatenate(parts)
         self._length = int(self._mass_b.sum())
+        # Two epochs: at the end of one, the next is prepared already.
         self._stops = lru_cache(2)(self._stops_of)
 
     @property
@@ -89,20 +91,21 @@ class WeightedOrder:
 
     @property
     def block_draws(self) -> float:
-        """Draws that come from one block; blocks count by their masses, as they do in the variance of a window."""
+        """Draws from one block, averaged with the masses of the blocks as weights, as in the variance of a window."""
         share_b = self._mass_b / self._length
         return self.n_draws * float(share_b @ share_b)
 
     @property
     def digest(self) -> str:
-        """A few letters that change with the masses and splits."""
+        """A short hash that changes with the masses and splits."""
         return sha256(self._mass_b.tobytes() + self.sampling.stop_sp.tobytes()).hexdigest()[:16]
 
     def draws(self, epoch: int, low: int, high: int) -> NDArray[np.int64]:
-        """Return the rows of draws ``[low, high)`` of an epoch; one of large mass may come several times in a row."""
+        """Return the rows of draws ``[low, high)`` of an epoch; a row of large mass can occur several times in a row."""
         n_draws, n_blocks = self.n_draws, len(self._mass_b)
         offset = hash_keys(self._seed, _OFFSET_KEY, epoch) % self._length
-        # floor((draw * length + offset) / n_draws), whose first product would not fit into 64 bits
+        # floor((draw * length + offset) / n_draws), computed without the product, which can exceed 64 bits. Integers
+        # rather than floats: rounding could draw a row of mass 1 twice, and another one never.
         each, rest = divmod(self._length, n_draws)
         draw_n = np.arange(low, high, dtype=np.int64)
         mass_n = draw_n * each + (draw_n * rest + offset) // n_draws
@@ -111,13 +114,14 @@ class WeightedOrder:
         block_b, rising_b = np.unique(order_of_blocks(place_b, n_blocks, self._seed, epoch), return_inverse=True)
         mass_b = self._mass_b[block_b]
         row_r, mass_r = self._masses(block_b)
-        # from places on the line of the epoch to places on that of these blocks alone, in rising order
+        # Blocks are read in the order of the store, not of the epoch, so that neighbours share a read. This converts
+        # places on the line of the epoch to places on the line of these blocks only.
         shift_b = (np.cumsum(mass_b) - mass_b)[rising_b] - (stop_b[place_b] - mass_b[rising_b])
         drawn: NDArray[np.int64] = row_r[np.searchsorted(np.cumsum(mass_r), mass_n + shift_b[drawn_n], side="right")]
         return drawn
 
     def _masses(self, block_b: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Rows of the rising blocks `block_b` and their masses, neighbours read together."""
+        """Return the rows of the blocks `block_b`, in increasing order, and their masses; neighbours share a read."""
         size = self._block_cells
         ranges = [
             (int(run[0]) * size, min((int(run[-1]) + 1) * size, self.sampling.n_cells))
@@ -127,6 +131,6 @@ class WeightedOrder:
         return row_r, np.concatenate([self.sampling.masses(start, stop) for start, stop in ranges])
 
     def _stops_of(self, epoch: int) -> NDArray[np.int64]:
-        """Where each block ends on the line of an epoch."""
+        """Return the end of each block on the line of an epoch."""
         n_blocks = len(self._mass_b)
         return np.cumsum(self._mass_b[order_of_blocks(np.arange(n_blocks), n_blocks, self._seed, epoch)])

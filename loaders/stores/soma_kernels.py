@@ -1,7 +1,7 @@
-"""The loops over the entries that TileDB-SOMA returns, compiled: from runs of one cell to rows of a matrix.
+"""Compiled loops over the entries that TileDB-SOMA returns: from runs of one cell to rows of a matrix.
 
-TileDB returns entries in the order of its tiles, so a cell comes in several runs. Two passes, one that counts and one
-that copies, cost less than a sort.
+TileDB returns entries in the order of its tiles, so that a cell has several runs. Two passes, one to count and one to
+copy, cost less than a sort.
 
 Shape letters in this file
     n   cells (rows) of one read
@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 def find_runs(
     cell_e: NDArray[np.int64], first: int, place_n: NDArray[np.int32], length_n: NDArray[np.int64]
 ) -> NDArray[np.int32]:
-    """Return the place and the length of each run of entries of one cell, and add up the entries of each place."""
+    """Return the place and the length of each run of entries of one cell; add the lengths to `length_n` by place."""
+    # A first loop counts the runs, so that the result is allocated once.
     n_runs = min(1, len(cell_e))
     for e in range(1, len(cell_e)):
         n_runs += cell_e[e] != cell_e[e - 1]
@@ -47,7 +48,8 @@ def copy_runs(
     counts_e: NDArray[Any],
     genes_e: NDArray[Any],
 ) -> None:
-    """Copy each run behind what is already in its place, and drop those without one."""
+    """Append each run to the entries of its place, and drop runs without a place (below 0)."""
+    # `cursor_n` keeps the end of each row between calls: a cell can have runs in several results of TileDB.
     begin = 0
     for r in range(len(run_r)):
         place, end = run_r[r, 0], begin + run_r[r, 1]

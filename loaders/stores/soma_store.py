@@ -1,10 +1,10 @@
-"""TileDB-SOMA experiments, read as they lie: counts by slices of cells, obs by pages, all as of one moment.
+"""TileDB-SOMA experiments, read without conversion: counts by slices of cells, obs by pages, all at one timestamp.
 
 Shape letters in this file
     n   cells (rows) of one read
     e   their stored entries
     g   genes, by soma_joinid
-    r   runs: of cells whose soma_joinids follow one another, or of entries of one cell
+    r   runs: of cells with consecutive soma_joinids, or of entries of one cell
 """
 
 import json
@@ -28,19 +28,19 @@ from dist_scvi.loaders.stores.soma_kernels import copy_runs, find_runs
 from dist_scvi.loaders.stores.soma_tables import SomaObs, Tables, read_gene_columns, read_genes
 
 _BUFFER_BYTES = 4 << 20
-"""Bytes of a column that TileDB gives at a time; its own default of 1 GiB takes more time for the same entries."""
+"""Bytes of a column in one result of TileDB; its default of 1 GiB takes more time for the same entries."""
 _READERS = 4
 _SLICE_CELLS = 4096
 _SLICE_ENTRIES = 1 << 23
-"""Entries of a slice at most, where the tiles of the store allow it."""
+"""Most entries of a slice, if the tiles of the store allow it."""
 _NOT_WANTED, _NO_CELL = -1, -2
 _SILENT_CELLS = 64
-"""Successive cells without any entry that are taken for a lost part of the store."""
+"""Consecutive cells without any entry above which a part of the store counts as lost."""
 
 
 @dataclass(frozen=True, slots=True)
 class SomaOptions:
-    """Which part of an experiment is read, and how TileDB reaches it."""
+    """Which part of an experiment is read, and the settings of TileDB."""
 
     measurement: str = "RNA"
     var_names_column: str | None = None
@@ -50,14 +50,14 @@ class SomaOptions:
     obs_value_filter: str | None = None
     """Cells to read, as in ``"tissue == 'lung' and is_primary_data == True"``."""
     timestamp_ms: int | None = None
-    """Moment as of which all is read, in ms since 1970; by default that of opening."""
+    """Timestamp at which all arrays are read, in ms since 1970; by default the time of opening."""
     tiledb_config: Mapping[str, str] = field(default_factory=dict)
     """Settings of TileDB, such as ``vfs.s3.region`` and ``vfs.s3.endpoint_override``."""
 
 
 _DEFAULT = SomaOptions()
 _Narrow = tuple[NDArray[np.int64], list[tuple[NDArray[np.int32], NDArray[Any], NDArray[Any]]]]
-"""Entries of each row, and the entries as they came: runs of one row, counts, genes."""
+"""Entries of each row, and the entries in the order of TileDB: runs of one row, counts, genes."""
 
 
 def is_soma(path: Path) -> bool:
@@ -78,8 +78,8 @@ def open_soma(uri: str, *, layer: str | None = None, options: SomaOptions = _DEF
     Raises
     ------
     ValueError
-        If tiledbsoma is not installed, it is no experiment, what `layer` or `options` name is not there, or a part of
-        it is lost.
+        If tiledbsoma is not installed, `uri` is not an experiment, a name in `layer` or `options` is not found, or a
+        part of the store is lost.
     """
     try:
         import tiledbsoma
@@ -98,21 +98,21 @@ def open_soma(uri: str, *, layer: str | None = None, options: SomaOptions = _DEF
 class SomaStore:
     """The counts and obs of a SOMA experiment.
 
-    Rows are the cells that `SomaOptions.obs_value_filter` chooses, by rising soma_joinid. Nothing is kept of them but
-    the runs of their soma_joinids: a single one where there are no gaps.
+    Rows are the cells that `SomaOptions.obs_value_filter` selects, by increasing soma_joinid. Only the runs of their
+    soma_joinids are kept in memory: a single run if there are no gaps.
 
     Parameters
     ----------
     experiment
-        A ``tiledbsoma.Experiment``, opened as of the moment that is to be read.
+        A ``tiledbsoma.Experiment``, opened at the timestamp to read.
     """
 
     fractional = False
     timestamp_ms: int
-    """Moment as of which all is read: given in `SomaOptions`, other processes and later runs read the same."""
+    """Timestamp of all reads. With the same value in `SomaOptions`, other processes and later runs read the same."""
     n_entries: int
-    """Entries written, explicit zeros among them: what was written over or deleted counts too, and with a filter it is
-    the number for the whole matrix times the share of cells chosen. For an exact number TileDB reads all counts."""
+    """Entries written, including explicit zeros and entries that were overwritten or deleted. With a filter it is the
+    number for the whole matrix times the share of the selected cells. For an exact number TileDB reads all counts."""
 
     def __init__(self, experiment: Any, *, uri: str, layer: str | None, options: SomaOptions) -> None:
         self.uri, self.layer, self.timestamp_ms = uri, layer, int(experiment.tiledb_timestamp_ms)
@@ -129,6 +129,7 @@ class SomaStore:
         if self._x.soma_type != "SOMASparseNDArray":
             raise ValueError(f"{self._where} is a {self._x.soma_type}: write it with X_kind=tiledbsoma.SparseNDArray")
         obs, var = experiment["obs"], measurement["var"]
+        # TileDB ignores a fragment that is not committed, and its cells would read as zeros.
         for array in (obs, var, self._x):
             _check_committed(array.uri, self.timestamp_ms)
         value_filter = options.obs_value_filter
@@ -155,9 +156,9 @@ class SomaStore:
     def read_ranges(
         self, ranges: Ranges, order: NDArray[np.int64] | None = None, choice: GeneChoice | None = None
     ) -> CsrRows:
-        """Read several ranges of rows, concurrently; see `CellStore`.
+        """Read several ranges of rows in parallel; see `CellStore`.
 
-        TileDB decompresses a tile for any of its rows. So one query reads what is wanted of one stretch of tiles.
+        TileDB decompresses a whole tile for any of its rows. So all rows of one stretch of tiles are read by one query.
         """
         row_n = np.concatenate([np.zeros(0, dtype=np.int64), *(np.arange(*span) for span in ranges)])
         if not len(row_n):
@@ -165,10 +166,14 @@ class SomaStore:
         stretch_n = self._obs.joinids(row_n) // self._slice_cells
         slices = np.split(row_n, np.flatnonzero(np.diff(stretch_n)) + 1)
         rows = self._placed(list(self._pool.map(self._read_narrow, slices)))
+        # The slow reader repeats the whole read. Once it has found a count above uint16, later reads use uint32 from
+        # the start, so that a store with large counts is not read twice each time.
         if rows is None:
             rows = concatenate(list(self._pool.map(self._read_closely, slices)))
             self._count_type = rows.counts_e.dtype if rows.counts_e.dtype == np.uint32 else self._count_type
         edge = np.concatenate([[-1], np.flatnonzero(np.diff(rows.indptr)), [len(row_n)]])
+        # TileDB returns no entries for a lost fragment, as for cells without counts. Many such cells in a row are
+        # reported instead of being returned as zeros.
         widest = int(np.argmax(np.diff(edge)))
         if edge[widest + 1] - edge[widest] > self._silent_cells:
             raise self._silence(*row_n[[edge[widest] + 1, edge[widest + 1] - 1]])
@@ -179,7 +184,7 @@ class SomaStore:
         return self._obs.columns
 
     def categorical(self, key: str) -> Categorical:
-        """Open an obs column as categories, with a filter those of the chosen cells alone; see `CellStore`."""
+        """Open an obs column as categories, with a filter only those of the selected cells; see `CellStore`."""
         return self._obs.categorical(key)
 
     def numeric(self, key: str) -> Numeric:
@@ -191,15 +196,15 @@ class SomaStore:
         return self._obs.names(start, stop)
 
     def layers(self) -> list[str]:
-        """Return the names of the layers, but for the one that is read by default."""
+        """Names of the layers, except the one that is read by default."""
         return self._layers
 
     def packed_digest(self) -> str | None:
-        """Return None: TileDB-SOMA is not packed."""
+        """Return None: a TileDB-SOMA store is never a packed store."""
         return None
 
     def limits(self) -> tuple[str, ...]:
-        """Return nothing; see `CellStore`."""
+        """Return an empty tuple; see `CellStore`."""
         return ()
 
     def close(self) -> None:
@@ -209,6 +214,8 @@ class SomaStore:
 
     def _entries(self, row_n: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], Any]]:
         """Yield all entries from the first to the last of some rows: soma_joinid of the cell, gene, and value."""
+        # A contiguous slice of soma_joinids rather than a list of points: TileDB reads a slice several times faster.
+        # Entries of rows in between are dropped later.
         first, last = self._obs.joinids(row_n[[0, -1]]).tolist()
         with _naming_errors(f"{self._where} at rows {row_n[0]} to {row_n[-1]}"):
             for table in self._x.read((slice(first, last),)).tables():
@@ -216,7 +223,11 @@ class SomaStore:
                 yield cell_e, gene_e if self._place_g is None else self._place_g.take(gene_e, mode="clip"), value_e
 
     def _places(self, row_n: NDArray[np.int64]) -> tuple[int, NDArray[np.int32]]:
-        """Return the first soma_joinid, and for it and all up to the last: the place in `row_n`, or what else it is."""
+        """Return the first soma_joinid, and for each one up to the last its index in `row_n`.
+
+        Others are `_NOT_WANTED` if they are cells of obs that are not requested, or `_NO_CELL` if obs has no such cell.
+        With a filter, which hides cells of obs, all of them are `_NOT_WANTED`.
+        """
         all_n = self._obs.joinids(np.arange(row_n[0], row_n[-1] + 1))
         unknown = _NO_CELL if self._obs.value_filter is None else _NOT_WANTED
         place_n = np.full(all_n[-1] + 1 - all_n[0], unknown, dtype=np.int32)
@@ -225,7 +236,7 @@ class SomaStore:
         return int(all_n[0]), place_n
 
     def _read_narrow(self, row_n: NDArray[np.int64]) -> "_Narrow | None":
-        """Read some rows by one query, or give None if something in them calls for a closer look."""
+        """Read some rows by one query, or return None if they need `_read_closely`."""
         if self.fractional:
             return None
         first, place_n = self._places(row_n)
@@ -240,7 +251,7 @@ class SomaStore:
         return length_n, parts
 
     def _placed(self, slices: "list[_Narrow | None]") -> CsrRows | None:
-        """Put the entries of all slices in their rows, or give None if a gene may stand twice in one."""
+        """Copy the entries of all slices to their rows, or return None if a gene occurs twice in a row."""
         found = [part for part in slices if part is not None]
         if len(found) < len(slices):
             return None
@@ -248,6 +259,7 @@ class SomaStore:
         counts_e, genes_e = np.empty(indptr[-1], self._count_type), np.empty(indptr[-1], self._gene_type)
         begins = np.append(0, np.cumsum([len(length_n) for length_n, _ in found]))
 
+        # Slices own disjoint ranges of rows, so that threads write to counts_e and genes_e without a lock.
         def place(begin: int, end: int, part: _Narrow) -> bool:
             cursor_n = indptr[begin:end].copy()
             for run_r, from_counts_e, from_genes_e in part[1]:
@@ -258,7 +270,7 @@ class SomaStore:
         return CsrRows(counts_e, genes_e, indptr) if sound else None
 
     def _read_closely(self, row_n: NDArray[np.int64]) -> CsrRows:
-        """Read the same so that large counts are taken, and what is wrong is named with its row."""
+        """Read the same rows with large counts accepted; errors name the row."""
         all_n = np.arange(row_n[0], row_n[-1] + 1)
         first, place_n = self._places(all_n)
         cell_e, gene_e, value_e = (np.concatenate(column) for column in zip(*self._entries(row_n), strict=True))
@@ -272,7 +284,7 @@ class SomaStore:
         return rows.take(row_n - row_n[0])
 
     def _check_ends(self) -> None:
-        """Refuse counts that end before obs does, or go on after it."""
+        """Refuse counts that end before the last cell of obs, or contain cells after it."""
         first, last = self._x.non_empty_domain()[0]
         low, high = self._obs.span
         for begin, end in ((0, low - 1), (high + 1, last)):
@@ -302,7 +314,7 @@ def _reader(frame: Any, value_filter: str | None) -> Tables:
 
 
 def _choose_layer(present: Sequence[str], wanted: str | None, uri: str) -> tuple[str, list[str]]:
-    """Return the layer to read, and those besides the one that is read by default."""
+    """Return the layer to read, and the names of those that are not read by default."""
     default = present[0] if len(present) == 1 else "raw"
     others = [name for name in present if name != default]
     name = wanted or default
@@ -318,9 +330,9 @@ def _entries_written(x: Any) -> int:
 
 
 def _read_sizes(x: Any, mean_entries: float, n_genes: int) -> tuple[int, int]:
-    """Return the rows that are decompressed together, and those that one query reads.
+    """Return the number of rows that are decompressed together, and the number that one query reads.
 
-    Entries lie in squares of ``tile`` cells by ``tile`` genes, in each cut every `capacity` entries.
+    Entries are stored in squares of ``tile`` cells by ``tile`` genes; each is cut after every `capacity` entries.
     """
     schema = x.schema_config_options()
     square_cells, square_genes = (int(dim["tile"]) for dim in json.loads(schema.dims).values())
@@ -331,7 +343,7 @@ def _read_sizes(x: Any, mean_entries: float, n_genes: int) -> tuple[int, int]:
 
 
 def _check_committed(uri: str, timestamp_ms: int) -> None:
-    """Refuse a local array with a fragment that is not committed: TileDB would pass over it in silence."""
+    """Refuse a local array with a fragment that is not committed: TileDB would ignore it without an error."""
     path = Path(uri.removeprefix("file://"))
     commits = path / "__commits"
     consolidated = b"".join(file.read_bytes() for file in sorted(commits.glob("*.con")))
@@ -351,8 +363,8 @@ def _stray_cell(joinid: object, where: str) -> DamagedError:
 
 
 @contextmanager
-def _naming_errors(what: str) -> Iterator[None]:
-    """Report errors of TileDB with the part that was read."""
+def _told(what: str) -> Iterator[None]:
+    """Raise errors of TileDB as `DamagedError`, with the name of the array that was read."""
     from tiledbsoma import SOMAError
 
     try:

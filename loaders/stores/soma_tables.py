@@ -3,7 +3,7 @@
 Shape letters in this file
     n   cells (rows) of one read
     g   genes, by soma_joinid
-    r   runs of cells whose soma_joinids follow one another
+    r   runs of cells with consecutive soma_joinids
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -28,30 +28,30 @@ from dist_scvi.loaders.cell_store import check_var_names
 
 _JOINID = "soma_joinid"
 _NAMES = ("obs_id", "observation_joinid", "cell_id", "barcode", "_index", "index")
-"""Columns in which tiledbsoma.io, the CELLxGENE Census and others keep the names of cells."""
+"""Columns in which tiledbsoma.io, the CELLxGENE Census and others store the names of cells."""
 _GENE_NAMES = ("var_id", "feature_id", "gene_id", "feature_name", "gene_name", "_index", "index")
 Tables = Callable[[str, list[str], slice], Iterator[Any]]
-"""Reads columns of a table in a range of soma_joinids, as Arrow tables; and takes what to call them in a message."""
+"""Reads columns of a table in a range of soma_joinids, as Arrow tables; the first argument names them in errors."""
 
 
 class SomaObs:
-    """The obs of a SOMA experiment, or the rows of it that a filter chooses, by rising soma_joinid.
+    """The obs of a SOMA experiment, or the rows of it that a filter selects, by increasing soma_joinid.
 
-    Nothing is kept of the rows but the runs of their soma_joinids: a single one where there are no gaps.
+    Only the runs of the soma_joinids of the rows are kept in memory: a single run if there are no gaps.
 
     Parameters
     ----------
     experiment
-        A ``tiledbsoma.Experiment``; it is kept, for it closes its parts when it is no longer used.
+        A ``tiledbsoma.Experiment``. A reference to it is kept because it closes its arrays when it is collected.
     tables
-        Reads the rows of its obs that `value_filter` chooses.
+        Reads the rows of its obs that `value_filter` selects.
     names_column
         Column of names; by default a usual one, else the soma_joinid.
 
     Attributes
     ----------
     n_whole, span
-        Number of all cells, chosen or not, and their first and last soma_joinid.
+        Number of all cells, selected or not, and their first and last soma_joinid.
     """
 
     def __init__(
@@ -71,6 +71,7 @@ class SomaObs:
         self.columns = [name for name in frame.schema.names if name not in (_JOINID, self._names)]
         self.span: tuple[int, int] = frame.non_empty_domain()[0]
         self.n_whole = int(frame.count)
+        # As many cells as soma_joinids in the span means that there are no gaps: obs need not be read to find runs.
         gapless = self.n_whole in (0, self.span[1] + 1 - self.span[0])
         whole = np.array([self.span[0]], dtype=np.int64), np.array([self.n_whole], dtype=np.int64)
         self._first_r, length_r = whole if gapless and value_filter is None else self._runs()
@@ -88,13 +89,16 @@ class SomaObs:
         return joinid_n
 
     def rows(self, joinid_n: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the row of each soma_joinid, or of the next that is chosen."""
+        """Return the row of each soma_joinid, or of the next one that is selected."""
         run_n = np.maximum(np.searchsorted(self._first_r, joinid_n, side="right") - 1, 0)
         row_n: NDArray[np.int64] = joinid_n - self._first_r[run_n] + self._row_r[run_n]
         return row_n.clip(self._row_r[run_n], self._row_r[run_n + 1])
 
     def categorical(self, key: str) -> Categorical:
-        """Open a column as categories; one that is not stored so, or of which a part is chosen, is encoded now."""
+        """Open a column as categories.
+
+        A column that is not stored as categories is encoded now; with a filter, any column is.
+        """
         if not _is_encoded(self._type(key)) or self.value_filter is not None:
             return self._encode(key)
         categories = self._frame.get_enumeration_values([key])[key].to_pylist()
@@ -117,7 +121,7 @@ class SomaObs:
         return np.asarray([str(name) for name in name_n], dtype=object)
 
     def read(self, key: str, start: int, stop: int) -> Iterator[tuple[NDArray[np.int64], Any]]:
-        """Yield the values of a column in rows ``[start, stop)``, part by part with their rows, as Arrow arrays."""
+        """Yield the values of a column in rows ``[start, stop)`` in parts: the rows, and an Arrow array."""
         if start >= stop:
             return
         where, lacking = f"obs column '{key}' of {self._uri} at rows {start} to {stop - 1}", stop - start
@@ -125,6 +129,7 @@ class SomaObs:
         for table in self._tables(where, [_JOINID, key], span):
             lacking -= len(table)
             yield self.rows(table.column(_JOINID).to_numpy()), table.column(key).combine_chunks()
+        # TileDB returns fewer rows without an error if a fragment is lost.
         if lacking:
             raise DamagedError(f"{where} lacks {lacking} values: write the store again from its source")
 
@@ -134,11 +139,13 @@ class SomaObs:
         return self._frame.schema.field(key).type
 
     def _runs(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Find the runs of the soma_joinids chosen: the first of each, and their lengths."""
+        """Return the runs of the selected soma_joinids: the first of each, and their lengths."""
         first_r, last_r = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
         where = f"obs of {self._uri}"
         if self.value_filter is not None:
             where += f" with obs_value_filter={self.value_filter!r} and columns {', '.join(self._frame.schema.names)}"
+        # Only the ends of the runs of each table are kept, so that memory does not grow with the number of cells.
+        # Runs that continue in another table are joined below.
         for table in self._tables(where, [_JOINID], slice(None)):
             joinid_n = np.sort(table.column(_JOINID).to_numpy())
             gap_n = np.flatnonzero(np.diff(joinid_n) != 1)
@@ -150,7 +157,9 @@ class SomaObs:
         return first, last + 1 - first
 
     def _encode(self, key: str) -> Categorical:
-        """Return each value of a column a code by its name, in the smallest type."""
+        """Return a column with codes by the names of its values, in the smallest type."""
+        # The codes of the store are local to each table of a column that is encoded while it is read, so that all are
+        # mapped to codes by name.
         code_of: dict[str, int] = {}
         code_n = np.empty(self.n_cells, dtype=np.int8)
         for row_n, column in self.read(key, 0, self.n_cells):
@@ -190,7 +199,7 @@ def _is_encoded(kind: Any) -> bool:
 
 
 def _numbers(column: Any) -> NDArray[Any]:
-    """Return an Arrow array as numbers, NaN where one is missing; one that is encoded as codes, then -1."""
+    """Return an Arrow array as numbers with NaN for missing values; a dictionary array as codes with -1 for these."""
     dense = column.indices.fill_null(-1) if _is_encoded(column.type) else column
     return np.asarray(dense.to_numpy(zero_copy_only=False))
 
@@ -198,9 +207,10 @@ def _numbers(column: Any) -> NDArray[Any]:
 def read_genes(
     frame: Any, tables: Tables, wanted: str | None, where: str
 ) -> tuple[NDArray[np.object_], NDArray[np.int64] | None]:
-    """Read the names of the genes by rising soma_joinid.
+    """Return the names of the genes by increasing soma_joinid, and the index of the gene of each soma_joinid.
 
-    And if these have gaps, the place of each soma_joinid; -1 where there is no gene, and at the end, for all beyond.
+    The second is None if the soma_joinids have no gaps. It is -1 where there is no gene; its last element, also -1,
+    stands for all larger soma_joinids.
     """
     column = _name_column(frame, wanted, _GENE_NAMES, where)
     if column is None:
@@ -220,13 +230,13 @@ def read_genes(
 
 
 def read_gene_columns(frame: Any, var_names: NDArray[np.object_]) -> pd.DataFrame:
-    """Read the columns of the genes, by rising soma_joinid as `read_genes` does."""
+    """Return the columns of the genes, by increasing soma_joinid as in `read_genes`."""
     table: pd.DataFrame = frame.read().concat().to_pandas()
     return table.sort_values(_JOINID).drop(columns=_JOINID).set_axis(var_names)
 
 
 def _name_column(table: Any, wanted: str | None, usual: Sequence[str], where: str) -> str | None:
-    """Choose the column that names cells or genes."""
+    """Return the column that names cells or genes, None if there is none."""
     present = table.schema.names
     if wanted is not None and wanted not in present:
         raise ValueError(f"{where} has no column '{wanted}' to name its rows: present are {', '.join(present)}")
