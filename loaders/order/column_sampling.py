@@ -54,7 +54,7 @@ class ColumnSplit:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sampling:
-    """The split of every row, and for rows of train their mass: a whole number, proportional to the draws of the row."""
+    """The split of every row, and for rows of train the mass: a whole number, proportional to the draws of the row."""
 
     splits: RowSplit
     stop_sp: NDArray[np.int64]

@@ -48,7 +48,7 @@ def permute(index: NDArray[np.int64], n: int, key: int) -> NDArray[np.int64]:
     value = index.astype(np.uint64)
     outside = np.ones(value.shape, dtype=bool)
     # The loop ends: the network permutes all numbers of these bits, and the cycle of each index returns to an index
-    # below n. On average it takes fewer than four passes, as the numbers are at most about four times n.
+    # below n. Few passes are needed, as there are at most about four times as many numbers as indices.
     while outside.any():
         left, right = value[outside] >> np.uint64(half_bits), value[outside] & mask
         for turn in range(_FEISTEL_ROUNDS):

@@ -76,7 +76,6 @@ class WeightedOrder:
             parts.append(np.add.reduceat(mass_r, np.arange(0, len(mass_r), block_cells)))
         self._mass_b = np.concatenate(parts)
         self._length = int(self._mass_b.sum())
-        # Two epochs: at the end of one, the next is prepared already.
         self._stops = lru_cache(2)(self._stops_of)
 
     @property
@@ -101,7 +100,7 @@ class WeightedOrder:
         return sha256(self._mass_b.tobytes() + self.sampling.stop_sp.tobytes()).hexdigest()[:16]
 
     def draws(self, epoch: int, low: int, high: int) -> NDArray[np.int64]:
-        """Return the rows of draws ``[low, high)`` of an epoch; a row of large mass can occur several times in a row."""
+        """Return the rows of draws ``[low, high)`` of an epoch; a row of large mass can be drawn repeatedly."""
         n_draws, n_blocks = self.n_draws, len(self._mass_b)
         offset = hash_keys(self._seed, _OFFSET_KEY, epoch) % self._length
         # floor((draw * length + offset) / n_draws), computed without the product, which can exceed 64 bits. Integers

@@ -1,6 +1,7 @@
-"""The second pass of packing: every file of the result put together from one stretch of each part.
+"""The second pass of packing: writes every file of the result from one contiguous stretch of each part.
 
-No two tasks write to one file. A task that is done leaves a file in ``done``, so that it is not done again.
+Each file is written by one task only, so that tasks need no lock. A finished task leaves a file in ``done`` and is not
+repeated.
 """
 
 import io
@@ -44,23 +45,23 @@ _NAMES_CHUNK = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Gathering:
-    """What all tasks of the second pass know."""
+    """What all tasks of the second pass need."""
 
     folder: Path
-    """Holds ``pieces``, ``done``, ``edges.npy`` and the ``store`` in the making."""
+    """Working folder with ``pieces``, ``done``, ``edges.npy`` and the unfinished ``store``."""
     path: Path
-    """The AnnData in the making."""
+    """The unfinished AnnData."""
     columns: tuple[str, ...]
-    """Those of obs, by the number of their field in the records; `SOURCE_ROW`, if it was added, comes last."""
+    """Columns of obs, by the number of their field in the records; `SOURCE_ROW`, if it was added, is last."""
     n_cells: int
     block_cells: int
     shard_cells: int
-    """Cells of a file of obs: a whole number of blocks, no more than there are."""
+    """Cells of a file of obs: a whole number of blocks, at most all."""
     n_entries: int
     chunk_entries: int
     """Entries of a chunk of ``X``."""
     shard_entries: int
-    """Entries of a file of it: a whole number of chunks, no more than there are."""
+    """Entries of a file of ``X``: a whole number of chunks, at most all."""
     counts_type: np.dtype[Any]
     genes_type: np.dtype[Any]
     records_type: np.dtype[Any]
@@ -80,13 +81,13 @@ class Gathering:
         return number * self.shard_entries, min((number + 1) * self.shard_entries, self.n_entries)
 
     def cells_of_shard(self, number: int) -> int:
-        """Cells that count as written with a file of ``X/data``, by its share of the entries."""
+        """Cells that are reported as written with a file of ``X/data``, by its share of the entries."""
         low, high = (self.n_cells * entry // self.n_entries for entry in self.entries_of_shard(number))
         return high - low
 
 
 def begin_gathering(job: PackJob, folder: Path) -> Gathering:
-    """Sum up what the parts hold."""
+    """Return sizes and types of the result, from those of all parts."""
     parts = list_parts(folder / "pieces")
     edges = sum_edges(parts)
     counts_type, records_type = joint_types(parts)
@@ -110,7 +111,7 @@ def begin_gathering(job: PackJob, folder: Path) -> Gathering:
 
 
 def create_store(plan: Gathering, source: Source) -> None:
-    """Create all arrays of the result, unless they are there."""
+    """Create all arrays of the result, unless they exist."""
     made = plan.folder / "store"
     if made.exists():
         for aside in made.rglob("*.partial"):  # of a write that was killed
@@ -160,7 +161,7 @@ def write_table(plan: Gathering, number: int) -> int:
 
 
 def unfinished(plan: Gathering) -> tuple[list[int], list[int]]:
-    """List the files of ``X`` and of obs that are still to be written."""
+    """Return the numbers of the files of ``X`` and of obs that are not written yet."""
     done = {file.name for file in (plan.folder / "done").iterdir()}
     shards = [number for number in range(plan.n_shards) if f"shard{number:06d}.npy" not in done]
     return shards, [number for number in range(plan.n_tables) if f"table{number:06d}" not in done]
@@ -172,8 +173,9 @@ def finish_store(plan: Gathering, job: PackJob) -> None:
     Raises
     ------
     ValueError
-        If what was written is not what was read.
+        If the cells or counts written differ from those read.
     """
+    # The sums come from both ends: those of the edges from the source, those of the chunks from the arrays written.
     edges = np.load(plan.folder / "edges.npy")
     chunks = [np.load(plan.folder / "done" / f"shard{number:06d}.npy") for number in range(plan.n_shards)]
     chunk_counts = np.concatenate([np.zeros(0, dtype=np.int64), *chunks])
@@ -190,7 +192,7 @@ def finish_store(plan: Gathering, job: PackJob) -> None:
         new_array(root, f"{SUMS}/{name}", values.shape, np.int64, chunk_rows=max(1, min(len(values), 1 << 16)))
         _store(plan.path, f"{SUMS}/{name}", 0, values)
     root.attrs[MANIFEST_KEY] = _manifest(plan, job, int(edges[-1, COUNTS])).to_dict()
-    with warnings.catch_warnings():  # anndata does the same, and plain HTTP has no other list of what is there
+    with warnings.catch_warnings():  # anndata consolidates too, and over plain HTTP a store cannot be listed otherwise
         warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
         zarr.consolidate_metadata(plan.path)
 
@@ -252,7 +254,7 @@ def _create_table(plan: Gathering, root: zarr.Group, source: Source) -> None:
 def _store(folder: Path, name: str, low: int, values: NDArray[Any]) -> None:
     """Write whole files of an array, from row `low` on, and wait until they are on the disk.
 
-    Zarr itself writes them: zarrs 0.2.3 leaves out chunks that hold the fill value alone, and they would count as lost.
+    zarr itself writes them: zarrs 0.2.3 omits chunks that hold only the fill value, which would be reported as lost.
     """
     with zarr.config.set({"array.write_empty_chunks": True}):
         array: Any = zarr.open_array(folder / name, mode="r+")

@@ -1,4 +1,4 @@
-"""What a packing is asked for, how it is divided within memory, and what is refused before it begins."""
+"""The parameters of a packing, its division within the memory, and the checks before it begins."""
 
 import json
 import os
@@ -21,21 +21,21 @@ from dist_scvi.loaders.pack.sorted_parts import settle_rows
 
 Codec = Literal["lz4hc", "lz4", "zstd"]
 CODEC_LEVELS: dict[Codec, int] = {"lz4hc": 9, "lz4": 3, "zstd": 3}
-"""Compressors of the counts, and how hard each tries."""
+"""Compressors of the counts, and their levels."""
 BLOCK_CELLS = 8192
 SHARD_CELLS = 1 << 20
 SHARD_ENTRIES = 1 << 24
 _CHUNK_ENTRIES = (1024, 1 << 20)
 _CHUNK_CELLS = 64
-"""Mean rows of a chunk at most, and at least half as many."""
+"""Most mean rows of a chunk; at least half as many."""
 _PROCESS_BYTES = 288 << 20
-"""Memory of a process that has imported all it needs."""
+"""Memory of a process after its imports."""
 _READ_ENTRIES = 1 << 20
-"""Entries read at once, by the mean number in a cell."""
+"""Entries read at once, estimated from the mean number in a cell."""
 _READ_BYTES = 96 << 20
-"""Memory for that, whatever the types and chunks of the source."""
+"""Memory for these, for any types and chunks of the source."""
 _PART_BYTES = (32 << 20, 1 << 30)
-"""Least and most bytes of rows sorted at once: fewer make too many files, more lose too much work to a kill."""
+"""Least and most bytes of rows sorted at once: fewer make too many files, with more a kill loses too much work."""
 _PART_COPIES = 3
 _SHARD_COPIES = 3
 _CACHED_CELLS = 1 << 21
@@ -45,7 +45,7 @@ _PROBE_CELLS = 64
 
 @dataclass(frozen=True, slots=True)
 class PackJob:
-    """What is packed, and how. Equal jobs give equal bytes, whatever `piece_cells`."""
+    """What is packed, and how. Equal jobs give equal bytes, for any `piece_cells`."""
 
     source: PackSource
     fingerprint: int
@@ -60,7 +60,7 @@ class PackJob:
     shard_cells: int
     shard_entries: int
     piece_cells: int
-    """Rows of the source that are moved in one go, the unit in which the first pass is resumed."""
+    """Rows of the source in one piece, the unit in which the first pass is resumed."""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -84,22 +84,22 @@ class PackJob:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """How the memory is shared out."""
+    """The division of the memory."""
 
     memory_bytes: int
     processes: int
     source_bytes: int = 0
-    """What a process holds of the source while it is open; see `source_bytes`."""
+    """Memory of the open source in a process; see `source_bytes`."""
 
     @property
     def process_bytes(self) -> int:
-        """Memory each process has for its rows. Beside several there is one that waits for them."""
+        """Memory of each process for its rows. If there are several, the parent, which only waits, is counted too."""
         idle = self.processes + (self.processes > 1)
         return (self.memory_bytes - idle * (_PROCESS_BYTES + self.source_bytes)) // self.processes
 
     @property
     def part_bytes(self) -> int:
-        """Rows that a process may collect before it sorts them."""
+        """Bytes of rows that a process may collect before it sorts them."""
         return min((self.process_bytes - _READ_BYTES) // _PART_COPIES, _PART_BYTES[1])
 
     def check(self, job: PackJob, *, counts_bytes: int, record_bytes: int) -> None:
@@ -108,7 +108,7 @@ class Budget:
         Parameters
         ----------
         counts_bytes, record_bytes
-            Bytes of a count, and of what is kept of a cell beside its counts.
+            Bytes of a count, and of what is kept of a cell in addition to its counts.
 
         Raises
         ------
@@ -132,23 +132,23 @@ class Budget:
 
 
 def source_bytes(job: PackJob, record_bytes: int) -> int:
-    """Return about how many bytes an opened source holds: columns keep `_CACHED_CELLS` of their values."""
+    """Return the approximate bytes of an open source: its columns cache `_CACHED_CELLS` values each."""
     return min(job.source.n_cells, _CACHED_CELLS) * record_bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What a few rows over the whole source have shown."""
+    """Results of reading a sample of rows of the source."""
 
     fingerprint: int
     cell_entries: float
     """Mean entries kept of a cell."""
     counts_bytes: int
-    """Bytes of the largest count seen, at least 2, for there is likely a larger one."""
+    """Bytes of the largest count of the sample, at least 2, as others are probably larger."""
 
 
 def probe_store(source: CellStore, genes: Sequence[str]) -> Probe:
-    """Read a few rows over the whole of `source`."""
+    """Read a few rows at places all over `source`."""
     place_g = gene_places(source, genes)
     fingerprint = zlib.crc32("\n".join(source.var_names).encode())
     n_cells = n_entries = 0
@@ -165,7 +165,8 @@ def probe_store(source: CellStore, genes: Sequence[str]) -> Probe:
 
 
 def plan_pieces(job: PackJob, budget: Budget, probe: Probe, *, record_bytes: int, chunk_cells: int) -> PackJob:
-    """Choose the pieces so that one is sorted at once, and each process has several."""
+    """Choose the pieces so that each fits into one part, and each process has several."""
+    # 0.9: cells of a piece can have more entries than the mean. Several pieces for each process balance the load.
     cell_bytes = probe.cell_entries * (probe.counts_bytes + _gene_bytes(job)) + record_bytes + 8
     fitting = _whole_chunks(int(0.9 * budget.part_bytes / cell_bytes), chunk_cells)
     even = -(-job.source.n_cells // (4 * budget.processes)) if budget.processes > 1 else job.source.n_cells
@@ -173,7 +174,7 @@ def plan_pieces(job: PackJob, budget: Budget, probe: Probe, *, record_bytes: int
 
 
 def read_cells(source: CellStore) -> int:
-    """Return the rows to read at once: whole chunks, of about as many entries as `_READ_BYTES` allows."""
+    """Return the rows to read at once: whole chunks with about `_READ_ENTRIES` entries."""
     wanted = max(1, _READ_ENTRIES * source.n_cells // max(1, source.n_entries))
     return _whole_chunks(wanted, source.chunk_cells)
 
@@ -185,7 +186,7 @@ def chunk_entries(n_entries: int, n_cells: int) -> int:
 
 
 def gene_places(source: CellStore, genes: Sequence[str]) -> np.ndarray[Any, np.dtype[np.int32]]:
-    """Return the place of each gene of `source` among `genes`, -1 for those not asked for."""
+    """Return the index of each gene of `source` in `genes`, -1 for those that are not requested."""
     places = {name: place for place, name in enumerate(genes)}
     return np.array([places.get(name, -1) for name in source.var_names], dtype=np.int32)
 
@@ -196,7 +197,7 @@ def check_genes(source: CellStore, genes: Sequence[str] | None) -> tuple[str, ..
     Raises
     ------
     ValueError
-        If one is not in the store or is named twice, or none is named.
+        If one is not in the store or occurs twice, or the list is empty.
     """
     check_list("genes", genes)
     present = [str(name) for name in source.var_names]
@@ -215,7 +216,7 @@ def check_genes(source: CellStore, genes: Sequence[str] | None) -> tuple[str, ..
 
 
 def check_codec(codec: Codec) -> Codec:
-    """Return the codec if it is one that can be written.
+    """Return the codec if it is known.
 
     Raises
     ------
@@ -233,7 +234,7 @@ def check_columns(source: CellStore, obs_columns: Sequence[str] | None, group_by
     Raises
     ------
     ValueError
-        If one, or `group_by`, is not there.
+        If one, or `group_by`, is missing.
     """
     check_list("obs_columns", obs_columns)
     present = source.obs_columns()
@@ -249,7 +250,7 @@ def check_place(path: Path, source_uri: str) -> None:
     Raises
     ------
     ValueError
-        With another place to choose.
+        With advice to choose another path.
     """
     for above in path.parents:
         if (above / "zarr.json").exists() or (above / ".zgroup").exists():
@@ -259,12 +260,12 @@ def check_place(path: Path, source_uri: str) -> None:
 
 
 def check_disk(folder: Path, job: PackJob, probe: Probe, *, record_bytes: int) -> None:
-    """Refuse to begin where the disk will be full before the end.
+    """Refuse to begin if the free space of the disk is too small.
 
     Raises
     ------
     ValueError
-        With the space that is needed and the space there is.
+        With the space that is needed and the free space.
     """
     entry_bytes = probe.counts_bytes + _gene_bytes(job) + 2  # sorted rows, and about 2 bytes of the result
     needed = int(job.source.n_cells * (probe.cell_entries * entry_bytes + 2 * record_bytes))
@@ -279,12 +280,12 @@ def check_disk(folder: Path, job: PackJob, probe: Probe, *, record_bytes: int) -
 
 
 def begin_job(folder: Path, job: PackJob) -> PackJob:
-    """Note down `job` in `folder`, or give the one that was begun there, if it leads to the same result.
+    """Write `job` to `folder`, or return the job that was begun there, if it leads to the same result.
 
     Raises
     ------
     ValueError
-        If another was begun there.
+        If a different job was begun there.
     """
     file = folder / "job.json"
     asked = json.loads(json.dumps(asdict(job)))
@@ -294,6 +295,8 @@ def begin_job(folder: Path, job: PackJob) -> PackJob:
             raise ValueError(f"{folder} is in the way and is no unfinished pack (it holds {strange[0]}): remove it")
         write_file(file, json.dumps(asked).encode())
         return job
+    # `piece_cells` depends on memory and processes, which may change. The begun value is kept, as the finished pieces
+    # have its size.
     begun = json.loads(file.read_text())
     differing = [key for key in asked if key != "piece_cells" and begun.get(key) != asked[key]]
     if differing:
@@ -306,7 +309,7 @@ def begin_job(folder: Path, job: PackJob) -> PackJob:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a file that appears whole or not at all, also if the machine stops."""
+    """Write a file atomically: it appears complete or not at all, also if the machine stops."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     with aside.open("wb") as file:
         file.write(content)
@@ -316,7 +319,7 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def _whole_chunks(cells: int, chunk_cells: int) -> int:
-    """Round down to whole chunks, if that leaves any."""
+    """Round down to whole chunks, unless the result would be 0."""
     return cells // chunk_cells * chunk_cells or max(1, cells)
 
 

@@ -1,9 +1,12 @@
-"""Packing: a store of counts written again as one that is faster to read, in another order, in two passes.
+"""Packing: writes the counts of a store to a new store that is faster to read, in another order, in two passes.
 
-The first pass reads the source from one end to the other and leaves its rows in parts, each sorted by where its rows
-will lie (`scatter`). The second puts every file of the result together from one stretch of each part (`gather`). What
-either has finished stays in ``<path>.partial``, so that a packing that was killed goes on from there. The result is
-the same to the last byte, also for another number of processes or another memory.
+The first pass reads the source sequentially and writes its rows to parts, each sorted by destination (`scatter`). The
+second writes every file of the result from one contiguous stretch of each part (`gather`). Finished work of both stays
+in ``<path>.partial``, so that a packing that was killed continues from there. The result is the same to the last byte,
+also for another number of processes or another memory.
+
+Two passes because the rows of a file of the result are anywhere in the source: reading them directly would need one
+random read for each row, or all counts in memory.
 """
 
 import fcntl
@@ -66,9 +69,9 @@ from dist_scvi.loaders.pack.scatter import (
 Progress = Callable[[int, int], None]
 
 _COMPLETE = "complete"
-"""File that says that the result is whole and has only to be moved."""
+"""Name of the file that marks the result as complete; only the move to its path remains."""
 _SOURCES: dict[Path, Source] = {}
-"""What this process has opened to pack, by the folder of the work."""
+"""Sources that this process has opened, by the working folder. Tasks carry the folder only, which is small to pickle."""
 
 
 def pack_store(
@@ -88,22 +91,22 @@ def pack_store(
 ) -> Manifest:
     """Write the cells of a store as an AnnData in Zarr v3: shuffled, in narrow types, every chunk checksummed.
 
-    Called again after it was killed, it goes on where it was.
+    Called again after it was killed, it continues from where it stopped.
 
     Parameters
     ----------
     open_source
         Opens the store, such as ``functools.partial(open_store, "atlas.zarr")``. It is called once in each process,
-        and so must be picklable if there are several.
+        and so has to be picklable if there are several.
     path
-        Folder to write. What is unfinished lies in ``<path>.partial``: about twice the size of the result.
+        Folder to write. Unfinished work is in ``<path>.partial``: about twice the size of the result.
     seed
-        Of the order of the cells, one of all orders with equal chance; None keeps that of the source.
+        Seed of the order of the cells, a pseudorandom permutation; None keeps the order of the source.
     group_by
-        Lay the categories of this obs column one after another, by name, and shuffle in each; cells without one come
-        last.
+        Write the categories of this obs column one after another, by name, and shuffle in each; cells without a
+        category come last.
     genes
-        Names of the genes to keep, in the order wanted; all by default.
+        Names of the genes to keep, in the order of the result; all by default.
     obs_columns
         Names of the obs columns to keep; all by default. ``source_row``, the row in the source, is added if no column
         has that name.
@@ -113,13 +116,13 @@ def pack_store(
     as_annbatch
         Write the collection of one AnnData that annbatch reads.
     memory_bytes
-        Bound for the memory of all processes together, the files that the system holds in memory apart.
+        Upper bound for the memory of all processes together, without the page cache of the system.
     processes
         Processes that read and write. Several are spawned: a script needs its ``if __name__ == "__main__"``.
     overwrite
-        Replace a Zarr folder that lies at `path`, when the result is whole.
+        Replace a Zarr folder at `path`, when the result is complete.
     progress
-        Called with (cells done, cells to do); each cell is read and written, and so counts twice.
+        Called with (cells done, cells to do); each cell is read once and written once, and so counts twice.
 
     Returns
     -------
@@ -128,22 +131,23 @@ def pack_store(
     Raises
     ------
     ValueError
-        If the source is damaged or holds no raw counts, a gene or column is not there, memory or disk do not suffice,
-        `path` lies inside a store, or another packing to `path` was not finished.
+        If the source is damaged or does not hold raw counts, a gene or column is missing, memory or disk space is too
+        small, `path` is inside a store, or another packing to `path` is unfinished.
     FileExistsError
-        If something lies at `path` and may not be replaced.
+        If `path` exists and may not be replaced.
     RuntimeError
-        If a process was lost.
+        If a process ended unexpectedly.
 
     Notes
     -----
-    ``anndata.read_zarr`` keeps the types of the counts and gene numbers. scipy computes with the matrix it gives after
-    ``csr_matrix((X.data, X.indices, X.indptr), X.shape)``, which widens the gene numbers.
+    ``anndata.read_zarr`` keeps the types of the counts and gene numbers. For computations with scipy, convert the
+    matrix by ``csr_matrix((X.data, X.indices, X.indptr), X.shape)``, which widens the gene numbers.
     """
     path = Path(path).expanduser().resolve()
     folder = path.with_name(f"{path.name}.partial")
     with closing(open_source()) as store:
         check_place(path, store.uri)
+        # Not checked for a complete result: a kill during the move can leave the earlier or the new folder at `path`.
         if not (folder / _COMPLETE).exists():
             check_free(path, overwrite=overwrite)
         asked = PackJob(
@@ -177,7 +181,7 @@ def pack_store(
 
 
 def _plan(source: Source, folder: Path, budget: Budget) -> tuple[Source, Budget]:
-    """Divide the work by what a few rows show, and refuse it if memory or disk do not suffice."""
+    """Divide the work by a sample of rows, and refuse it if memory or disk space is too small."""
     job, row_bytes = source.job, record_bytes(source)
     probe = probe_store(source.store, job.genes)
     budget = replace(budget, source_bytes=source_bytes(job, row_bytes))
@@ -195,7 +199,7 @@ def _pack(
     budget: Budget,
     progress: Progress | None,
 ) -> None:
-    """Do what is left to do of the work in `folder`."""
+    """Do the remaining work in `folder`."""
     report = _Report(source.job.source.n_cells, progress)
     _SOURCES[folder] = source
     try:
@@ -208,7 +212,7 @@ def _pack(
 
 
 def _scatter(source: Source, folder: Path, budget: Budget, pool: ProcessPoolExecutor | None, report: "_Report") -> None:
-    """Do what is left of the first pass."""
+    """Do the remaining work of the first pass."""
     pieces, job = folder / "pieces", source.job
     pieces.mkdir(exist_ok=True)
     left = unfinished_pieces(pieces, job)
@@ -230,9 +234,9 @@ def _write_piece(
 
 
 def _gather(source: Source, folder: Path, budget: Budget, pool: ProcessPoolExecutor | None, report: "_Report") -> None:
-    """Do what is left of the second pass."""
+    """Do the remaining work of the second pass."""
     plan = begin_gathering(source.job, folder)
-    # Counts may have turned out larger than the few that were seen at first.
+    # Counts may be larger than those of the sample.
     budget.check(source.job, counts_bytes=plan.counts_type.itemsize, record_bytes=plan.records_type.itemsize)
     create_store(plan, source)
     (folder / "done").mkdir(exist_ok=True)
@@ -245,13 +249,13 @@ def _gather(source: Source, folder: Path, budget: Budget, pool: ProcessPoolExecu
 
 
 def _begin_work(job: PackJob, open_source: Callable[[], CellStore], folder: Path) -> None:
-    """Make a process ready."""
+    """Open the source in a worker process."""
     _end_with_parent()
     _SOURCES[folder] = open_columns(open_source(), job)
 
 
 def _end_with_parent() -> None:
-    """Let this process end when the one that started it is killed, which could not tell it."""
+    """End this process when its parent is killed: a killed parent cannot shut down its workers."""
     parent = multiprocessing.parent_process()
 
     def wait() -> None:
@@ -264,7 +268,8 @@ def _end_with_parent() -> None:
 
 @contextmanager
 def _workers(processes: int, begin: Callable[[], None]) -> Iterator[ProcessPoolExecutor | None]:
-    """Return processes that `begin` makes ready, or none where this one does all."""
+    """Return a pool of processes that are initialised by `begin`, or None if this process does all work."""
+    # Spawned, not forked: threads of the parent, such as those that decompress, do not survive a fork.
     if processes == 1:
         yield None
         return
@@ -273,12 +278,12 @@ def _workers(processes: int, begin: Callable[[], None]) -> Iterator[ProcessPoolE
 
 
 def _run(tasks: Mapping[str, Callable[[], int]], pool: ProcessPoolExecutor | None, report: "_Report") -> None:
-    """Run `tasks` in the processes of `pool`, or in this one, and report what each gives.
+    """Run `tasks` in the processes of `pool`, or in this one, and report the result of each.
 
     Raises
     ------
     RuntimeError
-        If a process was lost.
+        If a process ended unexpectedly.
     """
     graph = {name: (task,) for name, task in tasks.items()}
     finished: Any = (None, None, None, lambda _key, result, *_: report.add(result), None)
@@ -297,7 +302,7 @@ def _run(tasks: Mapping[str, Callable[[], int]], pool: ProcessPoolExecutor | Non
 
 
 class _Report:
-    """Adds up the cells that are done and tells them."""
+    """Sums the cells that are done and reports them."""
 
     def __init__(self, n_cells: int, progress: Progress | None) -> None:
         self._done, self._total, self._progress = 0, 2 * n_cells, progress
@@ -311,13 +316,14 @@ class _Report:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Keep others out of `folder` while this process works there.
+    """Lock `folder` against other processes while this one works there.
 
     Raises
     ------
     ValueError
-        If another is there already.
+        If another process has locked it.
     """
+    # flock rather than a lock file that exists or not: the system releases it when the process is killed.
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
         try:

@@ -1,4 +1,4 @@
-"""The first pass of packing: the rows of a source, read from one end to the other, sorted by where they go."""
+"""The first pass of packing: reads the rows of a source sequentially and sorts them by destination."""
 
 import os
 import shutil
@@ -17,24 +17,24 @@ from dist_scvi.loaders.pack.job import PackJob, gene_places, read_cells
 from dist_scvi.loaders.pack.sorted_parts import MovingRows, destinations, settle_rows, write_part
 
 _NAMED_CELLS = 64
-"""Cells by whose names the room for all is estimated."""
+"""Cells whose names are used to estimate the bytes of all names."""
 _LONGER_NAME = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A store that is being packed, opened, with the columns that are kept."""
+    """An open store that is being packed, with the columns that are kept."""
 
     job: PackJob
     store: CellStore
     columns: tuple[Categorical | Numeric, ...]
     group: Categorical | None
     place_g: NDArray[np.int32]
-    """Place of each gene in the result, -1 for one that is dropped."""
+    """Index of each gene in the result, -1 for a gene that is dropped."""
 
 
 def open_columns(store: CellStore, job: PackJob) -> Source:
-    """Open the columns of `store` that `job` keeps: as numbers where they are numbers, else as categories."""
+    """Open the columns of `store` that `job` keeps: as numbers if they are numeric, else as categories."""
     return Source(
         job,
         store,
@@ -45,7 +45,7 @@ def open_columns(store: CellStore, job: PackJob) -> Source:
 
 
 def record_bytes(source: Source) -> int:
-    """Return about how many bytes are kept of a row beside its counts."""
+    """Return the approximate bytes that are kept of a row in addition to its counts."""
     rows = _moving_rows(source, 0, min(source.store.n_cells, _NAMED_CELLS), np.zeros(1, dtype=np.int64))
     return rows.records_n.itemsize + _LONGER_NAME
 
@@ -53,7 +53,7 @@ def record_bytes(source: Source) -> int:
 def count_groups(source: Source) -> NDArray[np.int64]:
     """Count the rows of each group before each piece, and after the last: shape (pieces + 1, groups).
 
-    Groups are the categories of the column to group by, in order, and one of the rows without a category.
+    Groups are the categories of the column to group by, in order, and one for the rows without a category.
     """
     job = source.job
     n_groups = len(source.group.vocabulary) + 1 if source.group else 1
@@ -72,19 +72,20 @@ def write_piece(
     size_g: NDArray[np.int64],
     part_bytes: int,
 ) -> int:
-    """Move the rows of piece `number` to parts in a folder of that name, and return how many they are.
+    """Write the rows of piece `number` to parts in a folder of that name, and return their number.
 
     Parameters
     ----------
     folder
-        Holds the pieces; that of this one appears when all its parts are written.
+        Folder of the pieces; the folder of this piece appears when all its parts are written.
     before_g, size_g
-        Rows of each group before this piece, and in all.
+        Rows of each group before this piece, and in total.
     part_bytes
-        Rows held before they are sorted and written.
+        Bytes of rows collected before they are sorted and written.
     """
     job = source.job
     aside = folder / f".{number:06d}.{os.getpid()}"
+    # The rename at the end marks the piece as finished; a killed process leaves a hidden folder, which is removed.
     low, high = job.piece_span(number)
     code_n = _groups(source, low, high)
     place_n = destinations(code_n, before_g, size_g, job.seed)
@@ -103,12 +104,12 @@ def write_piece(
 
 
 def list_parts(folder: Path) -> list[Path]:
-    """List the parts of all finished pieces in `folder`."""
+    """Return the parts of all finished pieces in `folder`."""
     return sorted(part for piece in folder.iterdir() if not piece.name.startswith(".") for part in piece.iterdir())
 
 
 def unfinished_pieces(folder: Path, job: PackJob) -> list[int]:
-    """List the pieces that are still to be written, and remove what was left half written."""
+    """Return the pieces that are not written yet, and remove incomplete ones."""
     for aside in folder.glob(".*"):
         shutil.rmtree(aside)
     return [number for number in range(job.n_pieces) if not (folder / f"{number:06d}").exists()]

@@ -1,8 +1,8 @@
-"""Rows on their way to another order: parts on disk, each sorted by where its rows will lie.
+"""Parts of rows on disk, each sorted by the destination of its rows in the new order.
 
-A part is a folder of four arrays. ``records`` tells of every row where it goes, how long it is and what its obs holds;
-``counts`` and ``genes`` hold its entries; ``edges`` says what of the part lies before each block of destinations. So
-any stretch of the new order is put together from one contiguous stretch of every part.
+A part is a folder of four arrays. ``records`` has the destination, the length and the obs values of every row;
+``counts`` and ``genes`` hold the entries; ``edges`` holds how much of the part comes before each block of destinations.
+So any stretch of the new order consists of one contiguous stretch of every part.
 
 Shape letters in this file
     n   rows
@@ -31,7 +31,7 @@ ROWS, ENTRIES, COUNTS = 0, 1, 2
 
 @dataclass(frozen=True, slots=True)
 class MovingRows:
-    """Some rows and where they go."""
+    """Some rows and their destinations."""
 
     counts: CsrRows
     records_n: NDArray[np.void]
@@ -39,14 +39,14 @@ class MovingRows:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held."""
+        """Bytes of all arrays."""
         return self.counts.nbytes + self.records_n.nbytes
 
 
 def destinations(
     code_n: NDArray[np.integer], before_g: NDArray[np.int64], size_g: NDArray[np.int64], seed: int | None
 ) -> NDArray[np.int64]:
-    """Return each row its place in the new order: group after group, shuffled in each.
+    """Return the place of each row in the new order: group after group, shuffled in each.
 
     Here g are groups.
 
@@ -55,10 +55,12 @@ def destinations(
     code_n
         Group of each row.
     before_g, size_g
-        Rows of each group before these, and in all.
+        Rows of each group before these, and in total.
     seed
-        None keeps the order within a group.
+        Seed of the order; None keeps the order within a group.
     """
+    # A keyed permutation rather than a shuffled list: each piece computes the places of its own rows, so that pieces
+    # are independent of each other and no list of all rows exists.
     start_g = np.cumsum(size_g) - size_g
     order = np.argsort(code_n, kind="stable")
     place_n = np.empty(len(code_n), dtype=np.int64)
@@ -73,7 +75,8 @@ def destinations(
 
 
 def settle_rows(rows: CsrRows, place_g: NDArray[np.int32], n_kept: int) -> tuple[CsrRows, NDArray[np.int64]]:
-    """Drop zeros and the genes whose place is -1, renumber and sort the others, and sum up each row."""
+    """Drop zeros and the genes whose place is -1, renumber and sort the others, and return the sum of each row."""
+    # Fractional counts are handled by their bits: integer sums do not depend on the order of addition.
     bits_e = count_bits(rows.counts_e)
     counts_e = np.empty_like(bits_e)
     genes_e: NDArray[np.integer] = np.empty(len(counts_e), dtype=gene_type(n_kept))
@@ -96,6 +99,7 @@ def write_part(folder: Path, pending: list[MovingRows], *, n_cells: int, block_c
     """
     records_n = np.concatenate([rows.records_n for rows in pending])
     counts = concatenate([rows.counts for rows in pending])
+    # Releases the rows of the caller before the sorted copies are made: one copy less in memory.
     pending.clear()
     order = np.argsort(records_n["destination"])
     records_n = records_n[order]
@@ -116,6 +120,8 @@ def write_part(folder: Path, pending: list[MovingRows], *, n_cells: int, block_c
     for name, values in {"records": records_n, "counts": counts_e, "genes": genes_e, "edges": edges}.items():
         with (folder / f"{name}.npy").open("wb") as file:
             np.save(file, values)
+            # The piece is renamed after this and counts as written: without fsync a power loss could leave the name
+            # without the content.
             file.flush()
             os.fsync(file.fileno())
 
@@ -139,7 +145,7 @@ def joint_types(parts: Sequence[Path]) -> tuple[np.dtype[Any], np.dtype[Any]]:
 def gather_records(
     parts: Sequence[Path], edges: NDArray[np.int64], first: int, last: int, kind: np.dtype[Any]
 ) -> NDArray[np.void]:
-    """Put together the records of the blocks ``[first, last)``, as type `kind`."""
+    """Return the records of the blocks ``[first, last)`` from all parts, as type `kind`."""
     low, high = int(edges[first, ROWS]), int(edges[last, ROWS])
     out_n = np.empty(high - low, dtype=kind)
     for part, (a, b), _ in _stretches(parts, first, last):
@@ -155,7 +161,9 @@ def gather_entries(
     high: int,
     kinds: tuple[np.dtype[Any], np.dtype[Any]],
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Put together the counts and genes ``[low, high)`` of the new order, as types `kinds`."""
+    """Return the counts and genes of the entries ``[low, high)`` of the new order, as types `kinds`."""
+    # Entries are found by whole blocks of rows, the only positions that edges have. Rows outside of [low, high) are cut
+    # off by `place_rows`.
     first = int(np.searchsorted(edges[:, ENTRIES], low, side="right")) - 1
     last = int(np.searchsorted(edges[:, ENTRIES], high, side="left"))
     origin = int(edges[first, ROWS])
@@ -203,7 +211,7 @@ def place_rows(
     out_count_e: NDArray[Any],
     out_gene_e: NDArray[Any],
 ) -> None:
-    """Copy rows that lie one below the other to where each begins; what falls outside of the output is left out."""
+    """Copy consecutive rows to the positions `begin_n`; entries outside of the output are dropped."""
     at = 0
     for n in range(len(length_n)):
         shift = begin_n[n] - at
@@ -226,7 +234,7 @@ def _settle(
     total_n: NDArray[np.int64],
     count_g: NDArray[np.uint32],
 ) -> None:
-    """See `settle_rows`; `count_g` is zero for every gene kept, and is so again in the end."""
+    """See `settle_rows`; `count_g` is zero for every gene kept, before and after the call."""
     at = 0
     out_indptr[0] = 0
     for n in range(len(total_n)):
@@ -239,6 +247,8 @@ def _settle(
                 out_gene_e[at] = place
                 total += count_e[e]
                 at += 1
+        # Most rows are sorted already. Others are sorted by a table of all genes, which also keeps each row free of
+        # allocations.
         if descents:
             for e in range(begin, at):
                 count_g[out_gene_e[e]] = out_count_e[e]

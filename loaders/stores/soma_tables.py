@@ -158,8 +158,7 @@ class SomaObs:
 
     def _encode(self, key: str) -> Categorical:
         """Return a column with codes by the names of its values, in the smallest type."""
-        # The codes of the store are local to each table of a column that is encoded while it is read, so that all are
-        # mapped to codes by name.
+        # A dictionary that Arrow makes is valid for one table only, so that its codes are mapped by name.
         code_of: dict[str, int] = {}
         code_n = np.empty(self.n_cells, dtype=np.int8)
         for row_n, column in self.read(key, 0, self.n_cells):
