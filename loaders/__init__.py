@@ -1,4 +1,4 @@
-"""Stores of raw counts to minibatches: opened lazily, read in order, checked as they are read."""
+"""From stores of raw counts to minibatches. Stores are opened lazily, and counts are checked as they are read."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CellData", "CellStore", "Plan", "make_plan", "open_data", "open_store"]
 
-# Imported on first use: a command that reads no cells must not wait for zarr, pandas and anndata.
+# Imported on first use, so that a command that reads no cells does not wait for zarr, pandas and anndata.
 _MODULES = {
     "CellData": "data",
     "CellStore": "cell_store",

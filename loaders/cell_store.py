@@ -1,4 +1,4 @@
-"""`CellStore`, the protocol that every store of cells follows, and the checks that all of them make."""
+"""`CellStore`, the protocol of all stores of cells, and the checks that all of them use."""
 
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -16,25 +16,26 @@ if TYPE_CHECKING:
 class CellStore(Protocol):
     """Raw counts and obs of many cells, read by row range.
 
-    A store is opened once per process and never loaded. It refuses what it cannot read rightly: see `read`.
+    A store is opened once per process and never loaded as a whole. It refuses data that it cannot read correctly: see
+    `read`.
     """
 
     uri: str
-    """Where it lies, for messages and records."""
+    """Path or URL of the store, for messages and records."""
     n_cells: int
     n_entries: int
     """Stored entries of the whole count matrix."""
     var_names: NDArray[np.object_]
     """Gene names, shape (g,), unique."""
     chunk_cells: int
-    """Rows that are decompressed together: a read of fewer costs as much."""
+    """Rows that are decompressed together: reading fewer costs as much."""
     shuffled: bool
-    """Whether the rows lie in a random order, as those of a packed store do."""
+    """Whether the rows are in a random order, as in a packed store."""
     layer: str | None
     """Name of the layer that is read, None for ``X``."""
     fractional: bool
-    """Whether counts need not be whole, and are float32 then; to be set before the first read. Otherwise such counts
-    are refused."""
+    """Whether counts that are not whole are accepted; all counts are float32 then. Otherwise such counts are refused.
+    Set it before the first read."""
 
     def read(self, start: int, stop: int) -> CsrRows:
         """Read the counts of rows ``[start, stop)``.
@@ -49,17 +50,17 @@ class CellStore(Protocol):
     def read_ranges(
         self, ranges: Ranges, order: NDArray[np.int64] | None = None, choice: GeneChoice | None = None
     ) -> CsrRows:
-        """Read the rows of each range ``[start, stop)``; ranges rise and do not overlap.
+        """Read the rows of each range ``[start, stop)``; ranges are in increasing order and do not overlap.
 
-        A store that can reads them concurrently and straight to their places, so this is the way to read a window.
+        Stores that can read the ranges in parallel, directly to their places. Use this method to read a window.
 
         Parameters
         ----------
         order
-            Which of the rows of all ranges, joined, to give, in this order; a row may be given several times. None for
-            all as they are.
+            Which of the rows of all ranges, joined, to return, in this order; a row may occur several times. None for
+            all in the order of the store.
         choice
-            Genes to keep; None for all. What is wrong with the others may go unseen.
+            Genes to keep; None for all. Damage of the other genes may not be detected.
         """
         ...
 
@@ -92,7 +93,7 @@ class CellStore(Protocol):
         ...
 
     def limits(self) -> tuple[str, ...]:
-        """Return what could be wrong with the store and cannot be seen, such as absent chunks read as zeros."""
+        """Return the kinds of damage that cannot be detected in this store, such as absent chunks read as zeros."""
         ...
 
     def close(self) -> None:

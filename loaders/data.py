@@ -1,4 +1,4 @@
-"""A store together with the obs columns a model is given."""
+"""A store together with the obs columns that a model uses."""
 
 import os
 from collections.abc import Sequence
@@ -32,9 +32,9 @@ class CellData:
 
     store: CellStore
     batch: Categorical | None
-    """The batch covariate; without one all cells are of one batch."""
+    """The batch covariate; if None, all cells are of one batch."""
     label: Categorical | None
-    """The label; of the `unlabeled_category` no code is given."""
+    """The label; the `unlabeled_category` has no code."""
     categorical_covariates: tuple[Categorical, ...]
     continuous_covariates: tuple[Numeric, ...]
     size_factor: Numeric | None = None
@@ -42,7 +42,7 @@ class CellData:
     labels_required: bool = False
     """Whether a cell without a label is refused."""
     process: int = field(default_factory=os.getpid)
-    """The process that opened them."""
+    """The process that opened the store."""
 
     @property
     def n_cells(self) -> int:
@@ -79,7 +79,7 @@ class CellData:
         return {**rows, "obs columns": printable(", ".join(self.store.obs_columns()))}
 
     def describe(self) -> dict[str, Any]:
-        """Say what a model must know of its data, as plain values: genes, columns and their categories."""
+        """Return what a model needs to know about its data, as plain values: genes, columns and their categories."""
         return {
             "n_cells": self.n_cells,
             "n_entries": self.store.n_entries,
@@ -94,7 +94,7 @@ class CellData:
         }
 
     def read(self, ranges: Ranges, order: NDArray[np.int64], *, hashed: bool = False) -> "tuple[CsrRows, ColumnValues]":
-        """Read counts and covariates of several ranges of rows: of all joined, those at the places `order`.
+        """Read counts and covariates of several ranges of rows: of the joined rows, those at the places `order`.
 
         Parameters
         ----------
@@ -104,8 +104,10 @@ class CellData:
         Raises
         ------
         ValueError
-            If a row is damaged or holds no raw counts, or this process was forked from the one that opened the store.
+            If a row is damaged or does not hold raw counts, or this process was forked from the one that opened the
+            store.
         """
+        # Without this check a fork would hang: it waits for threads that exist in the parent only.
         if os.getpid() != self.process:
             raise ValueError(
                 f"{self.store.uri} was opened in process {self.process} and is read in {os.getpid()}, a fork of it: "
@@ -173,7 +175,7 @@ class ColumnValues:
 
 
 def hash_cells(counts: CsrRows, columns: ColumnValues) -> NDArray[np.uint64]:
-    """Hash what each cell holds, its counts and its columns: equal cells have equal hashes wherever they are stored."""
+    """Return a hash of the counts and columns of each cell: equal cells have equal hashes in any store."""
     hash_n = hash_counts(counts)
     for column_n in columns.arrays:
         bits_n = column_n.astype(np.float32).view(np.uint32) if column_n.dtype.kind == "f" else column_n
@@ -194,24 +196,24 @@ def open_data(
     continuous_covariate_keys: Sequence[str] = (),
     allow_fractional: bool = False,
 ) -> CellData:
-    """Open a store and the obs columns a model needs. The names are those of ``SCVI.setup_anndata`` of scvi-tools.
+    """Open a store and the obs columns of a model. The argument names are those of ``SCVI.setup_anndata`` of scvi-tools.
 
     Parameters
     ----------
     source, layer, genes
-        What `open_store` takes, or a store that it opened, with more choices. Files are not loaded.
+        Arguments of `open_store`, or a store that it opened, which has more options. Files are not loaded.
     batch_key
         obs column of the batch covariate.
     labels_key
         obs column of cell labels. SCANVI learns them; SCVI uses them for ``dispersion="gene-label"``.
     unlabeled_category
-        Its value in cells that have no label.
+        Value of `labels_key` in cells without a label.
     size_factor_key
         obs column of size factors above 0, in place of the total counts.
     categorical_covariate_keys, continuous_covariate_keys
         Further obs columns to correct for.
     allow_fractional
-        Read counts that are not whole from files too, as `open_store` does; an AnnData in memory may hold them anyway.
+        Accept counts that are not whole from files, as in `open_store`; for an AnnData in memory they always are.
 
     Returns
     -------
@@ -220,15 +222,15 @@ def open_data(
     Raises
     ------
     FileNotFoundError
-        If nothing lies at `source`.
+        If `source` does not exist.
     ValueError
-        If it cannot be read as raw counts, or a column is missing. A few rows over the whole store are read to find out
-        now rather than hours later; all others are checked when they are read.
+        If it cannot be read as raw counts, or a column is missing. A few rows all over the store are read, so that
+        errors are reported now rather than after hours; all others are checked when they are read.
 
     Notes
     -----
-    Categories are sorted by name. scvi-tools keeps the order of a pandas categorical, so codes can differ from it
-    where that order is not the sorted one.
+    Categories are sorted by name. scvi-tools keeps the order of a pandas categorical, so that codes differ if that
+    order is not the sorted one.
     """
     for name, keys in {"categorical": categorical_covariate_keys, "continuous": continuous_covariate_keys}.items():
         check_list(f"{name}_covariate_keys", keys)
@@ -269,7 +271,7 @@ def minibatch(
     micro_keys: tuple[int, ...],
     global_cells: int,
 ) -> MiniBatch:
-    """Join counts and covariates of the cells `row_n` to a minibatch."""
+    """Return counts and covariates of the cells `row_n` as a minibatch."""
     return MiniBatch(
         counts,
         data.n_genes,
@@ -290,9 +292,9 @@ def minibatch(
 
 
 def _labels(store: CellStore, key: str | None, unlabeled: str | None) -> Categorical | None:
-    """Open the column of labels, of which `unlabeled` is none.
+    """Open the column of labels; `unlabeled` does not count as a label.
 
-    As in scvi-tools 1.4.2, data/fields/_dataframe_field.py, the last category takes its place in the order of codes.
+    As in scvi-tools 1.4.2, data/fields/_dataframe_field.py, the last category replaces it in the order of codes.
     """
     if key is None:
         if unlabeled is not None:
@@ -303,7 +305,7 @@ def _labels(store: CellStore, key: str | None, unlabeled: str | None) -> Categor
 
 
 def without_category(column: Categorical, name: str) -> Categorical:
-    """Take the category `name` out of `column`, and put the last one where it was; its cells have no code then."""
+    """Remove the category `name` from `column`, and give its code to the last one; its cells have no code then."""
     if name not in column.vocabulary:
         return column
     at, last = column.vocabulary.index(name), len(column.vocabulary) - 1

@@ -1,4 +1,4 @@
-"""A digest of what opened cells hold, by which a later start knows whether it has the same cells in the same order."""
+"""A digest of the content of a store, to check after a restart that the cells and their order are the same."""
 
 from hashlib import sha256
 
@@ -13,21 +13,21 @@ from dist_scvi.loaders.stream import prefetch
 
 _SEED = 11
 _WHOLE_ENTRIES = 1 << 21
-"""Entries up to which all counts are read: that takes less than a tenth of a second."""
+"""Entries up to which all counts are read, which takes less than a tenth of a second."""
 _PROBES = (8, 64)
 """Fewest and most stretches of rows that are read of a larger store."""
 _PROBE_CELLS = 16
 _DECOMPRESSED_CELLS = 1 << 17
-"""Rows that may be decompressed for them, where chunks are long."""
+"""Most rows that are decompressed for these, if chunks are long."""
 _COLUMN_CELLS = 4096
-"""Rows of obs columns in a stretch: columns are a thousandth of the counts, so more of them is read."""
+"""Rows of obs columns in a stretch. Columns have a thousandth of the size of the counts, so that more rows are read."""
 
 
 def content_digest(data: CellData, *, timeout_s: float = READ_TIMEOUT_S) -> str:
-    """Digest counts, genes, the columns in use and cell names, read at seeded places all over the store.
+    """Return a digest of counts, genes, the columns in use and cell names, read at seeded places all over the store.
 
-    A store with few counts is read whole. Of a packed store, its seed and its sums over all counts take part too. Where
-    the data lies does not: a copy of a store has its digest.
+    A store with few counts is read whole. For a packed store the digest includes its seed and its sums over all counts.
+    The location of the data is not included: a copy of a store has the same digest.
 
     Parameters
     ----------
@@ -43,9 +43,9 @@ def content_digest(data: CellData, *, timeout_s: float = READ_TIMEOUT_S) -> str:
 
     Notes
     -----
-    At most 64 stretches are read, whatever the number of cells: 64 requests at a time, and less than a second from a
-    disk, for 10^9 cells too. A change of a few rows of a large store can therefore go unseen; a change of their order,
-    of a column, or of a whole file cannot.
+    At most 64 stretches are read, for any number of cells: 64 requests at a time, and less than a second from a disk,
+    for 10^9 cells too. A change of a few rows of a large store is therefore not always detected; a change of the order,
+    of a column, or of a whole file is.
     """
     return next(prefetch((_digest(data) for _ in range(1)), 1, timeout_s))
 
@@ -66,7 +66,7 @@ def _digest(data: CellData) -> str:
 
 
 def _stretches(n_cells: int, number: int, cells: int) -> Ranges:
-    """Choose up to `number` stretches of `cells` rows, one in each equal part of the store, at a seeded place in it."""
+    """Return up to `number` stretches of `cells` rows, one at a seeded place of each equal part of the store."""
     if n_cells <= number * cells:
         return [(0, n_cells)]
     edge_p = np.arange(number + 1) * n_cells // number

@@ -1,4 +1,4 @@
-"""Moments of each gene, and the genes that vary more than their mean explains, in one and two passes over a store.
+"""Moments of each gene, in one pass over a store, and highly variable genes, in two passes.
 
 Shape letters in this file
     n   cells of one read
@@ -33,7 +33,7 @@ class GeneMoments:
     """Sums of the counts of each gene in each batch, as `gene_moments` found them."""
 
     batches: tuple[str, ...]
-    """The categories of the batch column, or one without a name."""
+    """The categories of the batch column, or one with an empty name."""
     cells_b: NDArray[np.int64]
     """Cells, 0 for a category that is not used."""
     sum_bg: NDArray[Any]
@@ -49,25 +49,25 @@ class GeneMoments:
     def variance_bg(self) -> NDArray[np.float64]:
         """Variance of the counts in each batch, over n - 1; 0 with less than two cells."""
         n_b1 = np.maximum(self.cells_b, 1)[:, None]
-        # Rounded as in scanpy: genes that vary as much as each other are ranked by the last bit.
+        # The same operations as in scanpy: the last bit decides the rank of genes of equal variance.
         over_n_bg = self.square_bg / n_b1 - self.mean_bg() ** 2
         variance_bg: NDArray[np.float64] = over_n_bg * (n_b1 / np.maximum(n_b1 - 1, 1))
         return variance_bg
 
     def joined(self) -> "GeneMoments":
-        """Take all batches as one."""
+        """Return the moments of all batches together."""
         sums = (part.sum(axis=0, keepdims=True) for part in (self.cells_b, self.sum_bg, self.square_bg))
         return GeneMoments(("",), *sums)
 
 
 @dataclass(frozen=True, slots=True)
 class HighlyVariable:
-    """What `highly_variable_genes` found of each gene, by the names scanpy gives; all arrays of shape (g,)."""
+    """Result of `highly_variable_genes` for each gene, with the names of scanpy; all arrays of shape (g,)."""
 
     means: NDArray[np.float64]
     variances: NDArray[np.float64]
     variances_norm: NDArray[np.float64]
-    """Variance over that expected from the mean, averaged over batches."""
+    """Variance divided by that expected from the mean, averaged over batches."""
     highly_variable_rank: NDArray[np.float64]
     """Median rank over the batches in which the gene is among the top, from 0; NaN if there are none."""
     highly_variable_nbatches: NDArray[np.int64]
@@ -82,7 +82,7 @@ def gene_moments(
     progress: Progress | None = None,
     timeout_s: float = READ_TIMEOUT_S,
 ) -> GeneMoments:
-    """Sum up the counts of each gene in each batch.
+    """Return sums of the counts and of their squares for each gene in each batch.
 
     Memory grows with batches x genes, not with cells.
 
@@ -98,9 +98,9 @@ def gene_moments(
     Raises
     ------
     ValueError
-        If a row is damaged or holds no raw counts, the column is not there or lacks a value; see `CellStore`.
+        If a row is damaged or does not hold raw counts, or the column is missing or lacks a value; see `CellStore`.
     TimeoutError
-        If a read does not come in time.
+        If a read does not finish in time.
     """
     names = store.categorical(batch_key).vocabulary if batch_key else ("",)
     cells_b = np.zeros(len(names), dtype=np.int64)
@@ -123,7 +123,7 @@ def highly_variable_genes(
     progress: Progress | None = None,
     timeout_s: float = READ_TIMEOUT_S,
 ) -> HighlyVariable:
-    """Rank genes by their variance over that expected from their mean, as ``seurat_v3`` of scanpy does.
+    """Rank genes by their variance divided by that expected from their mean, as ``seurat_v3`` of scanpy does.
 
     Reads the store twice. Memory grows with batches x genes, not with cells.
 
@@ -132,9 +132,9 @@ def highly_variable_genes(
     n_top_genes
         Genes to mark.
     batch_key
-        Categorical obs column; genes are ranked in each batch, and those come first that rank high in most.
+        Categorical obs column; genes are ranked in each batch, and by their median rank over batches.
     span
-        Share of the genes that each point of the trend is fitted to.
+        Share of the genes used for each point of the local regression.
     progress
         Called with (cells read, cells to read in both passes) after every read.
     timeout_s
@@ -143,9 +143,9 @@ def highly_variable_genes(
     Raises
     ------
     ValueError
-        If batches have too few cells, or genes that vary, for a trend to be fitted, and as `gene_moments`.
+        If batches have too few cells, or too few genes that vary, for the fit of the trend, and as `gene_moments`.
     TimeoutError
-        If a read does not come in time.
+        If a read does not finish in time.
 
     Notes
     -----
@@ -200,7 +200,7 @@ def _expected_deviation(moments: GeneMoments, span: float) -> NDArray[np.float64
 
 
 def _loess(x: NDArray[np.float64], y: NDArray[np.float64], span: float) -> NDArray[np.float64]:
-    if len(x) * span < 3:  # less than one ends the process
+    if len(x) * span < 3:  # below 1, the native code of loess ends the process
         raise ValueError("span takes less than the 3 that a parabola needs")
     model = loess(x, y, span=span, degree=2)
     try:
@@ -215,7 +215,7 @@ def _loess(x: NDArray[np.float64], y: NDArray[np.float64], span: float) -> NDArr
 def _ranked(
     means: NDArray[np.float64], variances: NDArray[np.float64], norm_bg: NDArray[np.float64], n_top_genes: int
 ) -> HighlyVariable:
-    # By the same sort as scanpy: it is not stable, and decides between genes that vary as much as each other.
+    # The same sort as in scanpy: it is not stable, and decides the order of genes of equal variance.
     rank_bg = np.argsort(np.argsort(-norm_bg, axis=1), axis=1)
     top_bg = rank_bg < n_top_genes
     batches_g = top_bg.sum(axis=0)
@@ -228,7 +228,7 @@ def _ranked(
 
 
 def _reads(store: CellStore, batch_key: str | None) -> Iterator[tuple[int, CsrRows, NDArray[np.int32]]]:
-    """Read the store from the first row to the last: where each read ends, its counts, and the batches of its cells."""
+    """Read the store sequentially; yield the end of each read, its counts, and the batches of its cells."""
     column = store.categorical(batch_key) if batch_key else None
     step = min(max(1, _READ_ENTRIES * store.n_cells // max(1, store.n_entries)), _READ_CELLS)
     for start in range(0, store.n_cells, step):

@@ -1,9 +1,9 @@
 """The second stream of semi-supervised training: at every step a minibatch of labelled training cells.
 
-A *pass* deals out every labelled training cell once, or as many of each label as are wanted, newly drawn; passes follow
-each other for ever. They are the epochs of a `Plan` of their own: step T of a run is step ``T % steps_per_epoch`` of
-pass ``T // steps_per_epoch``. Where all cells of a pass fit into a window they are listed, read together, and held as
-long as they stay the same.
+A *pass* contains every labelled training cell once, or a new draw of a given number of each label; passes repeat
+without end. They are the epochs of a separate `Plan`: step T of a run is step ``T % steps_per_epoch`` of pass
+``T // steps_per_epoch``. If all cells of a pass fit into a window, they are listed, read together, and kept in memory
+until the next draw.
 
 Shape letters in this file
     d   draws of a pass
@@ -36,15 +36,15 @@ _ORDER_KEY, _SAMPLE_KEY, _LABELLED_KEY = 6, 7, 8
 _PAGE_ROWS = 1024
 """Fewest rows of a page."""
 _PAGE_COUNTS = 1 << 21
-"""Counts of labels by page that are held."""
+"""Most counts of labels by page that are kept in memory."""
 _SCAN_ROWS = 1 << 18
 _MICRO_KEY = 1 << 40
-"""What the numbers of micro-minibatches begin with, so that none is that of a minibatch of all cells."""
+"""Offset of the micro-minibatch keys, so that none is equal to a key of a minibatch of all cells."""
 
 
 @dataclass(frozen=True, slots=True)
 class LabelledSplit:
-    """Of the rows that a plan trains on, those with a label."""
+    """The split into rows of a plan's training cells with a label, and all others."""
 
     label: Categorical
     plan: Plan
@@ -55,7 +55,7 @@ class LabelledSplit:
         return self.plan.n_cells
 
     def labels(self, start: int, stop: int) -> NDArray[np.int32]:
-        """Return the label of each row of ``[start, stop)``, -1 where it has none or is not trained on."""
+        """Return the label of each row of ``[start, stop)``, -1 if it has none or is not trained on."""
         label_n = self.label.codes(start, stop)
         if (label_n >= 0).any():
             label_n[~self.plan.trains_on(start, stop)] = -1
@@ -67,16 +67,16 @@ class LabelledSplit:
 
 
 class LabelSample:
-    """As many cells of each label, chosen anew in every draw, each subset as likely as any other.
+    """A given number of cells of each label, sampled again in every draw, every subset equally likely.
 
     Parameters
     ----------
     split
-        The cells to choose from; read once now, and then for the pages of rows that hold a chosen one.
+        The cells to choose from; read once on construction, and later for the pages of rows with a chosen cell.
     n_samples
-        Cells of each label; all of a label that has no more.
+        Cells of each label; all cells of a label with fewer.
     seed
-        Of the choice.
+        Seed of the choice.
     """
 
     def __init__(self, split: LabelledSplit, n_samples: int, seed: int) -> None:
@@ -90,11 +90,11 @@ class LabelSample:
 
     @property
     def digest(self) -> str:
-        """A few letters that change with the labels of the cells and the wanted number of them."""
+        """A short hash that changes with the labels of the cells and with the number to draw."""
         return sha256(self._stop_lp.tobytes() + str(self._n_samples).encode()).hexdigest()[:16]
 
     def rows(self, draw: int) -> NDArray[np.int64]:
-        """Return the rows of a draw, rising."""
+        """Return the rows of a draw, in increasing order."""
         chosen = [self._choose(draw, label) for label in range(len(self._stop_lp))]
         label_d = np.repeat(np.arange(len(chosen)), [len(page_d) for page_d, _ in chosen])
         page_d, place_d = (np.concatenate(part) for part in zip(*chosen, strict=True))
@@ -109,7 +109,7 @@ class LabelSample:
         return np.sort(np.concatenate(parts))
 
     def _choose(self, draw: int, label: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Choose cells of a label: the page of each, and its place among the cells of the label there."""
+        """Return the chosen cells of a label: the page of each, and its place among the cells of the label there."""
         stop_p = self._stop_lp[label]
         n_label = int(stop_p[-1])
         rank_d = np.arange(min(n_label, self._n_samples))
@@ -128,20 +128,20 @@ class LabelSample:
 
 
 class ListedOrder:
-    """The labelled cells of a pass one by one, in an order of their own in every pass.
+    """The labelled cells of a pass, listed individually, in another order in every pass.
 
     Parameters
     ----------
     sampling
         All labelled training cells.
     sample
-        Chooses those of a pass; without it they are all.
+        Chooses those of a pass; None for all.
     steps
         Steps of a pass.
     redraw_steps
-        Steps for which a choice is kept; a pass keeps that of its first step.
+        Steps for which a choice is kept; a pass keeps the choice of its first step.
     seed
-        Of the order.
+        Seed of the order.
     """
 
     def __init__(
@@ -153,21 +153,21 @@ class ListedOrder:
 
     @property
     def n_blocks(self) -> int:
-        """Every row may lie by itself."""
+        """As many as cells: no two rows of a pass need be next to each other."""
         return self.n_draws
 
     @property
     def block_draws(self) -> float:
-        """One, then."""
+        """1: every block has one row."""
         return 1.0
 
     @property
     def digest(self) -> str:
-        """A few letters that change with the rows, and with how many of each label are drawn."""
+        """A short hash that changes with the rows, and with the number of each label to draw."""
         return self._sample.digest if self._sample else sha256(self.rows(0).tobytes()).hexdigest()[:16]
 
     def draw_of(self, number: int) -> int:
-        """Return the draw whose cells the pass `number` deals out."""
+        """Return the draw that pass `number` uses."""
         return number * self._steps // self._redraw_steps if self._sample else 0
 
     def draws(self, epoch: int, low: int, high: int) -> NDArray[np.int64]:
@@ -192,24 +192,24 @@ def labelled_plan(
     redraw_steps: int = 1,
     window_cells: int | None = None,
 ) -> Plan:
-    """Lay out the passes over the labelled cells of those that `plan` trains on.
+    """Return the plan of the passes over the labelled training cells of `plan`.
 
-    A minibatch has as many cells as one of `plan`, or all those of a pass where these are fewer. They are dealt to as
-    many lanes as can be given a whole micro-minibatch each, at least to one, for normalisation over a few cells is
-    worth little; the workers of the other lanes get none.
+    A minibatch has as many cells as one of `plan`, or all cells of a pass if these are fewer. They are divided among as
+    many lanes as can have a whole micro-minibatch each, at least one, because normalisation over a few cells is
+    inaccurate; the workers of the other lanes get none.
 
     Parameters
     ----------
     plan
-        The plan over all training cells. A cell of weight 0 is in no pass, any other exactly once whatever it weighs.
+        The plan over all training cells. A cell of weight 0 is in no pass, any other exactly once for any weight.
     n_samples_per_label
-        Cells of each label in a pass, drawn without replacement; all of a label that has no more. By default all of all
-        labels.
+        Cells of each label in a pass, drawn without replacement; all cells of a label with fewer. By default all cells
+        of all labels.
     redraw_steps
-        Steps for which a draw is kept: one means that every pass draws anew, ``plan.steps_per_epoch`` that passes do in
-        every epoch, as in scvi-tools. The cells of a draw lie anywhere: reading them is like reading the store once.
+        Steps for which a draw is kept: with 1 every pass has a new draw, with ``plan.steps_per_epoch`` every epoch, as
+        in scvi-tools. The cells of a draw are anywhere in the store: reading them costs about as much as reading all.
     window_cells
-        Cells shuffled, and held, together; by default as many as by `plan`.
+        Cells shuffled, and kept in memory, together; by default as many as in `plan`.
 
     Returns
     -------
@@ -276,10 +276,10 @@ def labelled_stream(
     Parameters
     ----------
     labelled
-        What `labelled_plan` laid out. Rank r of W serves the lanes r, r + W, ..., of which there may be none: then its
-        minibatches have no cells.
+        The result of `labelled_plan`. Rank r of W serves the lanes r, r + W, ...; if there are none, its minibatches
+        have no cells.
     first_step
-        Steps of the run done before, over all epochs. Nothing of these is read.
+        Steps of the run done before, over all epochs. Their cells are not read.
 
     Returns
     -------
@@ -289,9 +289,9 @@ def labelled_stream(
     Raises
     ------
     ValueError
-        If a row is no raw count.
+        If a row holds a value that is not a raw count.
     TimeoutError
-        If cells have not come within `timeout_s` seconds.
+        If cells do not arrive within `timeout_s` seconds.
     """
     lanes, stop = range(rank, labelled.lanes, world_size), first_step + n_steps
     if not lanes:
@@ -308,7 +308,7 @@ def labelled_stream(
 def _held(
     data: CellData, labelled: Plan, line: ListedOrder, lanes: range, first: int, stop: int, timeout_s: float
 ) -> Iterator[tuple[Window, CsrRows, ColumnValues]]:
-    """Fill the windows of passes, each draw being read once and the next while it is used."""
+    """Yield the windows of passes; each draw is read once, while the draw before is in use."""
     passes = range(first // labelled.steps_per_epoch, -(-stop // labelled.steps_per_epoch))
 
     def drawn() -> Iterator[tuple[NDArray[np.int64], CsrRows, ColumnValues]]:

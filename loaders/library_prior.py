@@ -23,7 +23,7 @@ _READ_ENTRIES = 1 << 22
 """Entries in memory at once, estimated from the mean number in a cell."""
 _READ_CELLS = 1 << 16
 _MIDDLE = 8.0
-"""The sums are taken about this, the log of a common total count."""
+"""Subtracted from each log before summation; about the log of a typical total count."""
 
 
 def library_prior(
@@ -49,9 +49,9 @@ def library_prior(
     Raises
     ------
     ValueError
-        If a row is damaged or holds no raw counts.
+        If a row is damaged or does not hold raw counts.
     TimeoutError
-        If a read does not come in time.
+        If a read does not finish in time.
     """
     return prior_from(library_sums(data, on_progress=on_progress, timeout_s=timeout_s))
 
@@ -64,10 +64,10 @@ def library_sums(
     on_progress: Progress | None = None,
     timeout_s: float = READ_TIMEOUT_S,
 ) -> NDArray[np.float64]:
-    """Read this rank's share of the cells and sum up what `prior_from` needs, shape (b, s); see `library_prior`.
+    """Read this rank's share of the cells and return the sums that `prior_from` needs, shape (b, s).
 
-    The sums of all ranks are added up. Logs of counts are small and the sums taken about a middle one, so nothing that
-    matters is lost to rounding.
+    The caller adds the sums of all ranks. Logs of counts are small, and a typical one is subtracted before summation,
+    so that rounding errors are negligible. See `library_prior`.
     """
     sums_bs = np.zeros((len(data.batch.vocabulary) if data.batch else 1, 4))
     for stop, library_n, batch_n in prefetch(_reads(data, rank, world_size), 1, timeout_s):
@@ -80,7 +80,7 @@ def library_sums(
 
 
 def prior_from(sums_bs: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Make means and variances of the sums of all ranks; see `library_prior`."""
+    """Return means and variances from the sums of all ranks; see `library_prior`."""
     cells_b, empty_b, log_b, square_b = sums_bs.T
     if empty_b.any():
         warnings.warn(
@@ -98,7 +98,7 @@ def prior_from(sums_bs: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArr
 
 
 def _reads(data: CellData, rank: int, world_size: int) -> Iterator[tuple[int, NDArray[Any], NDArray[np.int32]]]:
-    """Read every `world_size`-th part of the store: where it ends, total counts and batches of its cells."""
+    """Yield every `world_size`-th part of the store: its end, and the total counts and batches of its cells."""
     n_cells, chunk = data.n_cells, data.store.chunk_cells
     step = min(max(1, _READ_ENTRIES * n_cells // max(1, data.store.n_entries)), _READ_CELLS)
     step = max(1, step // chunk) * chunk

@@ -1,4 +1,4 @@
-"""The cells of one step as they leave the loader: narrow on the way to the device, widened there.
+"""The cells of one step: sent to the device in narrow types and widened there.
 
 Shape letters in this file
     n   cells of this rank's part of a minibatch
@@ -34,7 +34,7 @@ class MiniBatch:
     library_n: NDArray[Any]
     """Total count, int64, or float64 of fractional counts."""
     size_factor_n: NDArray[np.float32] | None
-    """Size factor, where one takes the place of the total count."""
+    """Size factor, if it replaces the total count."""
     row_n: NDArray[np.int64]
     """Row of the store, the identity of the cell."""
     epoch: int
@@ -47,7 +47,7 @@ class MiniBatch:
     global_cells: int
     """Cells of the global minibatch over all ranks."""
     hash_n: NDArray[np.uint64] | None = None
-    """Hash of what each cell holds, in training; see `data.hash_cells`."""
+    """Hash of the content of each cell, in training; see `data.hash_cells`."""
 
     @property
     def n_cells(self) -> int:
@@ -77,7 +77,7 @@ class MiniBatch:
 
 @dataclass(frozen=True, slots=True)
 class Covariates:
-    """What is known of cells besides their counts, on the device of the model."""
+    """Covariates of cells, on the device of the model."""
 
     batch_n: Tensor
     label_n: Tensor
@@ -103,18 +103,19 @@ class Tensors:
 
     @property
     def place_e(self) -> Tensor:
-        """Where the stored entries lie in the flattened dense counts, int64."""
+        """Position of the stored entries in the flattened dense counts, int64."""
+        # int64: the product of cells and genes can exceed 2**31. `output_size` spares a synchronisation with the GPU.
         first_n = torch.arange(len(self.indptr) - 1, device=self.indptr.device) * self.n_genes
         return torch.repeat_interleave(first_n, self.indptr.diff(), output_size=len(self.gene_e)) + self.gene_e
 
     @property
     def counts_ng(self) -> Tensor:
-        """Counts, dense, float32; made anew each time."""
+        """Counts, dense, float32; computed at each access."""
         if self.count_e.device.type != "cpu":
             counts_ng = self.count_e.new_zeros((len(self.indptr) - 1) * self.n_genes)
             counts_ng[self.place_e] = self.count_e
             return counts_ng.view(-1, self.n_genes)
-        # numpy's large arrays lie in large pages; torch's do not, and filling them takes five times as long.
+        # numpy allocates large arrays in huge pages. torch does not, and filling its arrays takes five times as long.
         filled_ng = np.zeros((len(self.indptr) - 1, self.n_genes), dtype=np.float32)
         spread_rows(self.count_e.numpy(), self.gene_e.numpy(), self.indptr.numpy(), filled_ng)
         return torch.from_numpy(filled_ng)

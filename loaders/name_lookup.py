@@ -1,4 +1,4 @@
-"""Names that a user gives, of genes, columns or categories: lists of them, and the nearest ones that are there."""
+"""Names of genes, columns or categories given by a user: checks of lists, and the most similar existing names."""
 
 import difflib
 import re
@@ -9,11 +9,11 @@ SYMBOL_COLUMNS = (
     *("feature_name", "gene_symbols", "gene_symbol", "gene_names", "gene_name", "symbol", "Symbol"),
     *("feature_id", "gene_ids", "gene_id", "ensembl_id", "ensembl"),
 )
-"""Columns of var in which scanpy, CELLxGENE and others keep further names of the genes."""
+"""Columns of var in which scanpy, CELLxGENE and others store further names of the genes."""
 
 
 def check_list(argument: str, value: object) -> None:
-    """Refuse one text where a list of names is needed: Python would read it letter by letter.
+    """Refuse a string where a list of names is needed: Python would iterate over its characters.
 
     Raises
     ------
@@ -27,7 +27,7 @@ def check_list(argument: str, value: object) -> None:
 def split_names(given: Sequence[str], known: Collection[str]) -> list[str]:
     """Split each text at its commas, unless it is itself one of the `known` names.
 
-    So a name that holds a comma can be given by itself, and the option that takes it can be repeated.
+    So a name that contains a comma can be given on its own, by repeating the option.
     """
     names = ([text] if text in known else text.split(",") for text in given)
     return [name for part in names for name in part if name]
@@ -36,10 +36,10 @@ def split_names(given: Sequence[str], known: Collection[str]) -> list[str]:
 def nearest_names(
     name: str, present: Sequence[str], other_names: Mapping[str, Sequence[str]] | None = None
 ) -> list[str]:
-    """Find the names in `present` that `name` probably means, at most three, each quoted and, where needed, explained.
+    """Return the names in `present` that `name` probably means, at most three, quoted and if necessary explained.
 
-    Names that differ only in case or in a version suffix (``ENSG00000102145.13``) come first, then those that one of
-    the `other_names` belongs to, then those that are spelled alike.
+    Names that differ only in case or in a version suffix (``ENSG00000102145.13``) come first, then those with such a
+    match among the `other_names`. If there are none, names with similar spelling are returned.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ def nearest_names(
 def describe_missing(
     names: Iterable[str], present: Sequence[str], other_names: Mapping[str, Sequence[str]] | None = None
 ) -> str:
-    """Name the first of some names that are not there, each with the nearest that are."""
+    """Return a text with the first of the missing names, each with the most similar existing ones."""
     lacking = list(names)
     shown = []
     for name in lacking[:_SHOWN]:
@@ -68,5 +68,5 @@ def describe_missing(
 
 
 def _plain(name: str) -> str:
-    """Strip case and version suffix."""
+    """Return a name without case and version suffix."""
     return re.sub(r"\.\d+$", "", name).casefold()

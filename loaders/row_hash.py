@@ -1,4 +1,4 @@
-"""A 64-bit hash of the counts of each row: of what they are, not of where they are stored or in which type."""
+"""A 64-bit hash of the counts of each row, independent of the store and of the stored type."""
 
 from functools import partial
 from typing import Any
@@ -11,13 +11,13 @@ from dist_scvi.loaders.arrays.chunked_array import run_side_by_side
 from dist_scvi.loaders.arrays.csr_rows import CsrRows, count_bits
 
 _ROWS_TOGETHER = 1024
-"""Rows that one thread hashes in one go."""
+"""Rows of one task."""
 _FIRST_FACTOR, _SECOND_FACTOR = np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53)
 _SHIFT, _HALF = np.uint64(33), np.uint64(32)
 
 
 def hash_counts(rows: CsrRows) -> NDArray[np.uint64]:
-    """Hash the counts of each row by gene, whatever the order of its entries; 0 for a row without counts."""
+    """Return a hash of the counts of each row by gene, for any order of its entries; 0 for a row without counts."""
     hash_n = np.empty(rows.n_cells, dtype=np.uint64)
     counts_e = count_bits(rows.counts_e)
 
@@ -33,7 +33,8 @@ def hash_counts(rows: CsrRows) -> NDArray[np.uint64]:
 def _hash_counts(
     count_e: NDArray[Any], gene_e: NDArray[Any], indptr: NDArray[np.int64], hash_n: NDArray[np.uint64]
 ) -> None:
-    """Add up the hashes of the entries, each mixed by the finaliser of MurmurHash3."""
+    """Sum the hashes of the entries, each mixed by the finaliser of MurmurHash3."""
+    # A sum does not depend on the order of entries. Zeros are skipped: stores may or may not store them.
     for n in range(len(hash_n)):
         total = np.uint64(0)
         for e in range(indptr[n], indptr[n + 1]):

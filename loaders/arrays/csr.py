@@ -177,7 +177,7 @@ def read_chosen(
 
 
 def keep_rows(rows: CsrRows, choice: GeneChoice | None) -> CsrRows:
-    """Keep the entries of some genes, renumbered, in all threads; None keeps all. May overwrite the arrays of `rows`."""
+    """Keep the entries of some genes, renumbered, in all threads; None keeps all. May overwrite arrays of `rows`."""
     if choice is None:
         return rows
     kept: dict[int, CsrRows] = {}

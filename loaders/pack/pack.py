@@ -71,7 +71,7 @@ Progress = Callable[[int, int], None]
 _COMPLETE = "complete"
 """Name of the file that marks the result as complete; only the move to its path remains."""
 _SOURCES: dict[Path, Source] = {}
-"""Sources that this process has opened, by the working folder. Tasks carry the folder only, which is small to pickle."""
+"""Sources that this process has opened, by the working folder. An open source cannot be sent to another process."""
 
 
 def pack_store(
@@ -101,7 +101,7 @@ def pack_store(
     path
         Folder to write. Unfinished work is in ``<path>.partial``: about twice the size of the result.
     seed
-        Seed of the order of the cells, a pseudorandom permutation; None keeps the order of the source.
+        Seed of the order of the cells, in which every order is equally likely; None keeps the order of the source.
     group_by
         Write the categories of this obs column one after another, by name, and shuffle in each; cells without a
         category come last.

@@ -247,8 +247,7 @@ def _settle(
                 out_gene_e[at] = place
                 total += count_e[e]
                 at += 1
-        # Most rows are sorted already. Others are sorted by a table of all genes, which also keeps each row free of
-        # allocations.
+        # Only rows that are not sorted take this way: it visits every gene kept.
         if descents:
             for e in range(begin, at):
                 count_g[out_gene_e[e]] = out_count_e[e]
