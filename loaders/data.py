@@ -196,7 +196,7 @@ def open_data(
     continuous_covariate_keys: Sequence[str] = (),
     allow_fractional: bool = False,
 ) -> CellData:
-    """Open a store and the obs columns of a model. The argument names are those of ``SCVI.setup_anndata`` of scvi-tools.
+    """Open a store and the obs columns of a model. Argument names are those of ``SCVI.setup_anndata`` of scvi-tools.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The layout of AnnData in Zarr v3: groups and arrays with anndata's attributes, every chunk checksummed."""
+"""The layout of AnnData in Zarr v3: groups and arrays with the attributes of anndata, a checksum in every chunk."""
 
 import os
 import shutil
@@ -16,18 +16,18 @@ from zarr.codecs import BloscCodec, ZstdCodec
 QZM, QZV, LIBRARY = "scvi_latent_qzm", "scvi_latent_qzv", "observed_lib_size"
 """Keys of the minified cells of scvi-tools: latent mean and variance in obsm, total count in obs."""
 SOURCE_ROW = "source_row"
-"""obs column that holds the row of a cell in the store it was read from."""
+"""obs column with the row of each cell in the store that it was read from."""
 
 PARTS = frozenset(
     {"X", "layers", "obs", "obsm", "obsp", "raw", "uns", "var", "varm", "varp"}
     | {"zarr.json", ".zattrs", ".zgroup", ".zmetadata", "dataset_0"}
 )
-"""Names at the top of an AnnData in Zarr v2 or v3, and of an annbatch collection of one."""
+"""Names at the top level of an AnnData in Zarr v2 or v3, and of an annbatch collection with one member."""
 
 _STRING: dict[str, Any] = {"encoding-type": "string-array", "encoding-version": "0.2.0"}
 _ARRAY: dict[str, Any] = {"encoding-type": "array", "encoding-version": "0.2.0"}
-# The checksum is that of zstd: zarrs 0.2.3 passes over crc32c wherever it reads a part of a chunk or shard, and gives
-# wrong values where a byte was flipped. A zstd frame is always decoded, and so verified, as a whole.
+# The checksum is that of zstd: zarrs 0.2.3 skips crc32c when it reads a part of a chunk or shard, and returns wrong
+# values if a byte was flipped. A zstd frame is always decoded, and so verified, as a whole.
 _CODECS: list[BytesBytesCodec] = [BloscCodec(cname="lz4", clevel=3), ZstdCodec(level=1, checksum=True)]
 
 
@@ -54,7 +54,7 @@ def new_array(
 ) -> "zarr.Array[Any]":
     """Create a numeric array, chunked by rows.
 
-    What is lost reads as NaN, -1 or the largest unsigned number, never as 0.
+    The fill value, which lost chunks are read as, is NaN, -1 or the largest unsigned number, never 0.
     """
     kind = np.dtype(dtype)
     lost = {"f": float("nan"), "u": np.iinfo(kind).max if kind.kind == "u" else 0, "b": False}.get(kind.kind, -1)
@@ -113,7 +113,7 @@ def new_categorical(
 
 
 def code_type(n_categories: int) -> DTypeLike:
-    """Return the smallest signed type that numbers `n_categories`, as pandas does."""
+    """Return the smallest signed type for the codes of `n_categories`, as pandas does."""
     return np.int8 if n_categories <= 127 else np.int16 if n_categories <= 32_767 else np.int32
 
 
@@ -135,8 +135,8 @@ def check_free(path: Path, *, overwrite: bool) -> None:
     Raises
     ------
     FileExistsError
-        If there is something at `path` and it may not be replaced, it is a file, or it is not a Zarr folder and holds
-        something that a store would replace.
+        If `path` exists and may not be replaced, it is a file, or it is not a Zarr folder and contains something that a
+        store would replace.
     """
     if not path.exists():
         return
@@ -156,16 +156,15 @@ def check_free(path: Path, *, overwrite: bool) -> None:
 
 
 def replace_folder(folder: Path, path: Path, *, parts: Collection[str] = PARTS) -> None:
-    """Move the finished `folder` to `path`, in place of an earlier one; files of others in there stay.
+    """Move the finished `folder` to `path`, replacing an earlier one; other files in the earlier folder are kept.
 
-    Done again after a kill, it goes on: at every instant all of the old or of the new folder exists, and the files of
-    others are in it.
+    Called again after a kill, it continues: at any time the complete old or new folder exists, with the other files.
 
     Parameters
     ----------
     parts
-        Names at the top level of `path` that belong to the earlier folder, besides those that `folder` has too. What
-        lies below them is replaced as a whole: rows added to the old cells do not fit the new ones.
+        Names at the top level of `path` that belong to the earlier folder, in addition to those that `folder` has.
+        They are replaced as a whole: rows added to the old cells do not match the new ones.
     """
     old = path.with_name(f"{path.name}.replaced")
     if folder.exists():
@@ -185,7 +184,7 @@ def _remove_replaced(old: Path, path: Path, parts: Collection[str]) -> None:
 
 
 def _link_others(old: Path, new: Path, parts: Collection[str]) -> None:
-    """Link into `new` what is in `old` and is neither one of `parts` nor in `new`."""
+    """Link into `new` the entries of `old` that are neither one of `parts` nor in `new`."""
     unfinished = new / ".linking"
     for entry in old.iterdir():
         if entry.name in parts or entry.name == unfinished.name or os.path.lexists(new / entry.name):
@@ -199,7 +198,7 @@ def _link_others(old: Path, new: Path, parts: Collection[str]) -> None:
 
 
 def _link(source: Path, target: Path) -> None:
-    """Link a file, or all files of a folder: faster than a copy, and changes to them reach both."""
+    """Hard-link a file, or all files of a folder: faster than a copy, and a change is visible in both places."""
     if source.is_dir() and not source.is_symlink():
         target.mkdir()
         for entry in source.iterdir():

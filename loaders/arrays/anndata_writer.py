@@ -1,4 +1,4 @@
-"""Writing an AnnData in Zarr v3 whose cells come in one after another, in bounded memory.
+"""A writer of AnnData in Zarr v3 to which cells are appended, in bounded memory.
 
 Shape letters in this file
     n   cells of one append
@@ -38,11 +38,11 @@ _SHARD_ROWS = 1 << 20
 
 
 class AnnDataZarrWriter:
-    """A growing AnnData on disk; it appears at `path` when it is closed, whole, or not at all.
+    """A growing AnnData on disk; it appears at `path` complete, when it is closed, or not at all.
 
-    Counts are kept as uint16, from the first larger one on as uint32. Genes and row starts are int32, as scipy wants
-    them, whose matrices need one type for both; row starts are int64 from 2**31 entries on. Every chunk carries a
-    checksum. Use it as a context manager: an exception leaves nothing behind.
+    Counts are uint16, or uint32 if one is larger. Genes and row starts are int32 because matrices of scipy need one
+    type for both; row starts are int64 from 2**31 entries on. Every chunk has a checksum. Use it as a context manager:
+    after an exception all files are removed.
 
     Parameters
     ----------
@@ -99,7 +99,7 @@ class AnnDataZarrWriter:
     def append(
         self, rows: CsrRows, *, obs_names: Sequence[str] | NDArray[np.object_], obs: Mapping[str, NDArray[Any]]
     ) -> None:
-        """Add cells below those already written.
+        """Append cells.
 
         Parameters
         ----------
@@ -108,12 +108,12 @@ class AnnDataZarrWriter:
         obs_names
             Their names, shape (n,).
         obs
-            Every column: codes into its vocabulary (-1 where the value is missing) or numbers, shape (n,).
+            Every column: codes into its vocabulary (-1 for a missing value) or numbers, shape (n,).
 
         Raises
         ------
         ValueError
-            If a column is lacking, has another length, or holds a code out of range.
+            If a column is missing, has another length, or contains a code out of range.
         """
         self._check(rows, len(obs_names), obs)
         if rows.n_cells == 0:
@@ -132,7 +132,7 @@ class AnnDataZarrWriter:
         self.n_entries += len(rows.counts_e)
 
     def close(self) -> None:
-        """Write what is pending and move the folder to its place.
+        """Write pending values and move the folder to its path.
 
         Raises
         ------
@@ -152,7 +152,7 @@ class AnnDataZarrWriter:
         replace_folder(self._folder, self.path)
 
     def abandon(self) -> None:
-        """Remove what was written."""
+        """Remove all written files."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def __enter__(self) -> Self:
@@ -186,7 +186,7 @@ class AnnDataZarrWriter:
             raise ValueError(f"an entry is of gene {rows.genes_e.max()}: there are {self._n_genes} genes")
 
     def _open_entries(self, first: CsrRows) -> "tuple[_Appended, _Appended]":
-        """Choose the chunk length by the cells that come first."""
+        """Create the arrays of counts and genes, with a chunk length from the entries of the first cells."""
         entries = _CHUNK_CELLS * len(first.counts_e) // first.n_cells
         chunk = min(max(entries, _CHUNK_ENTRIES[0]), _CHUNK_ENTRIES[1])
         shard = _SHARD_ENTRIES // chunk * chunk
@@ -196,7 +196,7 @@ class AnnDataZarrWriter:
         )
 
     def _retyped(self, name: str, old: "_Appended", dtype: DTypeLike) -> "_Appended":
-        """Copy what was written to ``X/name`` so far into an array of another type."""
+        """Copy the values written to ``X/name`` so far into an array of another type."""
         new = _numbers(self._x, name, dtype, chunk=old.chunk, shard=old.shard)
         if old.array is not None:
             aside = self._folder / "X" / "aside"
@@ -222,15 +222,17 @@ class AnnDataZarrWriter:
 
 
 class _Appended:
-    """A one-dimensional array that grows by whole shards; what does not fill one waits in memory.
+    """A one-dimensional array that grows by whole shards; the values of an incomplete shard stay in memory.
+
+    A shard is one file: adding to an incomplete one would rewrite it.
 
     Parameters
     ----------
     chunk, shard
         Values decompressed together, and values of a file.
     create
-        Makes the array on disk, given its first length and the length of a shard, once the first shard is full or all
-        is known: so a small array gets a small shard.
+        Creates the array on disk, given its first length and the length of a shard. It is called when the first shard
+        is full or the array is finished, so that a small array gets a small shard.
     """
 
     def __init__(
@@ -249,7 +251,7 @@ class _Appended:
         self._waiting = 0
 
     def append(self, values: NDArray[Any]) -> None:
-        """Add `values` at the end."""
+        """Append `values`."""
         self.pending.append(values)
         self._waiting += len(values)
         if self._waiting >= self.shard:
@@ -259,13 +261,13 @@ class _Appended:
             self.pending, self._waiting = [joined[whole:].copy()], len(joined) - whole
 
     def finish(self) -> None:
-        """Write what is waiting."""
+        """Write the values of the incomplete shard."""
         if self._waiting or self.array is None:
             self._store(np.concatenate(self.pending))
             self.pending, self._waiting = [], 0
 
     def _store(self, values: NDArray[Any]) -> None:
-        # zarr's own pipeline: that of zarrs leaves out a chunk of nothing but the fill value in spite of the setting.
+        # zarr's own pipeline: that of zarrs omits chunks that contain only the fill value, in spite of this setting.
         with zarr.config.set({"array.write_empty_chunks": True}):
             if self.array is None:
                 used = max(1, -(-len(values) // self.chunk)) * self.chunk

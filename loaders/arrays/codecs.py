@@ -1,7 +1,7 @@
-"""How the bytes of a Zarr chunk become values: the codecs an array names, run by numcodecs, checksums verified.
+"""Decoding of Zarr chunks: runs the codecs of an array by numcodecs and verifies checksums.
 
-numcodecs releases the interpreter's lock while it decompresses. zarrs does not verify crc32c where it reads a part of
-a shard (0.2.3), and zarr itself goes through an event loop for every chunk; so the counts are decoded here.
+numcodecs releases the GIL while it decompresses. zarrs 0.2.3 does not verify crc32c when it reads a part of a shard,
+and zarr itself uses an event loop for every chunk. Therefore this module decodes the counts.
 """
 
 import struct
@@ -28,9 +28,9 @@ class Decoder:
     dtype
         Type of the values.
     steps
-        What turns the bytes of a chunk into its values, first to last; `blosc_last` follows them.
+        Functions that decode the bytes of a chunk, in this order, before blosc.
     blosc_last
-        Whether the last step is blosc, which can write where the values are wanted.
+        Whether the last step is blosc, which can write directly to the output array.
     """
 
     def __init__(self, dtype: np.dtype[Any], steps: list[Step], *, blosc_last: bool) -> None:
@@ -50,6 +50,7 @@ class Decoder:
         if self._blosc_last:
             if len(raw) < _BLOSC_HEADER:
                 raise ValueError(f"it has {len(raw)} bytes, the header alone takes {_BLOSC_HEADER}")
+            # blosc trusts its header: a damaged one would make it write beyond the end of the output.
             n_values, n_stored = struct.unpack_from("<4xI4xI", raw)
             if (n_values, n_stored) != (out_e.nbytes, len(raw)):
                 raise ValueError(f"{len(raw)} bytes say they are {n_stored} and hold {n_values}, not {out_e.nbytes}")
@@ -76,7 +77,7 @@ def decoder(dtype: np.dtype[Any], layout: Layout) -> Decoder | None:
 
 
 def checked_crc32c(raw: Any) -> memoryview:
-    """Cut off the checksum behind `raw` and compare it.
+    """Verify the checksum at the end of `raw`, and return `raw` without it.
 
     Raises
     ------
@@ -85,14 +86,14 @@ def checked_crc32c(raw: Any) -> memoryview:
     """
     view = memoryview(raw)
     content, stored = view[:-4], view[-4:]
-    # An array, for google_crc32c takes no memoryview.
+    # An array, because google_crc32c does not accept a memoryview.
     if len(view) < 4 or google_crc32c.value(np.frombuffer(content, np.uint8)) != int.from_bytes(stored, "little"):
         raise ValueError("its checksum (crc32c) does not fit its bytes")
     return content
 
 
 def _step(codec: Codec, zarr_format: int) -> Step | None:
-    """Return what undoes one codec; None for one that is not known here or not installed."""
+    """Return the function that decodes one codec; None if it is not known here or not installed."""
     if codec.name == "crc32c" and zarr_format == 3:
         return checked_crc32c
     if zarr_format == 2:
@@ -117,17 +118,17 @@ def encode_texts(texts: Iterable[str]) -> bytes:
 
 
 def decode_texts(content: bytes | memoryview) -> NDArray[np.object_]:
-    """Decode what `encode_texts` encoded."""
+    """Decode the result of `encode_texts`."""
     texts: NDArray[np.object_] = numcodecs.VLenUTF8().decode(numcodecs.Zstd().decode(content))
     return texts
 
 
 def compress_floats(values: NDArray[np.float64]) -> bytes:
-    """Compress numbers, many of which are 0 or have few digits."""
+    """Compress numbers of which many are 0 or have few digits."""
     codec = numcodecs.Blosc(cname="zstd", clevel=1, shuffle=numcodecs.Blosc.SHUFFLE)
     return bytes(codec.encode(np.ascontiguousarray(values).reshape(-1)))
 
 
 def decompress_floats(content: bytes) -> NDArray[np.float64]:
-    """Decompress what `compress_floats` compressed, as one row."""
+    """Decompress the result of `compress_floats`, as a one-dimensional array."""
     return np.frombuffer(numcodecs.Blosc().decode(content), dtype=np.float64)

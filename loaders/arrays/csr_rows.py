@@ -1,4 +1,4 @@
-"""Rows of counts in narrow compressed form, and the checks every count passes before it is used.
+"""Rows of counts in CSR form with narrow types, and the checks of every count before it is used.
 
 Shape letters in this file
     n   cells (rows)
@@ -15,23 +15,23 @@ from numpy.typing import NDArray
 from dist_scvi.loaders.arrays.kernels import repeated_gene, sum_rows, take_rows
 
 _GAP_CELLS = 64
-"""Rows between two wanted ones that are read along rather than in a request of their own."""
+"""Most rows between two requested ones that are read along instead of starting another read."""
 _READ_CELLS = 16_384
-"""Rows of one read."""
+"""Most rows of a read."""
 _VALUES_TOGETHER = 1 << 20
 _HINT = "SCVI needs raw counts, whole numbers >= 0"
 
 
 @dataclass(frozen=True, slots=True)
 class CsrRows:
-    """Some rows of a count matrix, compressed, in the smallest integer types that hold them."""
+    """Some rows of a count matrix in CSR form, in narrow integer types."""
 
     counts_e: NDArray[Any]
     """Counts, uint8, uint16 or uint32; float32 where a store is read with fractional counts."""
     genes_e: NDArray[np.integer]
-    """Column of each count, uint16 or int32, in no particular order within a row, never twice."""
+    """Column of each count, uint16 or int32, in any order within a row, never twice."""
     indptr: NDArray[np.int64]
-    """Where each row begins in the two others, shape (n + 1,), from 0."""
+    """Start of each row in the two other arrays, shape (n + 1,), from 0."""
 
     @property
     def n_cells(self) -> int:
@@ -40,11 +40,11 @@ class CsrRows:
 
     @property
     def nbytes(self) -> int:
-        """Bytes in memory."""
+        """Bytes of all arrays."""
         return self.counts_e.nbytes + self.genes_e.nbytes + self.indptr.nbytes
 
     def take(self, index_n: NDArray[np.int64] | None) -> "CsrRows":
-        """Copy the rows `index_n`, in that order; None for all as they are."""
+        """Copy the rows `index_n`, in that order; with None return `self`."""
         if index_n is None:
             return self
         begin_n = self.indptr[index_n]
@@ -54,7 +54,7 @@ class CsrRows:
         return CsrRows(counts_e, genes_e, indptr)
 
     def part(self, low: int, high: int) -> "CsrRows":
-        """Return the rows ``[low, high)`` without copying them."""
+        """Return the rows ``[low, high)``, as views of counts and genes."""
         begin, end = self.indptr[low], self.indptr[high]
         return CsrRows(self.counts_e[begin:end], self.genes_e[begin:end], self.indptr[low : high + 1] - begin)
 
@@ -64,7 +64,7 @@ class CsrRows:
             sum_n = np.zeros(self.n_cells)
             sum_rows(self.counts_e, self.indptr, sum_n)
             return sum_n
-        # A row of 65,536 counts below 65,536 fits 32 bits, and these are added up several at a time.
+        # A sum of 65,536 counts below 65,536 fits 32 bits, and the CPU adds more of these in one instruction.
         small = self.counts_e.itemsize < 4 and self.genes_e.itemsize < 4
         total_n = np.zeros(self.n_cells, dtype=np.uint32 if small else np.int64)
         sum_rows(self.counts_e, self.indptr, total_n)
@@ -76,13 +76,13 @@ class GeneChoice:
     """Genes to keep, with new numbers."""
 
     place_g: NDArray[np.int32]
-    """New number of every gene, -1 for one that is dropped."""
+    """New number of every gene, -1 for a gene that is dropped."""
     n_genes: int
-    """Genes there are then."""
+    """Number of genes kept."""
 
 
 def row_starts(length_n: NDArray[np.integer]) -> NDArray[np.int64]:
-    """Return where each row begins, and where the last ends, if rows of these lengths are joined."""
+    """Return the start of each row, and the end of the last, if rows of these lengths are joined."""
     indptr = np.zeros(len(length_n) + 1, dtype=np.int64)
     np.cumsum(length_n, out=indptr[1:])
     return indptr
@@ -94,7 +94,7 @@ def gene_type(n_genes: int) -> type[np.integer]:
 
 
 def concatenate(parts: Sequence[CsrRows]) -> CsrRows:
-    """Join `parts` one below the other."""
+    """Concatenate the rows of `parts`."""
     offsets = np.cumsum([0, *(part.indptr[-1] for part in parts)])
     indptr = [np.zeros(1, dtype=np.int64), *(part.indptr[1:] + at for part, at in zip(parts, offsets, strict=False))]
     return CsrRows(
@@ -105,7 +105,7 @@ def concatenate(parts: Sequence[CsrRows]) -> CsrRows:
 
 
 def row_runs(row_n: NDArray[np.int64]) -> list[tuple[int, int]]:
-    """Return the contiguous reads, first row and last + 1, that hold `row_n`, which do not fall."""
+    """Return the contiguous ranges, first row and last + 1, that contain `row_n`, which must not decrease."""
     runs = []
     for run in np.split(row_n, np.flatnonzero(np.diff(row_n) > _GAP_CELLS) + 1):
         for at in range(0, len(run), _READ_CELLS):
@@ -135,13 +135,13 @@ def from_arrays(
     first_row
         Row number of the first row, for messages.
     fractional
-        Take values that are not whole as well, all as float32.
+        Accept values that are not whole too, all as float32.
 
     Raises
     ------
     ValueError
-        If a value is not a whole number >= 0 below 2**32, or with `fractional` not a finite one >= 0, a column is out
-        of range, or a row names a gene twice. The message holds the row and the gene.
+        If a value is not a whole number >= 0 below 2**32, or with `fractional` not a finite number >= 0, a column is
+        out of range, or a gene occurs twice in a row. The message contains the row and the gene.
     """
 
     def refuse(entry: int, what: str, advice: str) -> ValueError:
@@ -173,9 +173,9 @@ def from_arrays(
 
 
 def from_dense(dense_ng: NDArray[Any], *, first_row: int, where: str, fractional: bool = False) -> CsrRows:
-    """Compress rows of a dense matrix of any numeric type, check them and narrow them; see `from_arrays`.
+    """Convert rows of a dense matrix of any numeric type to CSR, check them and narrow them; see `from_arrays`.
 
-    scipy.sparse takes neither float16 nor numbers in the byte order of another machine.
+    scipy.sparse is not used because it supports neither float16 nor a foreign byte order.
     """
     check_numbers(dense_ng.dtype, where)
     cell_e, genes_e = np.nonzero(dense_ng)
@@ -188,12 +188,12 @@ def from_dense(dense_ng: NDArray[Any], *, first_row: int, where: str, fractional
 
 
 def check_numbers(dtype: np.dtype[Any], where: str) -> None:
-    """Refuse a matrix that holds no numbers.
+    """Refuse a matrix that is not numeric.
 
     Raises
     ------
     ValueError
-        If it is of another type.
+        If `dtype` is not an integer or float type.
     """
     if dtype.kind not in "iuf":
         raise ValueError(f"{where} is of type {dtype}: {_HINT}")
@@ -215,9 +215,9 @@ def _narrow_counts(data_e: NDArray[Any]) -> NDArray[np.unsignedinteger] | None:
 
 
 def count_bits(counts_e: NDArray[Any]) -> NDArray[Any]:
-    """Return whole counts as they are, fractional ones as the unsigned integers that have their bits.
+    """Return whole counts unchanged, and fractional ones as unsigned integers with the same bits.
 
-    Sums of these do not depend on the order of addition, and a changed bit changes them: checks need both.
+    Integer sums do not depend on the order of addition, and a changed bit changes them. Checksums need both.
     """
     return counts_e.view(np.uint32) if counts_e.dtype == np.float32 else counts_e
 
@@ -233,7 +233,7 @@ def has_fractions(data_e: NDArray[Any]) -> bool:
 
 def _float_counts(data_e: NDArray[Any]) -> NDArray[np.float32] | None:
     """Return the values as float32, or None if one is negative or not finite."""
-    return np.abs(data_e.astype(np.float32)) if _is_positive(data_e).all() else None  # -0.0 is no entry
+    return np.abs(data_e.astype(np.float32)) if _is_positive(data_e).all() else None  # abs: -0.0 becomes 0.0
 
 
 def _is_positive(data_e: NDArray[Any]) -> NDArray[np.bool_]:

@@ -1,4 +1,4 @@
-"""Objects read by byte range, and the files of a local folder as such."""
+"""Objects read by byte range, and their implementation for files of a local folder."""
 
 import os
 import stat
@@ -13,13 +13,13 @@ from dist_scvi.loaders.arrays.bounded_json import DEFAULT, Budget, check_bytes
 
 
 class StorageError(OSError):
-    """Storage that did not deliver an object, after all tries."""
+    """Storage did not deliver an object, after all tries."""
 
 
 class Objects(Protocol):
-    """The objects below one URI, named by keys such as ``X/data/c/0``. All methods may be called from many threads.
+    """The objects below one URI, named by keys such as ``X/data/c/0``. All methods are thread-safe.
 
-    All raise `FileNotFoundError` for an object that is absent, where nothing else is said, and `StorageError` where
+    If not stated otherwise, they raise `FileNotFoundError` for an object that is absent. They raise `StorageError` if
     storage fails.
     """
 
@@ -27,21 +27,21 @@ class Objects(Protocol):
     remote: bool
 
     def size(self, key: str) -> int | None:
-        """Return the bytes of an object, None if it is absent."""
+        """Return the size of an object in bytes, None if it is absent."""
         ...
 
     def read(self, key: str, start: int, length: int) -> memoryview:
-        """Read `length` bytes of an object from `start` on, into memory that this thread's next read may use again.
+        """Read `length` bytes of an object from `start` on. The next read of this thread may overwrite the result.
 
         Raises
         ------
         ValueError
-            If the object ends before.
+            If the object ends before that.
         """
         ...
 
     def read_whole(self, key: str) -> bytes | memoryview:
-        """Read an object."""
+        """Read a whole object."""
         ...
 
     def version(self, key: str) -> str:
@@ -52,7 +52,8 @@ class Objects(Protocol):
 class LocalObjects:
     """The files below the folder `root`.
 
-    Files are read and not mapped, for a mapped file that is cut short ends the process. At most `max_open` stay open.
+    Files are read, not mapped: if a mapped file is truncated, an access ends the process. At most `max_open` files stay
+    open.
     """
 
     remote = False
@@ -63,7 +64,7 @@ class LocalObjects:
         self._memory = threading.local()
 
     def size(self, key: str) -> int | None:
-        """Return the bytes of a file; see `Objects`."""
+        """Return the size of a file in bytes; see `Objects`."""
         try:
             found = Path(self.uri, key).stat()
         except (FileNotFoundError, NotADirectoryError):
@@ -78,15 +79,15 @@ class LocalObjects:
         with _failing_disk(path):
             file = self._opened(path)
             while got < length and (more := _read_into(file.number, room[got:], start + got)):
-                got += more  # one read gives at most 2 GiB
+                got += more  # one read returns at most 2 GiB
         check_length(path, start, length, got)
         return room
 
     def _room(self, length: int) -> memoryview:
-        """Return this thread's memory: fresh one costs more than reading into it."""
-        if not hasattr(self._memory, "room") or len(self._memory.room) < length:
-            self._memory.room = memoryview(bytearray(length + length // 4))
-        room: memoryview = self._memory.room[:length]
+        """Return this thread's buffer; allocating new memory would cost more than the read itself."""
+        if not hasattr(self._held, "room") or len(self._held.room) < length:
+            self._held.room = memoryview(bytearray(length + length // 4))
+        room: memoryview = self._held.room[:length]
         return room
 
     def read_whole(self, key: str) -> bytes:
@@ -96,7 +97,7 @@ class LocalObjects:
             return file.read()
 
     def version(self, key: str) -> str:
-        """Return a text of inode, size and time of change; see `Objects`."""
+        """Return inode, size and modification time; see `Objects`."""
         with _failing_disk(f"{self.uri}/{key}"):
             found = Path(self.uri, key).stat()
         return f"{found.st_ino}-{found.st_size}-{found.st_mtime_ns}"
@@ -116,7 +117,7 @@ def open_regular(path: str | Path) -> int:
     Raises
     ------
     ValueError
-        If it is a named pipe, a socket or a device: to open or read one can wait for ever.
+        If it is a named pipe, a socket or a device: opening or reading one can block without end.
     """
     number = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # without it, open itself waits for a writer
     mode = os.fstat(number).st_mode
@@ -127,12 +128,12 @@ def open_regular(path: str | Path) -> int:
 
 
 def read_file(path: str | Path, budget: Budget = DEFAULT) -> bytes | None:
-    """Read a small file whole, such as a metadata document; None if it is absent.
+    """Read a small file, such as a metadata document; return None if it is absent.
 
     Raises
     ------
     ValueError
-        If it is no regular file, or larger than `budget` allows.
+        If it is not a regular file, or larger than `budget` allows.
     StorageError
         If the disk fails.
     """
@@ -147,7 +148,10 @@ def read_file(path: str | Path, budget: Budget = DEFAULT) -> bytes | None:
 
 
 class _OpenFile:
-    """A descriptor that is closed when its last user, the cache or a read, drops it."""
+    """A file descriptor, closed when neither the cache nor a read refers to it any more."""
+
+    # Not closed by the cache when it evicts the file: another thread may be reading from the descriptor, and its number
+    # could belong to another file by then.
 
     def __init__(self, path: str) -> None:
         self.number = open_regular(path)
@@ -168,12 +172,12 @@ def _failing_disk(path: str) -> Iterator[None]:
 
 
 def check_length(where: str, start: int, length: int, got: int) -> None:
-    """Refuse a read that gave `got` of the `length` bytes from `start` on.
+    """Refuse a read that returned `got` of the `length` bytes from `start` on.
 
     Raises
     ------
     ValueError
-        If it gave fewer.
+        If it returned fewer.
     """
     if got != length:
         raise ValueError(

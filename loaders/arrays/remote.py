@@ -29,17 +29,17 @@ T = TypeVar("T")
 
 _SCHEMES = ("s3", "gs", "http", "https")
 _FIRST_PAUSE_S = 0.5
-"""Before the second try; it doubles with each."""
+"""Pause before the second try; it doubles with each try."""
 _SLOWEST_UPLOAD = 1 << 20
-"""Bytes per second that an upload may take for longer than other requests."""
+"""Bytes per second of the slowest upload that is allowed; the deadline is extended by the size."""
 _MOST_BYTES = 5 << 30
-"""What S3 takes in one request."""
+"""Largest object that S3 accepts in one request."""
 _CLIENT_OPTIONS = {
     *("allow_http", "allow_invalid_certificates", "connect_timeout", "default_headers", "http1_only", "http2_only"),
     *("pool_idle_timeout", "pool_max_idle_per_host", "proxy_ca_certificate", "proxy_excludes", "proxy_url"),
     *("randomize_addresses", "read_timeout", "root_certificate", "timeout", "user_agent"),
 }
-"""Options that obstore takes for the connection and not for the storage; given as the latter they make it panic."""
+"""Options of obstore for the connection; passed as options of the storage they make it panic."""
 
 
 def open_objects(uri: str | Path, *, storage_options: Mapping[str, str] | None = None) -> Objects:
@@ -48,27 +48,27 @@ def open_objects(uri: str | Path, *, storage_options: Mapping[str, str] | None =
 
 
 class RemoteObjects:
-    """The objects below a URL. All methods may be called from many threads.
+    """The objects below a URL. All methods are thread-safe.
 
     Parameters
     ----------
     uri
         ``s3://bucket/folder``, ``gs://bucket/folder``, ``http://...`` or ``https://...``.
     storage_options
-        Options of obstore besides the environment (``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_REGION``,
-        ``AWS_ENDPOINT_URL``, ``GOOGLE_SERVICE_ACCOUNT`` and so on): credentials, ``endpoint``, ``region``,
-        ``proxy_url``. Public buckets are read with ``skip_signature="true"``.
+        Options of obstore in addition to the environment (``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``,
+        ``AWS_REGION``, ``AWS_ENDPOINT_URL``, ``GOOGLE_SERVICE_ACCOUNT`` and so on): credentials, ``endpoint``,
+        ``region``, ``proxy_url``. Public buckets are read with ``skip_signature="true"``.
     retries
         Tries after the first.
     timeout_s
-        Longest time in which no byte comes before a try is given up.
+        Longest time without any received byte before a try is abandoned.
     deadline_s
-        Longest time that a request takes with all its tries; of an upload, 2 s more for each MiB.
+        Longest time of a request with all its tries; for an upload, 2 s more for each MiB.
 
     Raises
     ------
     ValueError
-        If the URL or an option is none that is known.
+        If the URL or an option is not known.
     """
 
     remote = True
@@ -87,7 +87,7 @@ class RemoteObjects:
         self._store = _store_of(uri, storage_options, retries=0, timeout_s=timeout_s, deadline_s=deadline_s)
 
     def size(self, key: str) -> int | None:
-        """Return the bytes of an object; see `Objects`."""
+        """Return the size of an object in bytes; see `Objects`."""
         try:
             return int(self._meta(key)["size"])
         except FileNotFoundError:
@@ -113,19 +113,19 @@ class RemoteObjects:
         return self._tried(key, lambda: memoryview(obstore.get(self._store, key).bytes()))
 
     def version(self, key: str) -> str:
-        """Return a text of entity tag, time of change and size; see `Objects`."""
+        """Return entity tag, modification time and size; see `Objects`."""
         found = self._meta(key)
         return f"{found['e_tag']}-{found['last_modified'].timestamp():.0f}-{found['size']}"
 
     def write(self, key: str, content: bytes) -> None:
-        """Write or replace an object, whole or not at all.
+        """Write or replace an object atomically.
 
         Raises
         ------
         StorageError
             If the storage fails.
         ValueError
-            If it is larger than storage takes at once.
+            If it is larger than storage accepts in one request.
         """
         store, deadline_s = self._uploading(key, len(content))
 
@@ -135,10 +135,10 @@ class RemoteObjects:
         self._tried(key, put, "written", deadline_s)
 
     def create(self, key: str, content: bytes) -> bool:
-        """Write an object if there is none; False if there is one.
+        """Write an object if it does not exist; return whether it was written.
 
-        A try whose answer is lost may have made it: one that is there at the next try counts as made if it has this
-        content.
+        A try whose answer is lost may have written it. So an object that exists at a later try counts as written if it
+        has this content.
 
         Raises
         ------
@@ -155,14 +155,14 @@ class RemoteObjects:
             except AlreadyExistsError as error:
                 there = self._content(key)
                 if there is None and _status(error) == 409:
-                    raise  # S3 asks to try again what met another request for the object
+                    raise  # S3 reports a conflict with a concurrent request for the object, which is tried again
                 return again and there == content
             return True
 
         return self._tried(key, put, "written", deadline_s)
 
     def copy(self, key: str, to: str) -> None:
-        """Copy an object, in place of one that is there.
+        """Copy an object; an existing object at `to` is replaced.
 
         Raises
         ------
@@ -174,7 +174,7 @@ class RemoteObjects:
         self._tried(key, lambda: obstore.copy(self._store, key, to), "copied")
 
     def delete(self, key: str) -> None:
-        """Delete an object, if it is there.
+        """Delete an object, if it exists.
 
         Raises
         ------
@@ -185,7 +185,7 @@ class RemoteObjects:
             self._tried(key, lambda: obstore.delete(self._store, key), "deleted")
 
     def keys(self, folder: str) -> list[str]:
-        """Return the keys of all objects below a folder, which may be empty, in order.
+        """Return the sorted keys of all objects below a folder; ``""`` is the root.
 
         Raises
         ------
@@ -196,7 +196,7 @@ class RemoteObjects:
         return sorted(about["path"] for about in found)
 
     def names(self, folder: str) -> list[str]:
-        """Name the objects and folders right below a folder, in order; none if there is no such folder.
+        """Return the sorted names of the objects and folders directly below a folder; none if there is no such folder.
 
         Raises
         ------
@@ -208,9 +208,9 @@ class RemoteObjects:
         return sorted({key.rstrip("/").rpartition("/")[2] for key in keys})
 
     def _uploading(self, key: str, size: int) -> tuple[Any, float]:
-        """Return a client that waits while `size` bytes are sent, and how long.
+        """Return a client with a timeout long enough to send `size` bytes, and the deadline.
 
-        To obstore the whole upload is a time in which no byte comes.
+        For obstore no byte is received during the whole upload.
         """
         if size > _MOST_BYTES:
             raise ValueError(f"{self.uri}/{key} would have {size} bytes: object storage takes {_MOST_BYTES} at once")
@@ -229,9 +229,9 @@ class RemoteObjects:
         return self._tried(key, lambda: obstore.head(self._store, key))
 
     def _tried(self, key: str, request: Callable[[], T], what: str = "delivered", deadline_s: float | None = None) -> T:
-        """Answer `request`, in one of the tries allowed.
+        """Return the result of `request`, which is tried again after errors that may be temporary.
 
-        A try lasts at most half of the deadline, and none begins in its second half.
+        A try lasts at most half of the deadline, and none begins in its second half, so that the deadline is kept.
         """
         began = time.monotonic()
         until_s = (deadline_s or self._deadline_s) / 2
@@ -242,6 +242,7 @@ class RemoteObjects:
                 absent = f"the bucket of {self.uri}" if what == "written" else f"{self.uri}/{key}"
                 raise FileNotFoundError(f"{absent} does not exist") from None
             except BaseError as error:
+                # Random, so that workers that failed together do not all try again at the same time.
                 pause_s = random.uniform(0.5, 1.0) * _FIRST_PAUSE_S * 2 ** (tries - 1)
                 waited_s = time.monotonic() - began
                 if _is_final(error) or tries > self._retries or waited_s + pause_s > until_s:
@@ -261,11 +262,11 @@ def zarr_store_of(
     timeout_s: float = 15.0,
     deadline_s: float = 120.0,
 ) -> "Store":
-    """Open a local folder or a URL for Zarr, to be read only; see `RemoteObjects`.
+    """Open a local folder or a URL as a read-only Zarr store; see `RemoteObjects`.
 
-    Failures in reading a URL are reported by obstore's own errors: read within `storage_errors`.
+    Reads of a URL raise obstore's own errors: read inside `storage_errors`.
     """
-    from zarr.storage import LocalStore, ObjectStore  # half a second, which commands without arrays need not wait
+    from zarr.storage import LocalStore, ObjectStore  # takes half a second, not needed by commands without arrays
 
     if "://" not in str(uri):
         return LocalStore(uri, read_only=True)
@@ -275,7 +276,7 @@ def zarr_store_of(
 
 @contextmanager
 def storage_errors(uri: str | Path) -> Iterator[None]:
-    """Raise errors of obstore, met in reading `uri` through Zarr, as `StorageError`."""
+    """Raise errors of obstore, from reading `uri` through Zarr, as a `StorageError`."""
     try:
         yield
     except BaseError as error:
@@ -297,7 +298,7 @@ def _store_of(uri: str, options: Mapping[str, str] | None, *, retries: int, time
         "timeout": timedelta(seconds=deadline_s / 2),
         "read_timeout": timedelta(seconds=timeout_s),
         "connect_timeout": timedelta(seconds=timeout_s),
-        "allow_http": scheme != "https",  # for s3 and gs it is the endpoint that says whether http is used
+        "allow_http": scheme != "https",  # for s3 and gs the endpoint decides whether http is used
         **{key: value for key, value in (options or {}).items() if key in _CLIENT_OPTIONS},
     }
     pause: Any = {"init_backoff": timedelta(seconds=_FIRST_PAUSE_S)}
@@ -313,7 +314,7 @@ def _store_of(uri: str, options: Mapping[str, str] | None, *, retries: int, time
 
 
 def _is_final(error: BaseError) -> bool:
-    """Return whether another try would end alike."""
+    """Return whether another try would fail in the same way."""
     status = _status(error)
     refused = status is not None and 400 <= status < 500 and status not in (408, 409, 429)
     return refused or isinstance(error, (PermissionDeniedError, UnauthenticatedError, NotSupportedError))
@@ -325,6 +326,6 @@ def _status(error: Exception) -> int | None:
 
 
 def _reason(error: Exception) -> str:
-    """Return the first line of what obstore says, and the kind of error that stands only in its details."""
+    """Return the first line of an error of obstore, and the kind of error, which only its details contain."""
     kind = re.search(r"kind: (Timeout|Connect|Interrupted)", str(error))
     return str(error).partition("\n")[0].strip() + (f", {kind[1].lower()}" if kind else "")

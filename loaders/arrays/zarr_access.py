@@ -1,8 +1,8 @@
-"""The one module that touches parts of zarr that it does not promise to keep: metadata, codecs, chunk keys, pipelines.
+"""The only module that uses parts of zarr without a stable API: metadata, codecs, chunk keys, pipelines.
 
-zarr 3.4 turned two enumerations that zarr 3.1 had (byte order, place of a shard index) into texts; code that compared
-their members read shard indices at the wrong end and called sound stores damaged. What is needed here is taken from the
-metadata document (``to_dict``), whose form the Zarr specification fixes, and never from zarr's codec classes.
+zarr 3.4 replaced two enumerations of zarr 3.1 (byte order, place of a shard index) by strings; code that compared their
+members read shard indices at the wrong end and reported intact stores as damaged. Therefore this module uses the
+metadata document (``to_dict``), whose form the Zarr specification defines, and never zarr's codec classes.
 """
 
 import asyncio
@@ -26,12 +26,12 @@ from dist_scvi.loaders.arrays.printable import printable
 from dist_scvi.loaders.arrays.remote import storage_errors, zarr_store_of
 
 SUPPORTED = ((3, 1), (3, 5))
-"""Versions of zarr that the tests are run with: from the first, below the second."""
+"""Tested versions of zarr: from the first, below the second."""
 METADATA_FILES = ("zarr.json", ".zgroup", ".zattrs", ".zmetadata", ".zarray")
 
 
 def check_zarr_version(version: str) -> None:
-    """Refuse a zarr that was never tested, before it reads a store wrongly or calls it damaged.
+    """Refuse an untested version of zarr, which could read a store incorrectly or report it as damaged.
 
     Raises
     ------
@@ -50,11 +50,11 @@ check_zarr_version(zarr.__version__)
 
 @contextmanager
 def reading_metadata(where: str) -> Iterator[None]:
-    """Report metadata that zarr cannot parse as a `ValueError`; only calls of zarr that parse belong inside.
+    """Report metadata that zarr cannot parse as a `ValueError`; use it only around calls that parse metadata.
 
-    zarr validates a document by building its classes from it: a lost field is a KeyError, one of another type a
-    TypeError or AttributeError, one too large an OverflowError. Found by flipping bits of such documents; the tests
-    repeat it.
+    zarr validates a document by building its classes from it: a missing field raises KeyError, one of another type
+    TypeError or AttributeError, one too large OverflowError. Found by flipping bits of such documents; the tests repeat
+    it.
     """
     try:
         yield
@@ -71,7 +71,7 @@ def open_zarr_group(where: str | Path, storage_options: Mapping[str, str] | None
     Raises
     ------
     ValueError
-        If its metadata are damaged or beyond the budget of `parse_json`.
+        If its metadata are damaged or exceed the budget of `parse_json`.
     """
     store = zarr_store_of(where, storage_options)
     if isinstance(store, LocalStore):
@@ -106,7 +106,7 @@ def _member(root: zarr.Group, path: str) -> "zarr.Group | zarr.Array[Any]":
         try:
             return root[path]
         except KeyError:
-            # Of two columns that differ by case alone, zarr 3.1 to 3.4 lose one when they nest consolidated metadata.
+            # zarr 3.1 to 3.4 lose one of two columns that differ only in case when they nest consolidated metadata.
             root = zarr.open_group(root.store_path, mode="r", use_consolidated=False)
     if isinstance(root.store, LocalStore):
         check_documents(root.store.root / root.path / path)
@@ -114,14 +114,14 @@ def _member(root: zarr.Group, path: str) -> "zarr.Group | zarr.Array[Any]":
 
 
 def check_documents(folder: Path) -> None:
-    """Hold the metadata documents of a local group or array to the budget of `parse_json` before zarr parses them.
+    """Check the metadata documents of a local group or array against the budget of `parse_json`, before zarr parses them.
 
-    zarr itself would end in a RecursionError at 1,000 levels, and wait for ever for a named pipe.
+    zarr itself raises a RecursionError at 1,000 levels, and blocks without end on a named pipe.
 
     Raises
     ------
     ValueError
-        If one exceeds the budget, is not JSON or no regular file.
+        If one exceeds the budget, is not JSON or not a regular file.
     """
     for name in METADATA_FILES:
         path = folder / name
@@ -137,7 +137,7 @@ def uri_of(node: "zarr.Group | zarr.Array[Any]") -> str:
 
 @dataclass(frozen=True, slots=True)
 class Codec:
-    """One codec of an array, as its metadata name it."""
+    """One codec of an array, as in its metadata."""
 
     name: str
     options: Mapping[str, Any]
@@ -149,16 +149,16 @@ class Layout:
 
     zarr_format: int
     codecs: tuple[Codec, ...]
-    """Of a chunk, in the order in which they are applied in writing."""
+    """Codecs of a chunk, in the order in which writing applies them."""
     index_codecs: tuple[Codec, ...] | None
-    """Of the index of a shard; None if chunks are not sharded."""
+    """Codecs of the index of a shard; None if chunks are not sharded."""
     index_at_end: bool
     outer_codecs: int
-    """Codecs applied to whole shards, besides sharding itself."""
+    """Codecs applied to whole shards, in addition to sharding itself."""
 
     @property
     def all_codecs(self) -> tuple[Codec, ...]:
-        """Those of chunks and of the shard index."""
+        """The codecs of chunks and of the shard index."""
         return (*self.codecs, *(self.index_codecs or ()))
 
 
@@ -188,16 +188,16 @@ def chunk_key(array: "zarr.Array[Any]", place: tuple[int, ...]) -> str:
 
 
 def with_native_codecs(root: zarr.Group, array: "zarr.Array[Any]") -> "zarr.Array[Any]":
-    """Open an array again so that the native threads of zarrs decompress it, where they can.
+    """Open an array again so that the native threads of zarrs decompress it, if they can.
 
-    Arrays with crc32c stay with zarr itself: zarrs 0.2.3 skips that checksum where it reads a part of a chunk. So do
-    big-endian ones, which it does not read.
+    Arrays with crc32c stay with zarr itself: zarrs 0.2.3 skips that checksum when it reads a part of a chunk. So do
+    big-endian arrays, which it does not read.
     """
     codecs = layout_of(array).all_codecs
     foreign = not array.dtype.isnative or any(codec.options.get("endian") == "big" for codec in codecs)
     if foreign or not isinstance(root.store, LocalStore) or any(codec.name == "crc32c" for codec in codecs):
         return array
-    # The pipeline is chosen when an array object is made and stays with it: nothing changes for other users of zarr.
+    # An array object keeps the pipeline with which it was created, so that other users of zarr are not affected.
     with zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Array is unsupported by ZarrsCodecPipeline")
         opened = _member(root, array.path.removeprefix(f"{root.path}/") if root.path else array.path)
@@ -212,15 +212,15 @@ class Absent:
     start: int
     stop: int
     key: str
-    """Name, below the root, of the first object that is not there."""
+    """Key, below the root, of the first absent object."""
     all_absent: bool
     """Whether none of the chunks of these rows is stored."""
 
 
 def absent_chunks(array: "zarr.Array[Any]") -> tuple[list[Absent], int, int]:
-    """Return the rows whose chunks are not stored, how many objects are absent, and of how many.
+    """Return the rows whose chunks are not stored, the number of absent objects, and the number of all objects.
 
-    Costs as much as listing the files that are there, whatever number of chunks the metadata claim: zarr's own count
+    The cost is that of listing the existing files, for any number of chunks that the metadata claim. zarr's own count
     of initialized chunks visits each chunk of the grid, 10^10 of them for a claim of 10^15 entries.
     """
     length = array.shards or array.chunks
@@ -263,7 +263,7 @@ def _first_absent(array: "zarr.Array[Any]", row: int, grid: tuple[int, ...], key
 
 
 def _stored_keys(array: "zarr.Array[Any]") -> set[str]:
-    """List an async store from any context, also from a notebook whose event loop is running."""
+    """Return the keys of an async store; also works in a notebook, whose event loop is running already."""
     prefix = f"{array.path}/"
 
     async def listed() -> set[str]:
