@@ -1,8 +1,8 @@
-"""An AnnData file as a tree of named groups and arrays, and what anndata says of each: its encoding and version.
+"""An AnnData file as a tree of named groups and arrays, with the encoding and version that anndata wrote for each.
 
-Zarr and HDF5 files each give such a tree, so that one piece of code reads both. Every encoding and version is either
-known here or refused: anndata 0.7 wrote category codes that look like numbers, and a reader that guesses takes the
-codes of two files for the same values.
+Zarr and HDF5 files both provide such a tree, so that the same code reads them. Unknown encodings and versions are
+refused: anndata 0.7 wrote category codes that look like numbers, and a reader that guesses would treat equal codes of
+two files as the same value.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from dist_scvi.loaders.arrays.obs_columns import read_range
 from dist_scvi.loaders.arrays.printable import printable
 
 MAX_NAMES = 1 << 22
-"""Genes, or categories of a column, that are read, for all their names are in memory; a larger claim is damage."""
+"""Most genes, or categories of a column: all their names are kept in memory. A larger number is treated as damage."""
 
 _VERSIONS = {
     "anndata": ("0.1.0",),
@@ -32,7 +32,7 @@ _VERSIONS = {
     "nullable-boolean": ("0.1.0",),
     "nullable-string-array": ("0.1.0",),
 }
-"""Versions of each encoding that are read, those of anndata 0.7 to 0.13 (``anndata/_io/specs/methods.py``)."""
+"""Supported versions of each encoding: those of anndata 0.7 to 0.13 (``anndata/_io/specs/methods.py``)."""
 
 
 class Tree(Protocol):
@@ -41,12 +41,12 @@ class Tree(Protocol):
     uri: str
 
     def kind(self, path: str) -> Literal["group", "array"] | None:
-        """Return what is at `path`, None if nothing is.
+        """Return the kind of the node at `path`, None if there is none.
 
         Raises
         ------
         ValueError
-            If what is there is damaged, or is outside of the file.
+            If the node is damaged, or is outside of the file.
         """
         ...
 
@@ -68,12 +68,12 @@ class OpenArray(Protocol):
 
 
 def encoding_of(tree: Tree, path: str) -> str:
-    """Return the encoding of a group or array, empty if it has none, as what anndata before 0.8 wrote.
+    """Return the encoding of a group or array, empty if it has none, as those written by anndata before 0.8.
 
     Raises
     ------
     ValueError
-        If it is not one that is read here, or of another version.
+        If the encoding or its version is not supported.
     """
     kind, version = tree.attribute(path, "encoding-type"), tree.attribute(path, "encoding-version")
     if kind is None and version is None:
@@ -91,14 +91,14 @@ def encoding_of(tree: Tree, path: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """Where the parts of a column of obs or var are."""
+    """Paths of the parts of a column of obs or var."""
 
     kind: Literal["categorical", "masked", "plain"]
     values: str
     """Array of the values, or of the codes of categories."""
     categories: str = ""
     mask: str = ""
-    """Boolean array, set where a value is missing."""
+    """Boolean array, true for missing values."""
 
 
 def find_column(tree: Tree, path: str) -> Column:
@@ -107,7 +107,7 @@ def find_column(tree: Tree, path: str) -> Column:
     Raises
     ------
     ValueError
-        If it is not there, or stored in a way that is not read here.
+        If it is missing, or its encoding is not supported.
     """
     node, encoding = tree.kind(path), encoding_of(tree, path) if tree.kind(path) else ""
     if node is None:
@@ -164,7 +164,7 @@ def index_path(tree: Tree, table: str) -> str:
     Raises
     ------
     ValueError
-        If `table` is no data frame that anndata 0.7 or later wrote.
+        If `table` is not a data frame written by anndata 0.7 or later.
     """
     if tree.kind(table) != "group" or encoding_of(tree, table) != "dataframe":
         raise ValueError(
@@ -197,7 +197,7 @@ def column_order(tree: Tree, table: str) -> list[str]:
 
 
 class Names:
-    """Row names of ``obs`` or ``var``, read by range: texts, categories, or texts of which some may be missing."""
+    """Row names of ``obs`` or ``var``, read by range: strings, categories, or nullable strings."""
 
     def __init__(self, tree: Tree, table: str, open_array: OpenArray) -> None:
         column = find_column(tree, index_path(tree, table))
@@ -224,12 +224,12 @@ class Names:
 
 
 def read_names(open_array: OpenArray, path: str, uri: str) -> Sequence[Any]:
-    """Read all categories or names of an array, as texts, numbers or booleans.
+    """Read all categories or names of an array, as strings, numbers or booleans.
 
     Raises
     ------
     ValueError
-        If it cannot be read, or claims more than `MAX_NAMES`.
+        If it cannot be read, or has more than `MAX_NAMES` values.
     """
     array = open_array(path)
     length = _length(array, path, uri)
@@ -243,7 +243,7 @@ def read_names(open_array: OpenArray, path: str, uri: str) -> Sequence[Any]:
 
 
 def texts(stored: NDArray[Any], path: str, uri: str) -> NDArray[np.object_]:
-    """Return names, stored as bytes, texts or numbers, as texts.
+    """Return names, stored as bytes, strings or numbers, as strings.
 
     Raises
     ------

@@ -1,6 +1,6 @@
-"""JSON from files that nobody vouches for: bytes, depth and number of values are bounded before anything is built.
+"""JSON from untrusted files: bytes, depth and number of values are checked before any object is built.
 
-One budget for every door through which JSON, YAML or pickled data enter, in this package and in those above it.
+One budget for all JSON, YAML and pickled data, in this package and in those above it.
 """
 
 import json
@@ -14,7 +14,7 @@ import numpy as np
 from dist_scvi.loaders.arrays.printable import printable
 
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
-"""The closing quote is optional: else a text without one would be scanned again from each of its escaped quotes."""
+"""The closing quote is optional: otherwise a string without one is scanned again from each of its escaped quotes."""
 _DEPTH_STEP = np.zeros(256, dtype=np.int8)
 _DEPTH_STEP[[ord("["), ord("{")]] = 1
 _DEPTH_STEP[[ord("]"), ord("}")]] = -1
@@ -23,14 +23,14 @@ _NOT_STRUCTURE = bytes(set(range(256)) - set(b"[]{},"))
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """The most that one document may hold."""
+    """Upper bounds for one document."""
 
     max_bytes: int = 16 << 20
-    """Length of its text. The metadata of 20,000 Zarr arrays take as much."""
+    """Length of the text. The metadata of 20,000 Zarr arrays are about as long."""
     max_depth: int = 64
-    """Lists and mappings inside one another. Python's own parsers end in a RecursionError at about 1,000."""
+    """Nested lists and mappings. Python's own parsers raise a RecursionError at about 1,000."""
     max_leaves: int = 1 << 19
-    """Lists, mappings and their entries. Python objects for as many take less than 100 MB."""
+    """Lists, mappings and their entries. Python objects for this number take less than 100 MB."""
 
 
 DEFAULT = Budget()
@@ -42,7 +42,7 @@ def parse_json(content: bytes | bytearray | memoryview | str, where: str, budget
     Parameters
     ----------
     where
-        What the document is, for messages: a path or a name such as ``MANIFEST.json of /runs/a``.
+        Name of the document in messages: a path or a text such as ``MANIFEST.json of /runs/a``.
 
     Raises
     ------
@@ -51,7 +51,7 @@ def parse_json(content: bytes | bytearray | memoryview | str, where: str, budget
     """
     raw = content.encode() if isinstance(content, str) else bytes(content)
     check_bytes(len(raw), where, budget)
-    # Measured on the text, because a tree that is too deep or too wide must not be built first.
+    # Measured on the text: building the tree first would already take the memory, or exceed the recursion limit.
     structure = _STRING.sub(b"", raw).translate(None, _NOT_STRUCTURE)
     leaves = len(structure) - structure.count(b"]") - structure.count(b"}")
     if leaves > budget.max_leaves or len(structure) > 3 * budget.max_leaves:
@@ -71,12 +71,12 @@ def parse_json(content: bytes | bytearray | memoryview | str, where: str, budget
 def parse_json_object(
     content: bytes | bytearray | memoryview | str, where: str, budget: Budget = DEFAULT
 ) -> dict[str, Any]:
-    """Parse a JSON document that must be an object; see `parse_json`.
+    """Parse a JSON document that has to be an object; see `parse_json`.
 
     Raises
     ------
     ValueError
-        Also if it is a list, a text or a number.
+        Also if it is a list, a string or a number.
     """
     found = parse_json(content, where, budget)
     if not isinstance(found, dict):
@@ -88,7 +88,7 @@ def parse_json_object(
 
 
 def check_bytes(n_bytes: int, where: str, budget: Budget = DEFAULT) -> None:
-    """Refuse a document of too many bytes, which can be asked of a file before it is read.
+    """Refuse a document of too many bytes; the size of a file is known before it is read.
 
     Raises
     ------
@@ -102,9 +102,9 @@ def check_bytes(n_bytes: int, where: str, budget: Budget = DEFAULT) -> None:
 def check_tree(tree: object, where: str, budget: Budget = DEFAULT) -> None:
     """Refuse lists and mappings, already built, that are deeper or wider than `budget` allows.
 
-    A list that is referred to twice, as by a YAML anchor or a pickled memo, counts twice: whatever walks the tree
-    later would visit it twice too. The walk ends as soon as the budget is spent, so that 2**30 visits through 30
-    shared lists cost no more than others.
+    A list that is referred to twice, as by a YAML anchor or a pickled memo, counts twice, because later code that
+    traverses the tree visits it twice too. The traversal ends when the budget is exceeded, so that 30 shared lists with
+    2**30 visits cost no more than others.
 
     Raises
     ------

@@ -50,7 +50,7 @@ class Decoder:
         if self._blosc_last:
             if len(raw) < _BLOSC_HEADER:
                 raise ValueError(f"it has {len(raw)} bytes, the header alone takes {_BLOSC_HEADER}")
-            # blosc trusts its header: a damaged one would make it write beyond the end of the output.
+            # blosc takes both sizes from this header, which may be damaged.
             n_values, n_stored = struct.unpack_from("<4xI4xI", raw)
             if (n_values, n_stored) != (out_e.nbytes, len(raw)):
                 raise ValueError(f"{len(raw)} bytes say they are {n_stored} and hold {n_values}, not {out_e.nbytes}")

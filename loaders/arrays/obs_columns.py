@@ -29,11 +29,11 @@ class DamagedError(ValueError):
 
 
 class NotNumbersError(ValueError):
-    """A column that was to be opened as numbers and holds something else."""
+    """A column to open as numbers contains other values."""
 
 
 class Sliceable(Protocol):
-    """A one-dimensional array, in memory or on disk, that gives a range of itself."""
+    """A one-dimensional array, in memory or on disk, that can be sliced."""
 
     def __getitem__(self, rows: slice, /) -> Any: ...
 
@@ -43,14 +43,14 @@ class Sliceable(Protocol):
 class PagedArray:
     """A long one-dimensional array on disk, read through a bounded cache of pages.
 
-    Holds at most `max_rows` values, whatever the length of the array.
+    Keeps at most `max_rows` values in memory, for any length of the array.
 
     Parameters
     ----------
     array
         A ``zarr.Array``, `ChunkedArray` or ``h5py.Dataset``.
     uri
-        The file that holds it, for messages.
+        The file that contains it, for messages.
     page_rows
         Values read together; by default a chunk of the array, within bounds.
     """
@@ -116,13 +116,13 @@ class Categorical:
     """A column of categories."""
 
     key: str
-    """Its name in obs."""
+    """Name of the column in obs."""
     vocabulary: tuple[str, ...]
     """All categories, sorted."""
     stored: Sliceable
     """Codes as stored, into the order of `place`."""
     place: NDArray[np.int32]
-    """Place of each stored code in `vocabulary`."""
+    """Index of each stored code in `vocabulary`."""
     dtype: str = "str"
     """NumPy type of the categories as stored, for numbers and booleans; "str" for all others."""
 
@@ -131,7 +131,7 @@ class Categorical:
         return typed_categories(self.vocabulary, self.dtype)
 
     def codes(self, start: int, stop: int) -> NDArray[np.int32]:
-        """Codes into `vocabulary` of rows ``[start, stop)``, -1 where the value is missing; see `codes_of`."""
+        """Codes into `vocabulary` of rows ``[start, stop)``, -1 for missing values; see `codes_of`."""
         return self.codes_of([(start, stop)])
 
     def required_codes(self, start: int, stop: int) -> NDArray[np.int32]:
@@ -153,6 +153,7 @@ class Categorical:
                 f"obs column '{printable(self.key)}' holds code {stored_n[at]} at row {_row_of(ranges, at)} for "
                 f"{len(self.place)} categories: the store is damaged, write it again from its source"
             )
+        # The stored code -1 is the index of the appended last element, so that missing values stay -1.
         codes_n = np.append(self.place, np.int32(-1))[stored_n]
         if required and (codes_n < 0).any():
             row = _row_of(ranges, int(np.argmax(codes_n < 0)))
@@ -197,12 +198,13 @@ def _gather(stored: Sliceable, ranges: Ranges) -> NDArray[Any]:
 
 
 def _row_of(ranges: Ranges, at: int) -> int:
-    """Return the row that stands at place `at` of the joined ranges."""
+    """Return the row at place `at` of the joined ranges."""
     return int(np.concatenate([np.arange(start, stop) for start, stop in ranges])[at])
 
 
 def categorical_from_codes(key: str, categories: Sequence[object], stored: Sliceable) -> Categorical:
-    """Sort the categories of a column that is already encoded, and map its codes."""
+    """Sort the categories of an encoded column, and map its codes."""
+    # Only the mapping is computed here: the codes stay on disk, and are mapped when they are read.
     names = [str(category) for category in categories]
     vocabulary = tuple(sorted(set(names)))
     lookup = {name: code for code, name in enumerate(vocabulary)}
@@ -211,12 +213,12 @@ def categorical_from_codes(key: str, categories: Sequence[object], stored: Slice
 
 
 def typed_categories(names: Sequence[str], dtype: str) -> NDArray[Any]:
-    """Return categories, which are known by their names, as values of the type `dtype`; objects for "str".
+    """Return categories, given by their names, as values of the type `dtype`; objects for "str".
 
     Raises
     ------
     ValueError
-        If a name is not that of such a value.
+        If a name is not a value of that type.
     """
     if dtype == "str":
         return np.array(names, dtype=object)
@@ -228,7 +230,7 @@ def typed_categories(names: Sequence[str], dtype: str) -> NDArray[Any]:
 
 
 def type_of_categories(categories: Sequence[object]) -> str:
-    """Name the NumPy type of categories if all are numbers, or all booleans."""
+    """Return the name of the NumPy type of categories if all are numbers, or all booleans; else "str"."""
     n_bools = sum(isinstance(category, bool | np.bool_) for category in categories)
     if n_bools:
         return "bool" if n_bools == len(categories) else "str"
@@ -242,7 +244,7 @@ def categorical_from_values(key: str, values: Any, missing_n: NDArray[np.bool_] 
     Parameters
     ----------
     missing_n
-        Set where a value is missing, whatever `values` hold there, shape (n,).
+        True for missing values, whose elements of `values` are ignored, shape (n,).
     """
     present = values if missing_n is None else values[~missing_n]
     encoded = pd.Categorical(present)
@@ -254,7 +256,7 @@ def categorical_from_values(key: str, values: Any, missing_n: NDArray[np.bool_] 
 
 
 def missing_column(key: str, present: Sequence[str], where: str) -> ValueError:
-    """Build the error for an obs column that is not there, naming the nearest that are."""
+    """Return the error for a missing obs column, with the most similar existing names."""
     near = nearest_names(key, present)
     hint = f"did you mean {', '.join(map(printable, near))}? " if near else ""
     rest = f" and {len(present) - _LISTED} more" if len(present) > _LISTED else ""

@@ -41,7 +41,7 @@ class ObsTable:
     open_array
         Opens the array at a path of `tree`.
     uri
-        Where it is, for messages.
+        Path or URL of the file, for messages.
     """
 
     def __init__(self, tree: Tree, open_array: OpenArray, *, uri: str) -> None:
@@ -55,7 +55,7 @@ class ObsTable:
         return list(self._columns)
 
     def categorical(self, key: str) -> Categorical:
-        """Open a column as categories; one that is not stored as such is encoded now."""
+        """Open a column as categories; a column that is not stored as categories is encoded now."""
         column = self._column(key)
         if column.kind == "categorical":
             stored = PagedArray(self._array(column.values), self._uri)
@@ -112,7 +112,7 @@ class ObsTable:
 
 @dataclass(frozen=True, slots=True)
 class _Masked:
-    """Numbers of which some are missing: NaN, which `Numeric` refuses with the row."""
+    """Numbers with missing values, which are NaN; `Numeric` refuses these with the row."""
 
     values: PagedArray
     mask: PagedArray
@@ -125,12 +125,12 @@ class _Masked:
 
 
 def read_columns(tree: Tree, table: str, open_array: OpenArray, names: NDArray[np.object_]) -> pd.DataFrame:
-    """Read the columns of var whole, with `names` for its rows; those that cannot be read are left out.
+    """Return the columns of var, with `names` as index, without those that cannot be read.
 
     Raises
     ------
     ValueError
-        If the columns are not listed.
+        If the list of columns is damaged.
     """
     found: dict[str, Any] = {}
     for key in column_order(tree, table):

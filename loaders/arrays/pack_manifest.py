@@ -1,6 +1,6 @@
-"""What a packed store says of itself: how it was made, how it is laid out, and the sums that prove it whole.
+"""The manifest of a packed store: its parameters and layout, and the sums by which its content is verified.
 
-The manifest is the attribute ``dist_scvi_pack`` of the AnnData group: that of the store, or of its sub-group
+The manifest is the attribute ``dist_scvi_pack`` of the AnnData group: the root of the store, or its sub-group
 ``dataset_0`` if it was packed for annbatch. It is JSON with the fields of `Manifest`, and those of `PackSource` under
 ``source``. The sums are int64 arrays of the same group: ``uns/dist_scvi_pack/chunk_counts``, ``block_entries`` and
 ``block_counts``, the fields of `PackSums`.
@@ -24,7 +24,7 @@ FORMAT_VERSION = 1
 MANIFEST_KEY = "dist_scvi_pack"
 SUMS = f"uns/{MANIFEST_KEY}"
 COLLECTION = {"encoding-type": "annbatch-preshuffled", "encoding-version": "0.1.0"}
-"""Attributes by which annbatch knows a collection of AnnData."""
+"""Attributes by which annbatch recognises a collection of AnnData."""
 MEMBER = "dataset_0"
 
 
@@ -34,11 +34,11 @@ class PackSource:
 
     uri: str
     layer: str | None
-    """Its layer, None for ``X``."""
+    """Layer that was packed, None for ``X``."""
     n_cells: int
     n_genes: int
     n_entries: int
-    """Entries stored there, zeros among them."""
+    """Entries stored in the source, including zeros."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +52,11 @@ class Manifest:
     n_entries: int
     """Counts above zero; no others are stored."""
     count_sum: int
-    """Sum of all counts; of fractional ones, as all sums here, that of their bits (`csr_rows.count_bits`)."""
+    """Sum of all counts; for fractional counts, as in all sums here, the sum of their bits (`csr_rows.count_bits`)."""
     seed: int | None
-    """Of the order of the cells; None if it is that of the source."""
+    """Seed of the order of the cells; None if it is the order of the source."""
     group_by: str | None
-    """obs column whose categories lie one after another, sorted by name; cells without one come last."""
+    """obs column whose categories are written one after another, sorted by name; cells without one come last."""
     codec: str
     counts_dtype: str
     """Type of ``X/data``."""
@@ -67,12 +67,12 @@ class Manifest:
     shard_entries: int
     """Entries of a file."""
     block_cells: int
-    """Cells of a block: a chunk of obs and of ``X/indptr``, and the cells that `PackSums` sums up together."""
+    """Cells of a block: a chunk of obs and of ``X/indptr``, and the cells of one sum in `PackSums`."""
     shard_cells: int
     """Cells of a file of obs and of ``X/indptr``."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all of it as plain values, fit for JSON."""
+        """Return all fields as plain values, for JSON."""
         return asdict(self)
 
 
@@ -89,17 +89,17 @@ class PackSums:
 
 
 def read_manifest(source: zarr.Group | str | Path) -> Manifest | None:
-    """Read the manifest of a store, or give None if it was not packed.
+    """Return the manifest of a store, or None if it was not packed.
 
     Parameters
     ----------
     source
-        The store, opened or by its path.
+        The store: an open group or a path.
 
     Raises
     ------
     ValueError
-        If there is a manifest of another format, or one that is damaged.
+        If the manifest has another format or is damaged.
     """
     root = packed_root(source)
     found = root.attrs.get(MANIFEST_KEY)
@@ -125,7 +125,7 @@ def read_manifest(source: zarr.Group | str | Path) -> Manifest | None:
 
 
 def _misfit(found: Mapping[str, Any], record: type[Manifest] | type[PackSource]) -> str | None:
-    """Return the first field that is missing, of another type, or a size that makes no sense."""
+    """Return the first field that is missing, of another type, or an impossible size."""
     plain: list[tuple[str, Any]] = [(field.name, field.type) for field in fields(record) if field.name != "source"]
     for name, kind in plain:
         least = (
@@ -142,7 +142,7 @@ def read_sums(source: zarr.Group | str | Path) -> PackSums:
     Raises
     ------
     ValueError
-        If they are not there, damaged, or not as many as the manifest says.
+        If they are missing, damaged, or their number differs from the manifest.
     """
     root = packed_root(source)
     manifest = read_manifest(root)
@@ -167,9 +167,9 @@ def read_sums(source: zarr.Group | str | Path) -> PackSums:
 
 
 def pack_digest(source: zarr.Group | str | Path) -> str:
-    """Digest what tells one packed store from another: the seed of its order, and its sums over blocks of cells.
+    """Return a digest that identifies the content of a packed store: the seed of its order, and its sums over blocks.
 
-    How it is compressed, and where its source lay, does not count.
+    Compression and the path of the source are not included.
 
     Raises
     ------
@@ -186,7 +186,7 @@ def pack_digest(source: zarr.Group | str | Path) -> str:
 
 
 def packed_root(source: zarr.Group | str | Path) -> zarr.Group:
-    """Open the AnnData group of a store, which is one level down in one that was packed for annbatch."""
+    """Open the AnnData group of a store; in a store packed for annbatch it is a sub-group."""
     root = source if isinstance(source, zarr.Group) else open_zarr_group(source)
     if root is None:
         raise ValueError(f"{source} is no Zarr group: a packed store is needed")

@@ -1,4 +1,4 @@
-"""Text from files, made safe to show: no control characters, one line, bounded length."""
+"""Text from files in a form that is safe to print: no control characters, one line, bounded length."""
 
 import html
 import unicodedata
@@ -13,7 +13,7 @@ command."""
 def printable(value: object, max_length: int = 200) -> str:
     r"""Return `value` as text for a message: control characters as ``\x1b``, cut in the middle beyond `max_length`.
 
-    Every message and table that quotes a name or value from a file passes it through here.
+    Every message and table that quotes a name or value from a file uses this function.
     """
     text = str(value)
     if len(text) > max_length:

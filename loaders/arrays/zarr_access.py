@@ -114,7 +114,7 @@ def _member(root: zarr.Group, path: str) -> "zarr.Group | zarr.Array[Any]":
 
 
 def check_documents(folder: Path) -> None:
-    """Check the metadata documents of a local group or array against the budget of `parse_json`, before zarr parses them.
+    """Check the metadata documents of a local group or array by the budget of `parse_json`, before zarr parses them.
 
     zarr itself raises a RecursionError at 1,000 levels, and blocks without end on a named pipe.
 

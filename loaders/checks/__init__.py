@@ -1,1 +1,1 @@
-"""Check a store: what ``dist-scvi inspect`` and ``dist-scvi verify`` run."""
+"""Checks of a store, for ``dist-scvi inspect`` and ``dist-scvi verify``."""

@@ -1,10 +1,10 @@
-"""Lost rows, found among readable ones by few reads, and listed as ranges."""
+"""Lost rows: separated from intact rows by few reads, and listed as ranges."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 _PROBES = 20_000
-"""Reads spent on telling the lost rows of an array from those around them. Beyond, rows are named as they were read."""
+"""Most reads to separate the lost rows of an array from intact ones. After these, whole ranges are reported as lost."""
 
 Read = Callable[[int, int], object]
 
@@ -14,16 +14,16 @@ class Lost:
     """Rows that cannot be used."""
 
     array: str
-    """What of them is lost, such as ``X/data`` or ``obs/donor``."""
+    """Array in which they are lost, such as ``X/data`` or ``obs/donor``."""
     start: int
     stop: int
     """Row after the last."""
     found: str
-    """What was found at the first of them, and what to do."""
+    """Error at the first of these rows, with advice."""
 
 
 class Losses:
-    """What was found in the store `uri`, up to a number."""
+    """The findings in the store `uri`, up to a given number."""
 
     def __init__(self, uri: str, most: int) -> None:
         self.found: list[Lost] = []
@@ -31,7 +31,7 @@ class Losses:
         self.uri, self._most = uri, most
 
     def add(self, array: str, start: int, stop: int, found: str) -> None:
-        """Add rows; they are joined to the last ones if they continue these."""
+        """Add rows; they are merged with the last finding if they continue it."""
         last = self.found[-1] if self.found else None
         if last is not None and last.array == array and last.start <= start <= last.stop:
             self.found[-1] = replace(last, stop=max(stop, last.stop))
@@ -41,20 +41,20 @@ class Losses:
             self.n_further += 1
 
     def any_in(self, arrays: Iterable[str]) -> bool:
-        """Whether something of `arrays` is lost."""
+        """Return whether a part of `arrays` is lost."""
         return any(one.array in arrays for one in self.found)
 
     def any_below(self, path: str) -> bool:
-        """Whether something of the array at `path`, or of those below it, is lost."""
+        """Return whether a part of the array at `path`, or of those below it, is lost."""
         return any(one.array == path or one.array.startswith(f"{path}/") for one in self.found)
 
     def outside(self, array: str, start: int, stop: int) -> list[tuple[int, int]]:
-        """Return the ranges of ``[start, stop)`` in which nothing of `array` is lost."""
+        """Return the ranges of ``[start, stop)`` in which no part of `array` is lost."""
         return without(start, stop, [(one.start, one.stop) for one in self.found if one.array == array])
 
 
 def without(start: int, stop: int, spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Cut the rising `spans` out of ``[start, stop)``."""
+    """Return the parts of ``[start, stop)`` outside of `spans`, which are in increasing order."""
     left = []
     for low, high in spans:
         if start < min(low, stop):
@@ -66,9 +66,9 @@ def without(start: int, stop: int, spans: Iterable[tuple[int, int]]) -> list[tup
 def bisect_damage(
     read: Read, start: int, stop: int, floor: int, probes: Iterator[int]
 ) -> Iterator[tuple[int, int, str]]:
-    """Find the parts of ``[start, stop)`` that cannot be read, and why, by halving; none shorter than `floor`.
+    """Yield the parts of ``[start, stop)`` that cannot be read, with the error, by bisection; at least `floor` long.
 
-    What can be read is read once by its largest part that can.
+    Intact rows are read successfully only once, in the largest part without damage. So `read` may accumulate sums.
     """
     try:
         read(start, stop)
@@ -93,5 +93,5 @@ def steps(start: int, stop: int, step: int) -> Iterator[tuple[int, int]]:
 
 
 def budget() -> Iterator[int]:
-    """Return the reads that `bisect_damage` may spend on one array."""
+    """Return an iterator over the reads that `bisect_damage` may use for one array."""
     return iter(range(_PROBES))

@@ -1,4 +1,4 @@
-"""One pass over a store that says what is in it and what should be mended before training."""
+"""One pass over a store that summarises its content and what should be corrected before training."""
 
 import os
 import statistics
@@ -19,29 +19,29 @@ from dist_scvi.loaders.checks.scan_duplicates import Copies
 from dist_scvi.loaders.order.plan import make_plan
 
 _READ_ENTRIES = 1 << 22
-"""Entries in memory at once, by the mean number in a cell."""
+"""Entries in memory at once, estimated from the mean number in a cell."""
 _READ_CELLS = 1 << 16
 _FEW_CELLS = 50
 _DENSE_ENOUGH = 0.6
 _FEW_NUMBERS = 50
-"""Different numbers up to which the frequent ones are shown."""
+"""Most different numbers of a column whose frequent values are shown."""
 _WINDOW_ENTRIES = 1 << 27
-"""Entries that windows of training hold by default; of smaller stores each chunk is decompressed once an epoch."""
+"""Entries of the windows of training by default; in smaller stores each chunk is decompressed once in an epoch."""
 _SORTED, _SHUFFLED = 4, BLOCK_CELLS // 2
 """Independent cells of a block up to which rows count as sorted, and from which on as shuffled."""
 
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What `inspect_store` found."""
+    """Result of `inspect_store`."""
 
     uri: str
     layer: str | None
-    """What was read, None for ``X``."""
+    """Layer that was read, None for ``X``."""
     n_cells: int
     n_genes: int
     n_unread_cells: int
-    """Cells in reads that were refused; what is reported of counts, batches and labels leaves them out."""
+    """Cells in reads that were refused; results for counts, batches and labels do not include them."""
     n_entries: int
     """Counts above zero."""
     density: float
@@ -56,13 +56,13 @@ class Inspection:
     unseen_genes: tuple[str, ...]
     """Names of the first ten of them."""
     copied_cells: Copies
-    """Cells that have the very counts of another; those without counts are not compared."""
+    """Cells with the same counts as another cell; those without counts are not compared."""
     copied_names: Copies
     obs_columns: tuple[str, ...]
     columns: tuple[ColumnSummary, ...]
     layers: tuple[str, ...]
     probes: tuple[Probe, ...]
-    """Of ``X`` and every layer, if they could be opened."""
+    """Probes of ``X`` and every layer."""
     library: LibrarySummary
     batch_key: str | None
     batches: dict[str, LibrarySummary]
@@ -78,16 +78,16 @@ class Inspection:
     read_cells_per_s: float
     """Median speed of this pass in reading counts in the order of the store; 0 if none could be read."""
     n_processors: int
-    """Processors it could use."""
+    """Processors available to this pass."""
     refused: tuple[str, ...]
-    """Why the first of the counts and names that could not be read was refused."""
+    """Errors of the first counts and the first names that could not be read."""
     limits: tuple[str, ...]
-    """What could be wrong with the store and cannot be seen."""
+    """Kinds of damage that cannot be detected in this store."""
     advice: tuple[str, ...]
-    """What should be mended."""
+    """What should be corrected."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all of it as plain values, fit for JSON."""
+        """Return all fields as plain values, for JSON."""
         return asdict(self)
 
 
@@ -99,23 +99,23 @@ def inspect_store(
     open_layer: Callable[[str | None], CellStore] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Inspection:
-    """Read every row of `store` once, in bounded memory, and sum up what was found.
+    """Read every row of `store` once, in bounded memory, and return a summary.
 
-    Counts that are damaged or not counts are reported in the advice, and the rows read with them left out.
+    Counts that are damaged or not raw are reported in the advice, and all rows of the same read are left out.
 
     Parameters
     ----------
     batch_key, labels_key
         Categorical obs columns to count by.
     open_layer
-        Opens the same store by another layer, or ``X`` if given None, to see which of them hold raw counts.
+        Opens the same store with another layer, or ``X`` if given None, to find which of them contain raw counts.
     progress
         Called with (cells done, cells of the store) after every read.
 
     Raises
     ------
     ValueError
-        If one of the two columns is not there or cannot be opened.
+        If one of the two columns is missing or cannot be opened.
     """
     batch = store.categorical(batch_key) if batch_key else None
     label = store.categorical(labels_key) if labels_key else None
@@ -136,7 +136,7 @@ def inspect_store(
 
 
 def format_inspection(inspection: Inspection) -> str:
-    """Lay out `inspection` for a reader."""
+    """Return `inspection` as text."""
     found = inspection
     lines = [
         found.uri,
@@ -209,7 +209,7 @@ def _ranges(store: CellStore) -> Iterator[tuple[int, int]]:
 
 
 def _named(column: Categorical | None, count: NDArray[np.int64]) -> list[tuple[str, int]]:
-    """Names and places of the categories, and of the cells without one if there are any."""
+    """Return names and indices of the categories, and of the cells without one if there are any."""
     if column is None:
         return []
     names = list(column.vocabulary) + ([MISSING] if count[-1] else [])
@@ -273,7 +273,7 @@ def _column_advice(found: Inspection) -> Iterator[str]:
         if name == MISSING:
             yield f"{column} has no value in {one.n_cells:,} cells: fill it, training refuses them"
         elif found.n_unread_cells:
-            continue  # how many a category has is not known
+            continue  # the cells of a category are not known
         elif one.n_cells == 0:
             yield f"{column} has no cells of '{name}': remove the category"
         elif one.n_cells < _FEW_CELLS:
@@ -290,7 +290,7 @@ def _column_advice(found: Inspection) -> Iterator[str]:
 
 
 def _order(found: Inspection) -> Iterator[str]:
-    """Report how well the rows are mixed, by the columns given or, if none was, those suggested."""
+    """Yield how well the rows are mixed, by the given columns or, if there are none, the suggested ones."""
     keys = [key for key in (found.batch_key, found.labels_key) if key]
     keys = keys or [*found.batch_suggestions, *found.label_suggestions]
     for column in found.columns:
@@ -303,7 +303,7 @@ def _order(found: Inspection) -> Iterator[str]:
 
 
 def _mixed_by_training(found: Inspection, *, shuffled: bool) -> str:
-    """Report how the loader mixes such rows by default, and what to do if it cannot mix them enough."""
+    """Return how the loader mixes such rows by default, with advice if this is not enough."""
     defaults: dict[str, Any] = {"batch_size": 1024, "lanes": 8, "chunk_cells": found.chunk_cells, "shuffled": shuffled}
     plan = make_plan(n_cells=found.n_cells, n_entries=found.n_entries, n_genes=found.n_genes, **defaults)
     if plan.blocks_in_window is None:

@@ -1,4 +1,4 @@
-"""What a pass over cells keeps of them: counts, names, and what stands twice; and a glance at a few rows of a layer."""
+"""The results of a pass over cells: counts, names and duplicates; and probes of a few rows of a layer."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -15,14 +15,14 @@ from dist_scvi.loaders.checks.scan_duplicates import Hashes, hash_names
 from dist_scvi.loaders.row_hash import hash_counts
 
 _REFUSALS = 8
-"""First reads after which the counts are given up, if all of them were refused."""
+"""Number of first reads after which no more counts are read, if all of them were refused."""
 _PROBES = 8
 _PROBE_CELLS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What a few rows of a matrix look like."""
+    """Result of reading a few rows of a matrix."""
 
     layer: str | None
     """None for ``X``."""
@@ -47,7 +47,7 @@ class CellPass:
         """Cells read per second, in each read."""
         self.n_unread = 0
         self.refused: str | None = None
-        """Why the first of these could not be read."""
+        """Error of the first of these reads."""
         self._store = store
         self._refusals = 0
 
@@ -73,7 +73,7 @@ class CellPass:
 
 
 class NamePass:
-    """The names of the cells, until one cannot be read."""
+    """The names of the cells, up to the first read that fails."""
 
     def __init__(self, store: CellStore) -> None:
         self.hashes = Hashes(store.n_cells)
@@ -91,7 +91,7 @@ class NamePass:
 
 
 def probe_layers(store: CellStore, open_layer: Callable[[str | None], CellStore]) -> Iterator[Probe]:
-    """Look at a few rows of ``X`` and of each layer of `store`."""
+    """Yield the results of reading a few rows of ``X`` and of each layer of `store`."""
     for layer in (None, *store.layers()):
         try:
             other = open_layer(layer)

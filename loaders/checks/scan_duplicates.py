@@ -1,8 +1,8 @@
-"""Rows that are copies of another and names given twice, found by 64-bit hashes in bounded memory.
+"""Duplicated rows and names, found by 64-bit hashes in bounded memory.
 
 Shape letters in this file
     n   cells of one read
-    h   hashes held
+    h   hashes in memory
 """
 
 from collections.abc import Iterable
@@ -13,26 +13,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 _HELD = 1 << 24
-"""Hashes held, with their rows: 256 MiB. Two different rows among so many share one with a chance of 1 in 10^5."""
+"""Most hashes in memory, with their rows: 256 MiB. The chance that two different rows of these have the same hash is
+1 in 10^5."""
 _SORTED_TOGETHER = 16
-"""Parts in which they are sorted, so that sorting needs little memory beside them."""
+"""Parts in which they are sorted, so that sorting needs little additional memory."""
 _PAIRS = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Copies:
-    """What stands more than once."""
+    """Rows or names that occur more than once."""
 
     n_copies: int
     """Rows equal to an earlier one, among those compared."""
     share: float
-    """Share of rows compared. They are chosen by what is in them: a row is compared with all its copies or not."""
+    """Share of rows compared. They are chosen by their hash, so that a row is compared with all its copies or not at
+    all."""
     pairs: tuple[tuple[int, int], ...]
     """The first few copies: the earlier row, and the row equal to it."""
 
 
 class Hashes:
-    """Hashes of many rows, of which those that occur twice are asked for.
+    """Hashes of many rows, to find those that occur twice.
 
     Parameters
     ----------
@@ -49,9 +51,9 @@ class Hashes:
         self._held = 0
 
     def add(self, hash_n: NDArray[np.uint64], start: int) -> None:
-        """Add the hashes of the rows from `start` on; 0 stands for a row that is not to be compared.
+        """Add the hashes of the rows from `start` on; rows with hash 0 are not compared.
 
-        Where room runs out, as it only can if copies abound, the rows that come later are not compared.
+        If the memory is full, which is only possible with many copies, later rows are not compared.
         """
         place_n = np.flatnonzero((hash_n != 0) & (hash_n % np.uint64(self._parts) == self._part))
         place_n = place_n[: len(self._hash_h) - self._held]
@@ -60,7 +62,7 @@ class Hashes:
         self._held = here.stop
 
     def copies(self) -> Copies:
-        """Compare all that were added."""
+        """Compare all hashes that were added."""
         n_copies, pairs = 0, []
         top_h = self._hash_h[: self._held] >> np.uint64(60)
         for top in range(_SORTED_TOGETHER):
@@ -76,11 +78,11 @@ class Hashes:
 
 
 def n_parts(n_rows: int) -> int:
-    """Parts into which the hashes of `n_rows` are divided, so that one fits into memory."""
+    """Return the number of parts into which the hashes of `n_rows` are divided, so that one fits into memory."""
     return max(1, -(-n_rows // _HELD))
 
 
 def hash_names(names: Iterable[str]) -> NDArray[np.uint64]:
-    """Hash each name, to another number than 0."""
+    """Return a hash of each name, never 0."""
     digests = b"".join(blake2b(name.encode(), digest_size=8).digest() for name in names)
     return np.frombuffer(digests, dtype="<u8") | np.uint64(1 << 59)

@@ -1,4 +1,4 @@
-"""Check a whole store for damage: what is lost is reported by its rows, and the pass continues after it."""
+"""A check of a whole store for damage: lost rows are reported, and the pass continues after them."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -33,16 +33,16 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What `verify_store` found."""
+    """Result of `verify_store`."""
 
     uri: str
     n_cells: int
     """0 if the store could not be opened at all."""
     lost: tuple[Lost, ...]
     n_further: int
-    """Findings beyond those in `lost`."""
+    """Findings in addition to those in `lost`."""
     unproven: tuple[str, ...]
-    """What damage this store could have without that it can be seen."""
+    """Kinds of damage that cannot be detected in this store."""
 
     @property
     def ok(self) -> bool:
@@ -59,7 +59,7 @@ class Verification:
         return n
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all of it as plain values, fit for JSON."""
+        """Return all fields as plain values, for JSON."""
         return {"ok": self.ok, "n_lost_cells": self.n_lost_cells, **asdict(self)}
 
 
@@ -73,20 +73,20 @@ def verify_store(
     progress: Progress | None = None,
     max_findings: int = 100,
 ) -> Verification:
-    """Read every row of a store once, counts, obs and names, in bounded memory, and say which are lost.
+    """Read every row of a store once, counts, obs and names, in bounded memory, and report which are lost.
 
-    Every chunk has to be there, to decode, and to have its checksum; counts have to be raw, of a gene that there is and
-    of none twice in a row; codes have to be of a category; names have to be unique; a store that was packed has to have
-    the sums it was packed with. Unlike training, this does not end at the first row that is not so.
+    Every chunk has to exist, to decode, and to match its checksum; counts have to be raw, of an existing gene, at most
+    one for each gene in a row; codes have to be of a category; names have to be unique; the sums of a packed store have
+    to match its manifest. Unlike training, this does not end at the first error.
 
     Parameters
     ----------
     source, layer, soma, storage_options, allow_fractional
-        As for `open_store`. A Zarr folder that lacks chunks, and so is refused there, is looked at array by array.
+        As for `open_store`. A Zarr folder that lacks chunks, which `open_store` refuses, is checked array by array.
     progress
         Called with (cells done, cells of the store) as counts are read.
     max_findings
-        Findings that are listed; neighbouring rows of one array are one.
+        Most findings listed; neighbouring rows of one array are one finding.
 
     Raises
     ------
@@ -123,7 +123,7 @@ def verify_store(
 
 
 def format_verification(verification: Verification) -> str:
-    """Lay out `verification` for a reader."""
+    """Return `verification` as text."""
     found = verification
     lines = [found.uri]
     if found.ok:
@@ -144,7 +144,7 @@ def _rows(one: Lost) -> str:
 
 
 def _verify_counts(store: CellStore, parts: "ZarrParts | None", losses: Losses, progress: Progress | None) -> None:
-    """Read all counts through the store, and compare their sums where it was packed."""
+    """Read all counts through the store, and compare their sums if it was packed."""
     sums = packed_sums(parts, losses) if parts else None
 
     def read(start: int, stop: int) -> None:
@@ -156,7 +156,8 @@ def _verify_counts(store: CellStore, parts: "ZarrParts | None", losses: Losses, 
     step = min(max(1, _READ_ENTRIES * store.n_cells // max(1, store.n_entries)), PAGE_ROWS)
     for start, stop in steps(0, store.n_cells, step):
         for low, high, why in bisect_damage(read, start, stop, store.chunk_cells, coarse):
-            # What is damaged is whole chunks: few rows need to be read to know that all of so short a part are lost.
+            # Damage concerns whole chunks. So three rows are enough to decide that all rows of such a short part are
+            # lost; otherwise single rows, such as those with an invalid count, are searched one by one.
             lost = all(_is_damaged(store, row) for row in (low, (low + high) // 2, high - 1))
             for found in [(low, high, why)] if lost else bisect_damage(read, low, high, 1, fine):
                 array, named, _ = found[2].partition(f" of {losses.uri} ")
@@ -187,7 +188,7 @@ def _unproven(parts: "ZarrParts | None") -> list[str]:
 
 
 def _verify_obs(store: CellStore, losses: Losses, *, read: bool) -> None:
-    """Open all obs columns the way training does, and read them if nothing else has."""
+    """Open all obs columns as training does, and with `read` read them."""
     for key in store.obs_columns():
         try:
             column = open_column(store, key)
@@ -209,7 +210,7 @@ def _verify_column(store: CellStore, key: str, column: Categorical | Numeric, lo
 
 
 def _verify_names(store: CellStore, losses: Losses) -> None:
-    """Read all names, as often as comparing them within bounded memory needs."""
+    """Read all names, once for each part of their hashes that fits into memory."""
     for part in range(n_parts(store.n_cells)):
         hashes = Hashes(store.n_cells, part)
 

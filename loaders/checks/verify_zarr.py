@@ -1,4 +1,4 @@
-"""The arrays of a Zarr store, looked at one by one for damage: each can be read whatever became of the others."""
+"""A check of each array of a Zarr store for damage; each can be read even if others are damaged."""
 
 import bisect
 import itertools
@@ -25,19 +25,19 @@ from dist_scvi.loaders.stores.zarr_store import ZarrTree, may_be_left_out, open_
 _READ_ENTRIES = 1 << 22
 """Entries read at once."""
 _CHECKED = ("crc32", "crc32c", "adler32", "fletcher32", "gzip", "zlib")
-"""Codecs that carry a checksum; zstd does if it is asked to."""
+"""Codecs with a checksum; zstd has one as an option."""
 _RESTORE = "restore it from a copy or pack the store again"
 
 Torn = tuple[int, int, str]
 """First entry that is lost, last + 1, and why."""
 Check = Callable[[NDArray[Any], int], None]
-"""Called with values that could be read, and where they begin."""
+"""Called with values that were read, and the position of the first."""
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
 class ZarrParts:
-    """The arrays of an AnnData in a Zarr folder, each of which can be read whatever became of the others."""
+    """The arrays of an AnnData in a Zarr folder; each can be read even if others are damaged."""
 
     root: zarr.Group
     folder: Path
@@ -52,7 +52,7 @@ class ZarrParts:
         Raises
         ------
         ValueError
-            If it is not there.
+            If it is missing.
         """
         return open_array_of(self.root, name)
 
@@ -62,7 +62,7 @@ class ZarrParts:
         return ZarrTree(self.root, str(self.folder))
 
     def torn(self, name: str, check: Check | None = None) -> Iterator[Torn]:
-        """Yield what is lost of an array; `check` is called with all the rest."""
+        """Yield the lost parts of an array; `check` is called with all other values."""
         array = self.array(name)
         absent = absent_chunks(array)[0]
         may_lack = self.may_lack(name)
@@ -81,18 +81,18 @@ class ZarrParts:
 
         chunk, probes = int(array.chunks[0]), budget()
         step = max(chunk, _READ_ENTRIES // chunk * chunk)
-        # Cut at the gaps first, so that a claim of 10^15 entries costs no more steps than files are there.
+        # Cut at the gaps first, so that for metadata that claim 10^15 entries the steps are bounded by existing files.
         gaps = [(one.start, one.stop) for one in absent if one.all_absent or not may_lack]
         for low, high in without(0, array.shape[0], gaps):
             for start, stop in steps(low, high, step):
                 yield from bisect_damage(read, start, stop, chunk, probes)
 
     def may_lack(self, name: str) -> bool:
-        """Whether absent chunks of an array can stand for zeros; see `may_be_left_out`."""
+        """Return whether absent chunks of an array can be chunks of zeros; see `may_be_left_out`."""
         return may_be_left_out(self.array(name), name, one_gene=False)
 
     def rows(self, low: int, high: int, unknown: Iterable[tuple[int, int]] = ()) -> tuple[int, int]:
-        """Return the rows that the entries ``[low, high)`` belong to, without looking at the `unknown` row starts."""
+        """Return the rows of the entries ``[low, high)``, without reading the `unknown` row starts."""
         known = [range(*span) for span in without(0, self.n_cells + 1, unknown)]
         ends = list(itertools.accumulate(len(rows) for rows in known))
 
@@ -108,11 +108,11 @@ class ZarrParts:
         return row_at(first) if first >= 0 else 0, row_at(last) if last < ends[-1] else self.n_cells
 
     def begin(self, row: int) -> int:
-        """Return where the entries of a row begin."""
+        """Return the first entry of a row."""
         return int(read_range(self.array(self.counts[-1]), row, row + 1, str(self.folder))[0])
 
     def unproven(self, columns: Iterable[Column]) -> Iterator[str]:
-        """Yield what could be damaged and not be seen, of the counts, the names and some columns of obs."""
+        """Yield the kinds of damage that cannot be detected in the counts, the names and some columns of obs."""
         parts = [part for column in columns for part in (column.values, column.categories, column.mask) if part]
         arrays = [*self.counts, self.index, *parts]
         bare = [name for name in arrays if not _has_checksum(self.array(name))]
@@ -126,7 +126,7 @@ class ZarrParts:
                 yield f"{one.key} is not there (rows {one.start} to {one.stop - 1}): all is 0 in it, or it was lost"
 
     def columns(self, losses: Losses | None = None) -> dict[str, Column]:
-        """Find the columns of obs; those that cannot be opened are added to `losses`."""
+        """Return the columns of obs; those that cannot be opened are added to `losses`."""
         found = {}
         for key in self._listed(losses):
             try:
@@ -146,7 +146,7 @@ class ZarrParts:
 
 
 def open_parts(source: str | Path, layer: str | None) -> ZarrParts | None:
-    """Open the arrays of a store one by one; None if it is no Zarr folder, or so damaged that its metadata are lost."""
+    """Open the arrays of a store separately; None if it is not a Zarr folder, or if its metadata are damaged."""
     path = Path(source).expanduser().resolve()
     if not path.is_dir():
         return None
@@ -164,16 +164,16 @@ def open_parts(source: str | Path, layer: str | None) -> ZarrParts | None:
         counts = (name,) if tree.kind(name) == "array" else parts
         if all(open_array_of(root, one).ndim for one in counts):
             return ZarrParts(root, path, counts, index, int(open_array_of(root, index).shape[0]))
-    except ValueError:  # the store cannot be opened either, and `verify_store` reports why
+    except ValueError:  # the store cannot be opened either, and `verify_store` reports the error
         pass
     return None
 
 
 def verify_arrays(parts: ZarrParts, losses: Losses, progress: Progress | None) -> None:
-    """Look at the arrays of the counts one by one. What they hold cannot be checked so, only whether it can be read."""
+    """Check the arrays of the counts separately: whether they can be read, not whether their values are valid."""
     n = parts.n_cells
     unknown: list[tuple[int, int]] = []
-    for done, name in enumerate(reversed(parts.counts), 1):  # row starts first, for they say whose entries are lost
+    for done, name in enumerate(reversed(parts.counts), 1):  # row starts first: they map lost entries to rows
         for low, high, why in parts.torn(name):
             if len(parts.counts) == 1:
                 losses.add(name, low, high, why)
@@ -187,7 +187,7 @@ def verify_arrays(parts: ZarrParts, losses: Losses, progress: Progress | None) -
 
 
 def verify_zarr_obs(parts: ZarrParts, losses: Losses) -> None:
-    """Read the arrays of the names and columns of obs one by one."""
+    """Check the arrays of the names and columns of obs separately."""
     n = parts.n_cells
     for low, high, why in parts.torn(parts.index):
         losses.add("obs names", low, high, why)
@@ -213,7 +213,7 @@ def _verify_column(parts: ZarrParts, column: Column, losses: Losses) -> None:
 
 
 def _code_check(parts: ZarrParts, column: Column, losses: Losses) -> Check:
-    """Return what adds codes that are of no category to `losses`."""
+    """Return a function that adds codes without a category to `losses`."""
     n_categories = parts.array(column.categories).shape[0]
 
     def check(code_n: NDArray[Any], start: int) -> None:
@@ -226,7 +226,7 @@ def _code_check(parts: ZarrParts, column: Column, losses: Losses) -> Check:
 
 
 class PackedSums:
-    """Entries and counts of each block of rows, to be compared with those that were packed."""
+    """Entries and counts of each block of rows, for comparison with those that were packed."""
 
     def __init__(self, parts: ZarrParts, manifest: Manifest, packed: PackSums) -> None:
         self._parts, self._manifest, self._packed = parts, manifest, packed
@@ -240,7 +240,8 @@ class PackedSums:
         np.add.at(self._counts, block_n, replace(rows, counts_e=count_bits(rows.counts_e)).library_n())
 
     def compare(self, losses: Losses) -> None:
-        """Add the chunks whose counts, or else the blocks whose entries, are not those packed."""
+        """Add the chunks whose counts, or else the blocks whose entries, differ from those packed."""
+        # Only blocks that were read completely: others are reported as lost already.
         size, n = self._manifest.block_cells, self._manifest.n_cells
         whole = self._cells == np.minimum(size, n - size * np.arange(len(self._cells)))
         wrong = (self._entries != self._packed.block_entries) | (self._counts != self._packed.block_counts)
@@ -255,7 +256,7 @@ class PackedSums:
                 losses.add("X", start, stop, f"{found}, {packed}: {_RESTORE}")
 
     def _wrong_chunks(self, start: int, stop: int) -> Iterator[tuple[int, int, str]]:
-        """Return the rows of the chunks, of those under the rows given, whose counts are not those packed."""
+        """Yield the rows of the chunks within the given rows whose counts differ from those packed."""
         size, parts = self._manifest.chunk_entries, self._parts
         for chunk in range(parts.begin(start) // size, -(-parts.begin(stop) // size)):
             low, high = chunk * size, min((chunk + 1) * size, self._manifest.n_entries)
@@ -268,7 +269,7 @@ class PackedSums:
 
 
 def packed_sums(parts: ZarrParts, losses: Losses) -> PackedSums | None:
-    """Return what compares the sums of a store that was packed; None for another."""
+    """Return the `PackedSums` of a packed store; None for any other store."""
     try:
         manifest = read_manifest(parts.root) if parts.counts[0] == "X/data" else None
         if manifest is None:
@@ -286,7 +287,7 @@ def packed_sums(parts: ZarrParts, losses: Losses) -> PackedSums | None:
 
 
 def _has_checksum(array: Any) -> bool:
-    """Whether one of the codecs of a Zarr array carries a checksum."""
+    """Return whether one of the codecs of a Zarr array has a checksum."""
     return any(
         codec.name.removeprefix("numcodecs.") in _CHECKED or codec.options.get("checksum")
         for codec in layout_of(array).codecs

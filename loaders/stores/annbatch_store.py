@@ -1,4 +1,4 @@
-"""A collection that annbatch wrote, a Zarr folder of AnnData groups ``dataset_0``, ``dataset_1``, ..., as one store."""
+"""A collection written by annbatch: a Zarr folder of AnnData groups ``dataset_0``, ``dataset_1``, ..., as one store."""
 
 import re
 from collections.abc import Sequence
@@ -15,13 +15,13 @@ _VERSION = "0.1.0"
 
 
 def is_annbatch(path: Path) -> bool:
-    """Return whether `path` holds a collection that annbatch wrote."""
+    """Return whether `path` is a collection written by annbatch."""
     root = open_zarr_group(path) if path.is_dir() else None
     return root is not None and root.attrs.get("encoding-type") == _KIND
 
 
 def open_annbatch(path: Path, *, layer: str | None = None) -> Collection:
-    """Open the annbatch collection in the Zarr folder `path`, its groups by rising number.
+    """Open the annbatch collection in the Zarr folder `path`, with its groups in numerical order.
 
     Raises
     ------
@@ -30,7 +30,8 @@ def open_annbatch(path: Path, *, layer: str | None = None) -> Collection:
 
     Notes
     -----
-    The format is that of annbatch 0.3.1, ``io.py``. It holds no number of groups: a lost last one goes unseen.
+    The format is that of annbatch 0.3.1, ``io.py``. It does not store the number of groups, so that the loss of the
+    last group is not detected.
     """
     version = open_root(path).attrs.get("encoding-version")
     if version != _VERSION:

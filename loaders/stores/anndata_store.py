@@ -1,4 +1,4 @@
-"""An AnnData on disk, in Zarr or HDF5: both give a tree of named arrays, and one class reads either."""
+"""An AnnData on disk, in Zarr or HDF5: both provide a tree of named arrays, and one class reads both."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -22,7 +22,7 @@ _ROOTS = ("", "anndata")
 
 
 class FileTree(Tree, Protocol):
-    """The tree of a file, and what is known of chunks that are not stored."""
+    """The tree of a file, with a description of arrays whose chunks are not all stored."""
 
     lacking: dict[str, str]
 
@@ -35,20 +35,19 @@ class AnnDataStore:
     tree
         The opened file.
     open_array
-        Opens the array at a path of `tree`; the Zarr side adds native decompression and a check that no chunk is
-        missing.
+        Opens the array at a path of `tree`; for Zarr with native decompression and a check that no chunk is missing.
     layer
         Name in ``layers``, ``raw/X``, or None for ``X``.
     version
         Returns a text that changes when the file is written again.
     shuffled
-        The rows are in a random order.
+        Whether the rows are in a random order.
     packed
         Returns the digest of the seed and the sums of a packed store.
     close
         Closes the file.
     obs, var_names
-        In place of those in the file.
+        Used instead of those in the file.
     """
 
     fractional = False
@@ -117,7 +116,7 @@ class AnnDataStore:
             )
 
     def _conversion(self) -> str:
-        """Report how to store this matrix by rows."""
+        """Return advice on how to store this matrix by rows."""
         if self.layer == _RAW:
             return (
                 "convert it once with raw = adata.raw.to_adata(); raw.X = scipy.sparse.csr_matrix(raw.X); adata.raw = "
@@ -127,7 +126,7 @@ class AnnDataStore:
         return f"convert it once with {matrix} = scipy.sparse.csr_matrix({matrix}) and save again"
 
     def limits(self) -> tuple[str, ...]:
-        """Return what is known of chunks that are not stored; see `CellStore`."""
+        """Return a description of the chunks that are not stored; see `CellStore`."""
         return tuple(f"{path} of {self.uri}: {found}" for path, found in self._tree.lacking.items())
 
     def read(self, start: int, stop: int) -> CsrRows:
@@ -138,6 +137,7 @@ class AnnDataStore:
         self, ranges: Ranges, order: NDArray[np.int64] | None = None, choice: GeneChoice | None = None
     ) -> CsrRows:
         """Read several ranges of rows; see `CellStore`."""
+        # The file may be replaced during a run of days: row starts in the cache would not match new entries.
         if self._is_another():
             raise DamagedError(
                 f"{self.uri} was written again since it was opened: what is read now may not fit what was read before; "
@@ -156,7 +156,7 @@ class AnnDataStore:
     def _read_directly(
         self, starts: list[NDArray[np.int64]], order: NDArray[np.int64] | None, choice: GeneChoice | None
     ) -> CsrRows | None:
-        """Read by all threads, if the arrays can be and nothing in them calls for a closer look."""
+        """Read in all threads, or return None if the rows need the slower, more detailed reader."""
         if not (isinstance(self._data, ChunkedArray) and isinstance(self._indices, ChunkedArray)) or self.fractional:
             return None  # the compiled loops narrow to integers
         if choice is not None:
@@ -168,7 +168,7 @@ class AnnDataStore:
         return rows and rows.take(after)
 
     def _is_another(self) -> bool:
-        """Whether the file is no longer the one that was opened."""
+        """Return whether the file is no longer the one that was opened."""
         try:
             return self._version() != self._first_version
         except FileNotFoundError:
@@ -179,17 +179,17 @@ class AnnDataStore:
         return from_dense(dense_ng, first_row=start, where=self._where, fractional=self.fractional)
 
     def _read_exactly(self, span: tuple[int, int], starts: NDArray[np.int64]) -> CsrRows:
-        """Read one range of rows whose counts may be large, or wrong: then the place is named."""
+        """Read one range of rows with large counts accepted; errors name the row."""
         low, high = int(starts[0]), int(starts[-1])
         data_e = read_range(self._data, low, high, self.uri)
         indices_e = read_range(self._indices, low, high, self.uri)
         return self._checked(data_e, indices_e, starts - low, span[0])
 
     def _row_starts(self, start: int, stop: int) -> NDArray[np.int64]:
-        """Read where the rows ``[start, stop)`` begin, and where the last one ends."""
+        """Return the start of each row of ``[start, stop)``, and the end of the last."""
         starts = np.asarray(self._indptr[start : stop + 1]).astype(np.int64)
         falls = np.diff(starts) < 0
-        # A row names each gene once at most: without this bound, a damaged start would have 10^15 entries read at once.
+        # A row has each gene at most once. Without this bound, a damaged start could request 10^15 entries at once.
         falls |= np.diff(starts) > len(self.var_names)
         if falls.any() or starts[0] < 0 or starts[-1] > self.n_entries:
             row = start + int(np.argmax(falls))
@@ -229,7 +229,7 @@ class AnnDataStore:
         return self._packed and self._packed()
 
     def marked_genes(self, key: str) -> list[str] | None:
-        """Return the genes for which the boolean column `key` of var is set; None if there is no such column."""
+        """Names of the genes for which the boolean column `key` of var is true; None if there is no such column."""
         path = f"{self._var}/{key}"
         if self._tree.kind(path) is None:
             return None

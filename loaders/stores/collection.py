@@ -1,4 +1,4 @@
-"""Several stores as one: rows one store after the other, genes aligned by name.
+"""Several stores as one: rows store by store, genes aligned by name.
 
 Shape letters in this file
     n   cells (rows)
@@ -34,14 +34,14 @@ from dist_scvi.loaders.name_lookup import describe_missing
 T = TypeVar("T")
 Read = Callable[[int, int], NDArray[Any]]
 _NAMED = 10
-"""Genes that a report names."""
+"""Most genes listed in a report."""
 _SIDE_BY_SIDE = 8
-"""Stores read at a time, so that they wait for a distant disk together."""
+"""Stores read in parallel, so that their waits for remote storage overlap."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unmatched:
-    """What of the genes of one store did not match those of the collection."""
+    """Genes of one store that do not match those of the collection."""
 
     source: str
     """Short name of the store."""
@@ -49,14 +49,14 @@ class Unmatched:
     n_left_out: int
     """Genes of the store that the collection does not have."""
     left_out: tuple[str, ...]
-    """The first ten of them, as of `lacking`."""
+    """The first ten of these genes; so too `lacking`."""
     n_lacking: int
-    """Genes of the collection that the store does not have: they count as 0."""
+    """Genes of the collection that the store does not have; their counts are 0."""
     lacking: tuple[str, ...]
 
 
 def format_unmatched(unmatched: Sequence[Unmatched]) -> str:
-    """Report which genes did not match, a line for each store with any."""
+    """Return a text with the genes that did not match, one line for each store with any."""
     lines = []
     for found in unmatched:
         left_out, lacking = _some(found.left_out, found.n_left_out), _some(found.lacking, found.n_lacking)
@@ -79,9 +79,9 @@ class Collection:
     var_names
         Genes of the collection, unique.
     source_key
-        Name of a further obs column that says which store a cell is from, or None.
+        Name of a further obs column with the store of each cell, or None.
     uri
-        Where it lies, for messages.
+        Path or URL of the collection, for messages.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Collection:
         self.var_names = np.asarray(var_names, dtype=object)
         self.n_entries = sum(store.n_entries for store in stores)
         self.chunk_cells = max(store.chunk_cells for store in stores)
-        self.shuffled = len(stores) == 1 and stores[0].shuffled  # of two, the cells of one come first
+        self.shuffled = len(stores) == 1 and stores[0].shuffled  # several are not: the cells of the first come first
         layers = dict.fromkeys(store.layer for store in stores)
         self.layer = stores[0].layer if len(layers) == 1 else ", ".join(layer or "X" for layer in layers)
         self._stores = list(stores)
@@ -113,7 +113,7 @@ class Collection:
 
     @property
     def fractional(self) -> bool:
-        """Whether the counts of any store need not be whole; see `CellStore`."""
+        """Whether any store accepts counts that are not whole; see `CellStore`."""
         return any(store.fractional for store in self._stores)
 
     @fractional.setter
@@ -122,7 +122,7 @@ class Collection:
             store.fractional = value
 
     def limits(self) -> tuple[str, ...]:
-        """Return those of all stores; see `CellStore`."""
+        """Return the limits of all stores; see `CellStore`."""
         return tuple(limit for store in self._stores for limit in store.limits())
 
     def read(self, start: int, stop: int) -> CsrRows:
@@ -142,17 +142,17 @@ class Collection:
         else:
             with ThreadPoolExecutor(_SIDE_BY_SIDE, "stores") as pool:
                 rows = concatenate(list(pool.map(self._read_part, wanted, wanted.values()))).take(order)
-        if self.fractional:  # of one store alone they may be, of an AnnData in memory
+        if self.fractional:  # a single store can be fractional: an AnnData in memory. All parts need one type.
             rows = replace(rows, counts_e=rows.counts_e.astype(np.float32, copy=False))
         return keep_rows(rows, choice)
 
     def obs_columns(self) -> list[str]:
-        """Return the obs columns that all stores have, in the order of the first, and that of the sources."""
+        """Names of the obs columns that all stores have, in the order of the first, and `source_key`."""
         shared = [key for key in self._columns[0] if all(key in columns for columns in self._columns)]
         return shared if self._source_key is None else [*shared, self._source_key]
 
     def categorical(self, key: str) -> Categorical:
-        """Open an obs column as categories, those of all stores; see `CellStore`."""
+        """Open an obs column as categories, with the categories of all stores; see `CellStore`."""
         if key == self._source_key:
             return categorical_from_codes(key, self._sources, _Joined(self.n_cells, self._source_codes))
         columns = self._opened(key, [store.categorical for store in self._stores])
@@ -170,11 +170,11 @@ class Collection:
         return Numeric(key, self._joined([partial(_stored, column) for column in columns]))
 
     def obs_names(self, start: int, stop: int) -> NDArray[np.object_]:
-        """Return the names of the cells ``[start, stop)``, as each store has them: two stores may share one."""
+        """Names of the cells ``[start, stop)``, unchanged: a name can occur in two stores."""
         return self._gather([store.obs_names for store in self._stores], start, stop)
 
     def read_var(self) -> pd.DataFrame:
-        """Columns of the genes, as the first store has them that has the gene; see `CellStore`."""
+        """Columns of the genes, each from the first store that has the gene; see `CellStore`."""
         joined = pd.concat([store.read_var() for store in self._stores])
         return joined[~joined.index.duplicated()].reindex(self.var_names)
 
@@ -213,11 +213,11 @@ class Collection:
         return _Joined(self.n_cells, partial(self._gather, reads))
 
     def _gather(self, reads: Sequence[Read], start: int, stop: int) -> NDArray[Any]:
-        """Join what the reader of each store gives of its rows among ``[start, stop)``."""
+        """Concatenate the values of the rows ``[start, stop)``, read from each store."""
         return np.concatenate([self._ask(part, reads[part], *span) for part, *span in self._pieces(start, stop)])
 
     def _ask(self, part: int, ask: Callable[..., T], *arguments: Any) -> T:
-        """Ask one store; an error that does not say which gets its name."""
+        """Call a method of one store; an error that does not name the store gets its name."""
         try:
             return ask(*arguments)
         except ValueError as error:
@@ -267,24 +267,24 @@ def open_collection(
     genes: Sequence[str] | None = None,
     source_key: str | None = "source",
 ) -> Collection:
-    """Join opened stores to one.
+    """Combine open stores into one.
 
     Parameters
     ----------
     stores
-        Of any kind. Their cells follow each other in this order.
+        Stores of any kind. Their cells follow each other in this order.
     join
         Genes that all stores have (``"inner"``, in the order of the first), or that any has (``"outer"``, in the order
-        in which they appear). A gene that a store lacks counts as 0 there.
+        in which they appear). The counts of a gene that a store lacks are 0.
     genes
-        These genes instead, in this order. Each must be in at least one store.
+        These genes instead, in this order. Each has to be in at least one store.
     source_key
-        Name of a further obs column with the short name of the store each cell is from, or None for none.
+        Name of a further obs column with the short name of each cell's store, or None for no such column.
 
     Raises
     ------
     ValueError
-        If a store is given twice, no gene is in all, a requested gene is in none, or a store has an obs column
+        If a store is given twice, no gene is in all stores, a requested gene is in none, or a store has an obs column
         `source_key`.
     """
     if not stores:
@@ -311,7 +311,7 @@ def open_collection(
 
 
 def source_names(uris: Sequence[str]) -> list[str]:
-    """Shorten each of `uris` to its last parts, as many as distinguish it; equal ones are numbered."""
+    """Shorten each of `uris` to the fewest last parts that make it unique; equal ones are numbered."""
     parts = [uri.rstrip("/").split("/") for uri in uris]
     names = []
     for at, part in enumerate(parts):
@@ -346,7 +346,7 @@ def _stored(column: Numeric, start: int, stop: int) -> NDArray[Any]:
 
 
 def _places(names: Iterable[str], var_names: Iterable[str]) -> NDArray[np.int32]:
-    """Return the place of each of `names` in `var_names`, -1 where it is not there."""
+    """Return the index of each of `names` in `var_names`, -1 if it is missing."""
     place = {name: at for at, name in enumerate(var_names)}
     return np.array([place.get(name, -1) for name in names], dtype=np.int32)
 
@@ -369,7 +369,7 @@ def _shared_genes(stores: Sequence[CellStore]) -> list[str]:
 
 
 def _listed_genes(stores: Sequence[CellStore], genes: list[str]) -> list[str]:
-    """Check that each of `genes` stands once and is in a store."""
+    """Return `genes` after a check that each occurs once and is in a store."""
     twice = [name for name, count in Counter(genes).items() if count > 1]
     if twice or not genes:
         problem = f"names {_some(twice[:3], len(twice))} twice" if twice else "is empty"
@@ -386,10 +386,11 @@ def _listed_genes(stores: Sequence[CellStore], genes: list[str]) -> list[str]:
 
 
 def _plain(name: str) -> str:
-    """Strip case and version suffix of a gene name; only to give a hint."""
+    """Return a gene name without case and version suffix; used only for a hint."""
     return re.sub(r"\.\d+$", "", name).casefold()
 
 
 def _some(names: Sequence[str], total: int) -> str:
-    """List `names`, and how many more there are of `total`."""
-    return ", ".join(names) + (f" and {total - len(names)} more" if total > len(names) else "")
+    """Return a text with `names` and the number of further ones of `total`."""
+    rest = total - len(names)
+    return ", ".join(names) + (f" and {rest} more" if rest else "")

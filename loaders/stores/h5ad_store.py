@@ -1,4 +1,4 @@
-"""AnnData in HDF5 (``.h5ad``), read contiguously, and never beyond the file itself."""
+"""AnnData in HDF5 (``.h5ad``), read contiguously; no other file is read through links."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from dist_scvi.loaders.stores.anndata_store import AnnDataStore
 from dist_scvi.loaders.stores.memory_store import FrameTable
 
 _MOST_LINKS = 16
-"""Soft links that are followed on the way to a node."""
+"""Most soft links that are followed on the path to a node."""
 
 
 def open_h5ad(
@@ -26,12 +26,12 @@ def open_h5ad(
     Parameters
     ----------
     obs, var_names
-        In place of those in the file: of an AnnData that is backed by it, whose obs may have been changed.
+        Used instead of those in the file: those of an AnnData backed by it, whose obs may have been changed.
 
     Raises
     ------
     ValueError
-        If it is no HDF5 file, no AnnData, or refers to data outside of the file.
+        If it is not an HDF5 file, not an AnnData, or refers to data outside of the file.
     """
     try:
         root = h5py.File(path, mode="r")
@@ -53,23 +53,23 @@ def open_h5ad(
 class H5Tree:
     """The groups and arrays of an HDF5 file; see `anndata_tree.Tree`.
 
-    HDF5 itself follows external links, and reads external and virtual datasets from any file that its user may read: a
-    file from elsewhere could have its counts read from ``/etc/passwd``. Here each link on the way to a node is looked
-    at before it is followed.
+    HDF5 itself follows external links, and reads external and virtual datasets from any file that the user may read: a
+    file from an untrusted source could have its counts read from ``/etc/passwd``. This class checks each link on the
+    path to a node before it follows the link.
     """
 
     def __init__(self, root: Any, uri: str) -> None:
         self.uri, self._root = uri, root
         self.lacking: dict[str, str] = {}
-        """Dense arrays of which some chunks were never written, and what is known of them."""
+        """Dense arrays of which some chunks were never written, with a description."""
 
     def kind(self, path: str) -> Literal["group", "array"] | None:
-        """Return what is at `path`; see `Tree`."""
+        """Return the kind of the node at `path`; see `Tree`."""
         node = self._node(path)
         return None if node is None else "array" if isinstance(node, h5py.Dataset) else "group"
 
     def attribute(self, path: str, name: str) -> Any:
-        """Return an attribute; a reference as the path of what it refers to. See `Tree`."""
+        """Return an attribute; for a reference, the path that it refers to. See `Tree`."""
         node = self._node(path)
         if node is None:
             return None
@@ -95,7 +95,7 @@ class H5Tree:
         Raises
         ------
         ValueError
-            If there is none, its data are in another file, or it claims more values than are stored.
+            If there is none, its data are in another file, or its shape has more values than are stored.
         """
         dataset = self._node(path)
         if not isinstance(dataset, h5py.Dataset):
@@ -107,7 +107,7 @@ class H5Tree:
         return dataset
 
     def _check_stored(self, path: str, dataset: Any) -> None:
-        """Refuse values that are elsewhere, or that no byte of the file stands for, which HDF5 reads as zeros."""
+        """Refuse values that are in other files, or that are not stored at all, which HDF5 reads as zeros."""
         if dataset.external or dataset.is_virtual:
             how = "external storage" if dataset.external else "a virtual dataset"
             raise ValueError(
@@ -138,7 +138,7 @@ class H5Tree:
             if not isinstance(node, h5py.Group):
                 return None
             try:
-                # Asked link by link: h5py's own `in` and `[]` open the file that an external link names.
+                # Link by link, because h5py's own `in` and `[]` open the target file of an external link.
                 known = node.id.links.exists(name.encode())
                 link = node.id.links.get_info(name.encode()).type if known else None
                 if link == h5py.h5l.TYPE_SOFT and links < _MOST_LINKS:
@@ -165,7 +165,7 @@ def _least_bytes(dataset: Any) -> int:
 
 
 def _plain(value: Any) -> Any:
-    """Return an attribute of h5py as text, number or list of these."""
+    """Return an attribute of h5py as a string, a number or a list of these."""
     if isinstance(value, bytes):
         return value.decode(errors="replace")
     if isinstance(value, np.ndarray):

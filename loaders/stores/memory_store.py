@@ -1,4 +1,4 @@
-"""An AnnData in memory, read the way a store is, so that both give the same minibatches."""
+"""An AnnData in memory, read like a store on disk, so that both produce the same minibatches."""
 
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -84,7 +84,7 @@ class MemoryStore:
     Raises
     ------
     ValueError
-        If the counts or obs are not in memory, or there are none.
+        If the counts or obs are not in memory, or are missing.
     """
 
     uri = "memory"
@@ -168,15 +168,15 @@ class MemoryStore:
         return self._layers
 
     def packed_digest(self) -> str | None:
-        """Return None: an AnnData in memory is not packed."""
+        """Return None: an AnnData in memory is never a packed store."""
         return None
 
     def limits(self) -> tuple[str, ...]:
-        """Return nothing; see `CellStore`."""
+        """Return an empty tuple; see `CellStore`."""
         return ()
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no file is open."""
 
 
 _GIVE_PATH = (
@@ -199,7 +199,7 @@ def check_in_memory(matrix: object, where: str) -> None:
 
 
 def _compressed(matrix: Any) -> Any:
-    """Return a matrix by rows, dense ones of any numeric type: scipy takes neither float16 nor a foreign byte order."""
+    """Return a matrix in CSR form; dense ones get a type and byte order that scipy supports (not float16) first."""
     if sparse.issparse(matrix):
         by_rows: Any = matrix
         return by_rows.tocsr()

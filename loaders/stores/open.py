@@ -1,4 +1,4 @@
-"""Open a store of any format: the one place that knows them all."""
+"""Open a store of any format; the only module that imports all formats."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -36,30 +36,30 @@ def open_store(
     source
         A folder or URL (``s3://``, ``gs://``, ``http://``, ``https://``) with an AnnData in Zarr v2 or v3 or a
         collection of annbatch, an ``.h5ad`` file, the folder or URI of a TileDB-SOMA experiment, or an AnnData in
-        memory. A list of these is one store, the cells of one below those of the other.
+        memory. A list of these is opened as one store, with their cells in this order.
     layer
-        Read ``layers/<layer>`` instead of ``X``; ``raw/X`` for the counts in ``raw``; of SOMA, the layer of ``X``.
+        Read ``layers/<layer>`` instead of ``X``; ``raw/X`` for the counts in ``raw``; for SOMA, the layer of ``X``.
     genes
-        Keep these, in this order; each must be in at least one store, and counts as 0 in others.
+        Genes to keep, in this order; each has to be in at least one store, and is 0 in stores without it.
     join
-        Of several stores, the genes that all have, or that any has.
+        For several stores, the genes that all have, or that any has.
     source_key
-        Of several stores, the name of an obs column that says which one a cell is from, or None for none.
+        For several stores, the name of an obs column with the store of each cell, or None for no such column.
     soma
-        What is read of a TileDB-SOMA experiment; needed if it is remote.
+        Options for a TileDB-SOMA experiment; required if it is remote.
     storage_options
-        Of a URL, options of obstore besides the environment: credentials, ``endpoint``, ``region``, ``skip_signature``.
-
+        For a URL, options of obstore in addition to the environment: credentials, ``endpoint``, ``region``,
+        ``skip_signature``.
     allow_fractional
-        Read counts that are not whole, as of ambient correction or Smart-seq, as float32; they are refused otherwise.
-        Those of an AnnData in memory are read in any case, with a warning.
+        Read counts that are not whole, as from ambient correction or Smart-seq, as float32; otherwise they are refused.
+        For an AnnData in memory they are always accepted, with a warning.
 
     Raises
     ------
     FileNotFoundError
-        If it does not exist.
+        If `source` does not exist.
     ValueError
-        If it is no AnnData, is empty, or its parts disagree.
+        If it is not an AnnData, is empty, or its parts are inconsistent.
     """
     check_list("genes", genes)
     several = isinstance(source, (list, tuple))
@@ -102,7 +102,7 @@ def _open_one(source: Any, layer: str | None, soma: SomaOptions | None, options:
 
 
 def _open_object(adata: Any, layer: str | None) -> CellStore:
-    """Open an AnnData object; the counts of one that is backed are read from its file, as they are needed."""
+    """Open an AnnData object; the counts of a backed one are read from its file when they are needed."""
     from anndata import AnnData
 
     if not isinstance(adata, AnnData):
@@ -121,5 +121,5 @@ def _open_object(adata: Any, layer: str | None) -> CellStore:
 
 
 def read_names(path: Path) -> list[str]:
-    """Read the names that stand in a file, one in a line."""
+    """Return the names in a text file with one name per line."""
     return [name for name in map(str.strip, path.read_text().splitlines()) if name]

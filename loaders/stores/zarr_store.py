@@ -1,4 +1,4 @@
-"""AnnData in Zarr v2 and v3, decompressed by native threads."""
+"""AnnData in Zarr v2 and v3, decompressed in native threads."""
 
 import math
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ from dist_scvi.loaders.stores.anndata_store import AnnDataStore
 
 _TABLES = ("obs/", "var/", "raw/var/")
 _LARGEST_CHUNK = 1 << 31
-"""Bytes of a chunk: codecs take no more, and zarr would reserve whatever a damaged shape claims."""
+"""Most bytes of a chunk: codecs do not support more, and zarr would allocate any size that a damaged shape claims."""
 
 
 def open_zarr(
@@ -35,8 +35,8 @@ def open_zarr(
     Raises
     ------
     ValueError
-        If it is no Zarr group or no AnnData, or a chunk is missing whose values cannot all be 0. Below a URL a chunk
-        that is missing is noticed when it is read.
+        If it is not a Zarr group or not an AnnData, or a chunk is missing whose values cannot all be 0. Below a URL a
+        missing chunk is detected only when it is read.
     """
     root = open_root(where, storage_options)
     tree = ZarrTree(root, str(where))
@@ -47,6 +47,7 @@ def open_zarr(
         def open_array(path: str) -> Any:
             array = open_array_of(root, path)
             absent_is_fill = may_be_left_out(array, path, one_gene=one_gene)
+            # Not for a URL: the check lists all objects of the array.
             if not objects.remote:
                 tree.check_chunks(array, absent_is_fill=absent_is_fill)
             decode = decoder_of(array)
@@ -81,10 +82,10 @@ class ZarrTree:
     def __init__(self, root: zarr.Group, uri: str) -> None:
         self.uri, self.root = uri, root
         self.lacking: dict[str, str] = {}
-        """Arrays of which some chunks are not stored, and what is known of them."""
+        """Arrays of which some chunks are not stored, with a description."""
 
     def kind(self, path: str) -> Literal["group", "array"] | None:
-        """Return what is at `path`; see `Tree`."""
+        """Return the kind of the node at `path`; see `Tree`."""
         node = open_node(self.root, path)
         return None if node is None else "array" if isinstance(node, zarr.Array) else "group"
 
@@ -101,7 +102,7 @@ class ZarrTree:
             return sorted(node.keys()) if isinstance(node, zarr.Group) else []
 
     def check_chunks(self, array: "zarr.Array[Any]", *, absent_is_fill: bool) -> None:
-        """Refuse an array that lacks chunks, or note it where they may stand for zeros.
+        """Refuse an array that lacks chunks, or record it in `lacking` if they may be chunks of zeros.
 
         Raises
         ------
@@ -124,10 +125,10 @@ class ZarrTree:
 
 
 def may_be_left_out(array: "zarr.Array[Any]", path: str, *, one_gene: bool) -> bool:
-    """Whether chunks of `array` that are not stored can stand for zeros, as zarr leaves them out by default.
+    """Return whether absent chunks of `array` can be chunks of zeros, which zarr omits by default.
 
-    Only where the fill value is 0, which this package never uses. Not in ``data`` and ``indices`` of a sparse matrix:
-    they hold no zeros, but for a matrix of one gene, so that zeros would be made up there.
+    Only if the fill value is 0, which this package never uses. Not in ``data`` and ``indices`` of a sparse matrix: a
+    chunk of these contains values other than 0, except for a matrix of one gene, so that zeros would be invented.
     """
     entries = path.endswith(("/data", "/indices")) and not path.startswith(_TABLES)
     return array.fill_value == 0 and array.dtype.kind in "iufb" and (one_gene or not entries)
@@ -167,7 +168,7 @@ def complete_array(root: zarr.Group, name: str) -> Any:
     Raises
     ------
     ValueError
-        If it is no array or lacks a chunk; the message names the first.
+        If it is not an array or lacks a chunk; the message names the first.
     """
     array = open_array_of(root, name)
     ZarrTree(root, uri_of(root)).check_chunks(array, absent_is_fill=False)
