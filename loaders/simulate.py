@@ -27,20 +27,20 @@ from dist_scvi.loaders.arrays.csr_rows import CsrRows, concatenate
 
 _BLOCK_CELLS = 4096
 _DENSE_VALUES = 1 << 19
-"""Cells x genes drawn at once: 2 MiB, which stay in the cache of a core."""
+"""Cells x genes drawn at once: 2 MiB, which fit into the cache of a core."""
 _LARGE = 6.0
 """Mean above which a count is drawn as a Poisson number."""
 _STEPS = 64
-"""Counts up to this one are found by walking up the distribution, the few larger ones by bisection."""
+"""Largest count that is found by a linear search; the few larger ones are found by bisection."""
 _MARKERS = 20
 _SIZES = ("n_cells", "n_genes", "n_types", "n_batches", "donors_per_batch", "n_processes")
 _DONOR, _PROFILE, _BLOCK = 1, 2, 3
-"""First words of the seeds, so that no two streams are the same."""
+"""First words of the seeds, so that the random streams are different."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Atlas:
-    """What `simulate` was asked for."""
+    """Parameters of `simulate`."""
 
     n_cells: int
     n_genes: int
@@ -58,10 +58,10 @@ class _Atlas:
 
 @dataclass(frozen=True, slots=True)
 class _Parameters:
-    """The distribution that the cells are drawn from."""
+    """Parameters of the distribution of the cells."""
 
     ratio_tbg: NDArray[np.float32]
-    """Share of a gene in a cell's library, over the gene's inverse dispersion."""
+    """Share of a gene in a cell's library, divided by the gene's inverse dispersion."""
     theta_g: NDArray[np.float32]
     """Inverse dispersion."""
     depth_d: NDArray[np.float32]
@@ -69,7 +69,7 @@ class _Parameters:
     types_dt: NDArray[np.float64]
     """Cumulated shares of the cell types."""
     stop_d: NDArray[np.int64]
-    """Cell after the last of each donor."""
+    """Last cell + 1 of each donor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,17 +97,17 @@ def simulate(
 ) -> Path:
     """Write a synthetic atlas as AnnData in Zarr v3, with obs columns ``batch``, ``cell_type`` and ``donor``.
 
-    Cells lie sorted by donor, and so by batch, as those of real atlases do. The same arguments give the same bytes,
-    whatever `n_processes`.
+    Cells are sorted by donor, and so by batch, as in real atlases. The same arguments result in the same bytes, for any
+    `n_processes`.
 
     Parameters
     ----------
     path
         Folder to write.
     n_types
-        Cell types. Near types share part of their profile; each has marker genes of its own.
+        Cell types. Related types share part of their profile; each has its own marker genes.
     donors_per_batch
-        Donors, each of one batch, that differ in cell type composition and depth.
+        Donors of each batch, which differ in cell type composition and depth.
     median_library
         Counts of a median cell.
     batch_effect
@@ -127,7 +127,7 @@ def simulate(
     ValueError
         If a number is below 1.
     FileExistsError
-        If something lies at `path` and `overwrite` is false.
+        If `path` exists and `overwrite` is false.
 
     Notes
     -----
@@ -164,7 +164,8 @@ def _names(what: str, n: int, digits: int) -> list[str]:
 
 
 def _blocks(atlas: _Atlas, n_processes: int) -> Iterator[_Block]:
-    """Yield all blocks in order, drawing a few ahead."""
+    """Yield all blocks in order; with several processes a few are drawn ahead."""
+    # At most two blocks for each process are pending, so that memory is bounded if writing is slower than drawing.
     numbers = iter(range(-(-atlas.n_cells // _BLOCK_CELLS)))
     if n_processes == 1:
         yield from (_draw_block(atlas, number) for number in numbers)
@@ -203,7 +204,7 @@ def _parameters(atlas: _Atlas) -> _Parameters:
 
 
 def _type_effects(atlas: _Atlas, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Draw log factors of the genes in each type: a binary tree of shared ones, and markers."""
+    """Return log factors of the genes in each type: a binary tree of shared factors, and markers."""
     log_tg = np.zeros((atlas.n_types, atlas.n_genes))
     types = np.arange(atlas.n_types)
     for level in range((atlas.n_types - 1).bit_length()):
@@ -218,7 +219,8 @@ def _type_effects(atlas: _Atlas, rng: np.random.Generator) -> NDArray[np.float64
 
 
 def _draw_block(atlas: _Atlas, number: int) -> _Block:
-    """Draw the cells of block `number`: a function of its arguments alone."""
+    """Return the cells of block `number`, a function of the arguments only."""
+    # The seed contains the number of the block, so that blocks do not depend on the process that draws them.
     drawn_from = _parameters(atlas)
     rng = np.random.Generator(np.random.SFC64([_BLOCK, atlas.seed, number]))
     first = number * _BLOCK_CELLS
@@ -241,8 +243,9 @@ def _draw_block(atlas: _Atlas, number: int) -> _Block:
 def _draw_counts(odds_ng: NDArray[np.float32], theta_g: NDArray[np.float32], rng: np.random.Generator) -> CsrRows:
     """Draw negative binomial counts of mean ``odds_ng * theta_g``.
 
-    Zeros are told by one exponential number each, since P(0) = exp(-theta log(1 + odds)); the distribution is walked up
-    only where the count is above zero. Large means are drawn as they are defined, by a gamma and a Poisson number.
+    One exponential number decides whether a count is zero, since P(0) = exp(-theta log(1 + odds)). Only counts above
+    zero need the quantiles of the distribution. Counts of large mean are drawn by definition, from a gamma and a
+    Poisson distribution.
     """
     n_cells, n_genes = odds_ng.shape
     wait_ng = rng.standard_exponential(odds_ng.shape, dtype=np.float32)
@@ -263,7 +266,7 @@ def _draw_counts(odds_ng: NDArray[np.float32], theta_g: NDArray[np.float32], rng
 def _quantiles(
     tail_e: NDArray[np.float64], odds_e: NDArray[np.float64], theta_e: NDArray[np.float64]
 ) -> NDArray[np.uint32]:
-    """Find the smallest counts, at least 1, that are exceeded with a probability of at most `tail_e`."""
+    """Return the smallest counts, at least 1, that are exceeded with a probability of at most `tail_e`."""
     counts_e = np.ones(len(tail_e), dtype=np.uint32)
     left = np.arange(len(tail_e))
     success_e = odds_e / (1 + odds_e)
@@ -283,7 +286,7 @@ def _quantiles(
 def _bisect(
     tail_e: NDArray[np.float64], success_e: NDArray[np.float64], theta_e: NDArray[np.float64]
 ) -> NDArray[np.int64]:
-    """Find the smallest counts above `_STEPS` that are exceeded with a probability of at most `tail_e`."""
+    """Return the smallest counts above `_STEPS` that are exceeded with a probability of at most `tail_e`."""
     low_e = np.full(len(tail_e), _STEPS)
     high_e = low_e * 2
     while (short := betainc(high_e + 1, theta_e, success_e) > tail_e).any():

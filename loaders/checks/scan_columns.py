@@ -1,4 +1,4 @@
-"""What a pass over the obs columns sums up: their values, and how well these are mixed along the rows.
+"""The results of a pass over the obs columns: their values, and how well these are mixed along the rows.
 
 Shape letters in this file
     n   cells of one read
@@ -20,7 +20,7 @@ BLOCK_CELLS = 320
 """Rows over which mixing is measured: blocks of this length are always worth reading together."""
 MISSING = "(missing)"
 _MOST_CATEGORIES = 4096
-"""Categories, or different numbers, up to which a column is counted by them."""
+"""Most categories, or different numbers, that are counted in a column."""
 _FREQUENT = 3
 _FEWEST_BLOCKS = 8
 _MOST_BATCHES = 1000
@@ -33,19 +33,20 @@ class Mixing:
     """How well the categories of a column are mixed along the rows."""
 
     entropy_bits: float
-    """Of all cells."""
+    """Entropy of all cells."""
     block_entropy_bits: float
-    """Mean over the blocks of 320 rows."""
+    """Mean entropy of the blocks of 320 rows."""
     independent_cells: float
-    """Random cells that are as diverse as a block: 1 if each block is of one category, 320 if rows are shuffled.
+    """Number of random cells that are as diverse as a block: 1 if each block is of one category, 320 if rows are
+    shuffled.
 
-    Diversity is the chance that two cells are of different categories, which is what bounds the variance of a gradient.
+    Diversity is the chance that two cells are of different categories, which bounds the variance of a gradient.
     """
 
 
 @dataclass(frozen=True, slots=True)
 class ColumnSummary:
-    """What was found in an obs column."""
+    """Summary of an obs column."""
 
     key: str
     kind: Literal["categories", "numbers", "damaged"]
@@ -59,11 +60,11 @@ class ColumnSummary:
     mixing: Mixing | None
     """None unless there are several categories and blocks."""
     damage: str | None
-    """Why it cannot be read."""
+    """Error, if the column cannot be read."""
 
 
 class ColumnPass:
-    """An obs column that is read along with the counts; `opened` if it has been already."""
+    """An obs column that is read in the same pass as the counts; `opened` is the column if it is open already."""
 
     def __init__(self, store: CellStore, key: str, opened: Categorical | None = None) -> None:
         self.key = key
@@ -77,7 +78,7 @@ class ColumnPass:
             self._values = _Numbers(column) if isinstance(column, Numeric) else _Codes(column)
 
     def add(self, start: int, stop: int) -> None:
-        """Add the rows ``[start, stop)``; if they cannot be read, the column is given up."""
+        """Add the rows ``[start, stop)``; if they cannot be read, the column is not read any further."""
         if self._values is None:
             return
         try:
@@ -86,14 +87,14 @@ class ColumnPass:
             self._damage, self._values = str(error), None
 
     def summary(self) -> ColumnSummary:
-        """Sum up what was added."""
+        """Return the summary of all rows added."""
         if self._values is None:
             return ColumnSummary(self.key, "damaged", None, {}, 0, None, None, self._damage)
         return self._values.summary(self.key)
 
 
 def groups(column: Categorical | None, start: int, stop: int) -> NDArray[np.int64]:
-    """Codes of rows ``[start, stop)``, the number of categories where the value is missing."""
+    """Return the codes of rows ``[start, stop)``; the code of missing values is the number of categories."""
     if column is None:
         return np.zeros(stop - start, dtype=np.int64)
     codes_n = column.codes(start, stop).astype(np.int64)
@@ -102,7 +103,7 @@ def groups(column: Categorical | None, start: int, stop: int) -> NDArray[np.int6
 
 
 def suggested(columns: tuple[ColumnSummary, ...], n_cells: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Name the columns that by name and size could be batches, and those that could be labels."""
+    """Return the columns that could be batches by name and number of categories, and those that could be labels."""
     batches, labels = [], []
     for column in columns:
         if column.n_categories is None or not 2 <= column.n_categories <= min(_MOST_BATCHES, n_cells // 2):
@@ -133,13 +134,14 @@ class _Codes:
         if not self._counted:
             return
         self._count_c += np.bincount(group_n, minlength=len(self._count_c))
+        # Reads do not end at blocks: the rows of an incomplete block are kept for the next call.
         group_n = np.concatenate([self._rest, group_n])
         n_blocks, left = divmod(len(group_n), BLOCK_CELLS)
         self._sums += _block_diversity(group_n[: len(group_n) - left], len(self._count_c), BLOCK_CELLS)
         self._n_blocks, self._rest = self._n_blocks + n_blocks, group_n[len(group_n) - left :].copy()
 
     def summary(self, key: str) -> ColumnSummary:
-        """Sum up what was added."""
+        """Return the summary of all rows added."""
         names = self._column.vocabulary
         frequent = _frequent(list(names), self._count_c[:-1]) if self._counted else {}
         return ColumnSummary(key, "categories", len(names), frequent, self._n_missing, None, self._mixing(), None)
@@ -155,7 +157,7 @@ class _Codes:
 
 
 class _Numbers:
-    """Extremes and, while they are few, the different values of a column of numbers."""
+    """Extremes of a column of numbers, and the cells of each value while there are few different values."""
 
     def __init__(self, column: Numeric) -> None:
         self._column = column
@@ -179,7 +181,7 @@ class _Numbers:
                 self._count = None
 
     def summary(self, key: str) -> ColumnSummary:
-        """Sum up what was added."""
+        """Return the summary of all rows added."""
         count = self._count
         frequent = (
             {} if count is None else _frequent([f"{value:.9g}" for value in count], np.array(list(count.values())))
@@ -195,7 +197,7 @@ def _frequent(names: list[str], count_c: NDArray[np.int64]) -> dict[str, int]:
 
 @njit(nogil=True, cache=True)
 def _block_diversity(group_n: NDArray[np.int64], n_groups: int, block: int) -> NDArray[np.float64]:
-    """Add up over all blocks the entropy in bits, and the chance that two draws from a block are of one group."""
+    """Return sums over all blocks: of the entropy in bits, and of the chance that two draws are of the same group."""
     count_c = np.zeros(n_groups, dtype=np.int64)
     sums = np.zeros(2)
     for begin in range(0, len(group_n), block):

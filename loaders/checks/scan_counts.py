@@ -1,4 +1,4 @@
-"""What a pass over the counts sums up: extremes, genes seen, and library sizes by batch.
+"""The results of a pass over the counts: extremes, genes with counts, and library sizes by batch.
 
 Shape letters in this file
     n   cells of one read
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from dist_scvi.loaders.arrays.csr_rows import CsrRows
 
 _BINS_PER_DOUBLING = 64
-"""Bins of library size; quantiles are exact to 1.1 %."""
+"""Bins of the histogram of library sizes in each doubling; quantiles are exact to 1.1 %."""
 _DOUBLINGS = 48
 _QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
 
@@ -29,7 +29,7 @@ class LibrarySummary:
     n_cells: int
     mean: float
     log_mean: float
-    """Mean of the natural logarithm, the prior that scVI takes for this batch."""
+    """Mean of the natural logarithm, which scVI uses as the prior of this batch."""
     log_var: float
     """Variance of the natural logarithm, over n."""
     quantiles: dict[str, float]
@@ -37,7 +37,7 @@ class LibrarySummary:
 
 
 class Counts:
-    """What has been seen of the counts."""
+    """Number of entries, largest count, first empty cell, and genes with counts."""
 
     def __init__(self, n_genes: int) -> None:
         self.n_entries = 0
@@ -60,7 +60,7 @@ class Counts:
 class Libraries:
     """Running mean and variance of the log library size of each batch, and its histogram.
 
-    Moments are joined as in Chan, Golub and LeVeque, Stanford STAN-CS-79-773 (1979).
+    Moments are combined as in Chan, Golub and LeVeque, Stanford STAN-CS-79-773 (1979).
     """
 
     def __init__(self, n_batches: int) -> None:
@@ -92,7 +92,7 @@ class Libraries:
         np.add.at(self._bins_bq, (group_n, bin_n), 1)
 
     def summary(self, group: int) -> LibrarySummary:
-        """Sum up one batch."""
+        """Return the summary of one batch."""
         n = max(1, int(self.n_positive_b[group]))
         return LibrarySummary(
             int(self.n_b[group]),
@@ -103,7 +103,7 @@ class Libraries:
         )
 
     def total(self) -> LibrarySummary:
-        """Sum up all cells."""
+        """Return the summary of all cells."""
         n = max(1, int(self.n_positive_b.sum()))
         mean = float(self._mean_b @ self.n_positive_b) / n
         square = self._square_b.sum() + (self._mean_b - mean) ** 2 @ self.n_positive_b
@@ -117,7 +117,7 @@ class Libraries:
 
 
 def _quantiles(bins_q: NDArray[np.int64]) -> dict[str, float]:
-    """Read quantiles from a histogram, each at the middle of its bin."""
+    """Return quantiles of a histogram, each at the middle of its bin."""
     if not bins_q.any():
         return {f"{share:g}": 0.0 for share in _QUANTILES}
     below_q = np.cumsum(bins_q)
