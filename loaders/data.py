@@ -104,7 +104,7 @@ class CellData:
         Raises
         ------
         ValueError
-            If a row is damaged or does not hold raw counts, or this process was forked from the one that opened the
+            If a row is damaged or does not contain raw counts, or this process was forked from the one that opened the
             store.
         """
         # Without this check a fork would hang: it waits for threads that exist in the parent only.

@@ -47,6 +47,7 @@ def content_digest(data: CellData, *, timeout_s: float = READ_TIMEOUT_S) -> str:
     for 10^9 cells too. A change of a few rows of a large store is therefore not always detected; a change of the order,
     of a column, or of a whole file is.
     """
+    # `prefetch` for its time limit only: reading in this thread could block without end.
     return next(prefetch((_digest(data) for _ in range(1)), 1, timeout_s))
 
 
@@ -60,6 +61,7 @@ def _digest(data: CellData) -> str:
     parts += [array.tobytes() for array in data.columns_of(_stretches(data.n_cells, _PROBES[1], _COLUMN_CELLS)).arrays]
     parts += ["\n".join(map(str, store.obs_names(start, stop))).encode() for start, stop in rows]
     for part in parts:
+        # The length separates the parts: without it, bytes could move from one part to the next unnoticed.
         found.update(len(part).to_bytes(8, "little"))
         found.update(part)
     return found.hexdigest()

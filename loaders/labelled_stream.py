@@ -106,6 +106,7 @@ class LabelSample:
             by_label = np.argsort(label_n, kind="stable")
             first_d = np.searchsorted(label_n[by_label], label_d[same])
             parts.append(start + by_label[first_d + place_d[same]])
+        # Sorted, because `_held` finds the rows of a window by binary search.
         return np.sort(np.concatenate(parts))
 
     def _choose(self, draw: int, label: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -113,6 +114,7 @@ class LabelSample:
         stop_p = self._stop_lp[label]
         n_label = int(stop_p[-1])
         rank_d = np.arange(min(n_label, self._n_samples))
+        # A permutation by arithmetic rather than a random choice: no list of the cells of a label is needed.
         if len(rank_d) < n_label:
             rank_d = permute(rank_d, n_label, hash_keys(self._seed, _SAMPLE_KEY, draw, label))
         page_d = np.searchsorted(stop_p, rank_d, side="right")

@@ -178,7 +178,7 @@ class ChunkedArray:
             return
         key = self._key(shard)
         # One request costs a round trip, so that neighbouring chunks are fetched together and cut afterwards. Chunks
-        # that are far apart are fetched one by one: the bytes between them would be read for nothing.
+        # that are far apart are fetched one by one, to avoid reading the bytes between them.
         begin, end = min(present)[0], max(map(sum, present))
         together = end - begin <= _WASTE * sum(length for _, length in present)
         joined = self._objects.read(key, begin, end - begin) if together else None

@@ -40,7 +40,7 @@ _WINDOWS_HELD = 3
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The order of a run. Equal plans, of equal lines, give equal orders on every machine; see `make_plan`."""
+    """The order of a run. Plans with equal fields and lines have the same order on every machine; see `make_plan`."""
 
     n_cells: int
     """Cells of the store."""

@@ -45,7 +45,7 @@ _PROBE_CELLS = 64
 
 @dataclass(frozen=True, slots=True)
 class PackJob:
-    """What is packed, and how. Equal jobs give equal bytes, for any `piece_cells`."""
+    """What is packed, and how. Equal jobs result in the same bytes, for any `piece_cells`."""
 
     source: PackSource
     fingerprint: int

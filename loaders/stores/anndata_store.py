@@ -162,6 +162,7 @@ class AnnDataStore:
         if choice is not None:
             rows = read_chosen(self._data, self._indices, starts, choice)
             return rows and rows.take(order)
+        # `read_rows` copies each row to one place only. Rows requested several times are copied again afterwards.
         given_twice = order is not None and len(order) > 0 and np.bincount(order).max() > 1
         direct, after = (None, order) if given_twice else (order, None)
         rows = read_rows(self._data, self._indices, starts, direct, len(self.var_names), self._buffers)

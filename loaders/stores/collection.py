@@ -289,6 +289,7 @@ def open_collection(
     """
     if not stores:
         raise ValueError("no store was given: a collection needs at least one")
+    # All AnnData in memory have the same uri; these are compared by identity below.
     uris = Counter(store.uri for store in stores if store.uri != "memory")
     twice = [uri for uri, count in uris.items() if count > 1]
     if twice or len({id(store) for store in stores}) < len(stores):
