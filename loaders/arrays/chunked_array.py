@@ -126,10 +126,10 @@ class ChunkedArray:
 
     def _scratch_of(self, length: int) -> NDArray[Any]:
         """Return this thread's buffer for decoded chunks."""
-        if not hasattr(self._scratch, "held_e") or len(self._scratch.held_e) < length:
-            self._scratch.held_e = np.empty(length, dtype=self.dtype)
-        held_e: NDArray[Any] = self._scratch.held_e[:length]
-        return held_e
+        if not hasattr(self._scratch, "memory_e") or len(self._scratch.memory_e) < length:
+            self._scratch.memory_e = np.empty(length, dtype=self.dtype)
+        memory_e: NDArray[Any] = self._scratch.memory_e[:length]
+        return memory_e
 
     def _decode_chunk(self, number: int, raw: Any, out_e: NDArray[Any]) -> None:
         if raw is None:

@@ -48,7 +48,6 @@ class Buffers:
         """Return an array of `length` values, not initialised."""
         with self._lock:
             blocks = self._blocks[np.dtype(dtype)]
-            # A view of a block holds a reference to it, so no user has to give memory back, and none can forget to.
             free = [at for at in range(len(blocks)) if sys.getrefcount(blocks[at]) == _NOBODY]
             for at in free:
                 if length <= len(blocks[at]):

@@ -57,7 +57,7 @@ def place_rows(
     int
         1 if they strictly increase, 0 if not, `REFUSED` if one is not a whole number from 0 to `limit`.
     """
-    # Flags are added up and looked at once after the loops: a branch inside them keeps the compiler from vectorising.
+    # Flags are combined and checked once after the loops: a branch inside them prevents vectorisation.
     strange = False
     falls = False
     lowest = highest = out_e.dtype.type(0)
@@ -126,12 +126,11 @@ def find_genes(
         highest = max(highest, gene_e[e])
     if lowest < 0 or highest >= len(place_g):
         return REFUSED
-    # Every entry is written and `at` moves on for chosen ones only: a branch that is taken at random costs more than
-    # writes that are overwritten. The bit table of 60,000 genes takes 8 KB and stays in the first-level cache.
+    # Every entry is written, and `at` advances for chosen ones only: a branch with a random outcome costs more than
+    # writes that are overwritten. The bit table of 60,000 genes takes 8 KB and stays in the L1 cache.
     at = 0
     for e in range(len(gene_e)):
         gene = np.uint64(gene_e[e])
-        # Written in any case, and overwritten by the next entry if the gene is not chosen: `at` does not advance.
         out_entry_e[at] = e
         if chosen_w[gene >> _SIX] >> (gene & _SIXTY_THREE) & _ONE:
             at += 1

@@ -85,9 +85,9 @@ class LocalObjects:
 
     def _room(self, length: int) -> memoryview:
         """Return this thread's buffer; allocating new memory would cost more than the read itself."""
-        if not hasattr(self._held, "room") or len(self._held.room) < length:
-            self._held.room = memoryview(bytearray(length + length // 4))
-        room: memoryview = self._held.room[:length]
+        if not hasattr(self._memory, "room") or len(self._memory.room) < length:
+            self._memory.room = memoryview(bytearray(length + length // 4))
+        room: memoryview = self._memory.room[:length]
         return room
 
     def read_whole(self, key: str) -> bytes:

@@ -393,5 +393,4 @@ def _plain(name: str) -> str:
 
 def _some(names: Sequence[str], total: int) -> str:
     """Return a text with `names` and the number of further ones of `total`."""
-    rest = total - len(names)
-    return ", ".join(names) + (f" and {rest} more" if rest else "")
+    return ", ".join(names) + (f" and {total - len(names)} more" if total > len(names) else "")

@@ -363,7 +363,7 @@ def _stray_cell(joinid: object, where: str) -> DamagedError:
 
 
 @contextmanager
-def _told(what: str) -> Iterator[None]:
+def _naming_errors(what: str) -> Iterator[None]:
     """Raise errors of TileDB as `DamagedError`, with the name of the array that was read."""
     from tiledbsoma import SOMAError
 
