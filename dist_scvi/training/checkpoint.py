@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written whole or not at all, verified before use; the newest that verifies is used."""
+"""Checkpoints of a run: written completely or not at all, and verified before use. The newest valid one is used."""
 
 import hashlib
 import json
@@ -78,19 +78,20 @@ class Checkpoint:
     weights: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     state: dict[str, Any]
-    """Position (``epoch`` and ``step`` to do next), configuration, fingerprint of the data, versions of packages, and
-    what else is kept."""
+    """Position (next ``epoch`` and ``step``), configuration, fingerprint of the data, versions of packages, and all
+    else that `RunState` and the meter keep."""
 
 
 def checkpoint_files(module: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> dict[str, bytes]:
-    """Copy the state of training, so that training goes on while it is written.
+    """Return a copy of the state of training, so that training continues while it is written.
 
     Parameters
     ----------
     state
-        Plain values: ``epoch`` and ``step`` to do next, ``config``, the ``data`` as `fingerprint` describes them, and
-        what else training goes on from.
+        Plain values: next ``epoch`` and ``step``, ``config``, the ``data`` as `fingerprint` describes them, and the
+        rest of the state from which training resumes.
     """
+    # By name and not by position, as in the state_dict of torch: `restore` can then check each entry.
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     moments = {
         f"{names[id(parameter)]}/{key}": value
@@ -106,24 +107,26 @@ def checkpoint_files(module: nn.Module, optimizer: torch.optim.Optimizer, state:
 
 
 def write_checkpoint(place: RunStorage, done: int, files: Mapping[str, bytes], *, keep: int) -> None:
-    """Write what `checkpoint_files` returned after `done` steps, then remove all but the newest `keep`."""
+    """Write the result of `checkpoint_files` after `done` steps, then remove all but the newest `keep`."""
+    # In this order: if writing fails or the process is killed, the older checkpoints are still there.
     place.write_folder(f"{STEP}{done:010d}", files)
     for old in newest_first(place)[keep:]:
         place.remove(old)
 
 
 def newest_checkpoint(place: RunStorage, *, mend: bool = True) -> Checkpoint | None:
-    """Read the newest checkpoint that verifies, or None if there is none and never was a damaged one.
+    """Return the newest valid checkpoint, or None if there is none and no damaged one either.
 
     Parameters
     ----------
     mend
-        Rename others to a name that begins with ``damaged-`` or ``incomplete-``; only the writer of a run may do this.
+        Rename invalid ones to a name that begins with ``damaged-`` or ``incomplete-``. Only the writer of a run may do
+        this: to another process, a checkpoint that is being written looks incomplete.
 
     Raises
     ------
     ValueError
-        If there are checkpoints and none verifies: starting afresh would silently lose a run.
+        If there are checkpoints and none is valid: starting from the beginning would silently lose a run.
     """
     damaged = [name for name in place.names() if name.startswith(DAMAGED)]
     for name in newest_first(place):
@@ -138,7 +141,8 @@ def newest_checkpoint(place: RunStorage, *, mend: bool = True) -> Checkpoint | N
                 safetensors.torch.load(files["optimizer.safetensors"]),
                 _parse_state(files["state.json"]),
             )
-        except IncompleteFolderError as error:  # a save to object storage that was killed; nothing is lost
+        # An OSError is not caught: where storage fails for a moment, a good checkpoint must not be set aside.
+        except IncompleteFolderError as error:  # a save to object storage that was killed: no checkpoint is lost
             _set_aside(place, name, INCOMPLETE, error, mend=mend)
         except (ValueError, safetensors.SafetensorError) as error:
             damaged.append(name)
@@ -173,6 +177,7 @@ def restore(checkpoint: Checkpoint, module: nn.Module, optimizer: torch.optim.Op
     ValueError
         If names or shapes are not those of the model.
     """
+    # All checks precede the first change.
     names = differing_names(module, checkpoint.weights)
     if names:
         raise ValueError(f"{checkpoint.name} holds another model: {', '.join(names[:5])} differ in name or shape")
@@ -191,14 +196,14 @@ def restore(checkpoint: Checkpoint, module: nn.Module, optimizer: torch.optim.Op
     module.load_state_dict(checkpoint.weights)
     for name, value in checkpoint.optimizer.items():
         owner, _, key = name.rpartition("/")
-        # The fused Adam keeps its step on the device of the parameter.
+        # The fused Adam has its step count on the device of the parameter, unlike the other implementations.
         optimizer.state[parameters[owner]][key] = value.to(parameters[owner].device)
 
 
 def fingerprint(data: CellData, plan: Plan | None = None, labelled: Plan | None = None) -> dict[str, Any]:
-    """Return a few values by which a checkpoint is compared with the data.
+    """Return values by which a checkpoint is compared with the data.
 
-    With the plans, these change with the obs columns that say which cells are drawn, and how often.
+    With plans given, they include digests of the obs columns that decide which cells are drawn, and how often.
     """
     described = data.describe()
     names = "\n".join(described.pop("var_names"))
@@ -220,25 +225,26 @@ def check_same_run(
     Parameters
     ----------
     allowed
-        Differences that are intended, by the names that the message has.
+        Intended differences, by their names in the error message.
 
     Raises
     ------
     ValueError
-        With every difference, key by key, and which of them may be allowed. Other versions of torch and numpy with the
-        same major number are only warned about, unless ``train.strict_versions`` is set.
+        If there are differences; the message lists the keys, and which of them may be allowed. Other versions of torch
+        and numpy with the same major number only log a warning, unless ``train.strict_versions`` is set.
     """
     versions = {name: version(name) for name in checkpoint.state.get("versions", {})}
     before = _flat({key: checkpoint.state.get(key, {}) for key in ("config", "data", "versions")})
-    if "content" not in checkpoint.state.get("data", {}):  # of a version that did not look at the content
+    if "content" not in checkpoint.state.get("data", {}):  # saved by a version without a digest of the content
         data = {key: value for key, value in data.items() if key != "content"}
     now = _flat({"config": config.model_dump(mode="json"), "data": data, "versions": versions})
     for key in now.keys() - before.keys():
-        if key.startswith("config."):  # a key that the version which saved it did not know
+        if key.startswith("config."):  # a key that was added after the version that saved the checkpoint
             before[key] = now[key]
     if not config.train.strict_versions:
         _accept_versions(checkpoint.name, before, now)
     free = {f"config.{key}" for key in _FREE_KEYS}
+    # The schedule counts validations, so that their frequency then changes the learning rate.
     if config.train.reduce_lr_on_plateau:
         free.remove("config.train.check_val_every_n_epoch")
     _check_allowed(allowed)
@@ -264,7 +270,7 @@ def check_same_run(
 
 
 def _accept_versions(name: str, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Take versions of the same major number as equal, with a warning: they differ in rounding, if at all."""
+    """Treat versions of the same major number as equal, with a warning: at most, their results differ in rounding."""
     for key in (f"versions.{package}" for package in _TOLERATED):
         saved, found = str(before.get(key)), str(now.get(key))
         if saved != found and saved.partition(".")[0] == found.partition(".")[0]:

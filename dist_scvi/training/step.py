@@ -2,7 +2,7 @@
 
 Shape letters in this file
     n   cells of this worker's part of a minibatch
-    m   labelled cells beside it
+    m   labelled cells of the same step
 """
 
 import warnings
@@ -36,7 +36,7 @@ _BY_CELL = ("batch_n", "label_n", "categorical_nc", "continuous_nc", "library_n"
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What a step leaves to be told."""
+    """Results of a step."""
 
     epoch: int
     step: int
@@ -45,9 +45,9 @@ class Step:
     row_n: NDArray[np.int64]
     """Rows of this worker's cells."""
     loss_n: Tensor
-    """Loss of each of them."""
+    """Loss of each of these cells."""
     asked: Tensor
-    """How much all workers asked for a save, and for a save and the end, float64, shape (2,)."""
+    """Sums over all workers of the requests to save, and to save and stop, float64, shape (2,)."""
 
 
 def take_step(
@@ -70,26 +70,31 @@ def take_step(
     model
         `module`, or `module` as `average_gradients` wraps it.
     labelled
-        This worker's part of the labelled cells that SCANVI classifies in this step, of which there may be none.
+        This worker's part of the labelled cells that SCANVI classifies in this step; it may be empty.
     seed
-        Of the noise.
+        Seed of the noise.
     kl_weight
         Weight of the KL term.
     asked
-        What this worker asks of all: a save; a save and the end of the run. It travels with the losses.
+        Requests of this worker to all: to save; to save and stop. They are summed together with the losses.
     """
     optimizer.zero_grad(set_to_none=True)
     parts = _parts(minibatch, labelled, settings.gradient_accumulation_steps)
     found = []
     with own_threads(), _arithmetic(module, settings, world):
         for at, part in enumerate(parts, 1):
+            # The parts add to the local gradients, and only the last one sends them: once a step, as without parts.
             with model.no_sync() if isinstance(model, DistributedDataParallel) and at < len(parts) else nullcontext():
                 found.append(_learn(model, module, *part, settings, seed, kl_weight, world))
     _move(module, optimizer, settings.gradient_clip_val)
 
     loss_n, messages = torch.cat([loss_n for loss_n, _ in found]), torch.stack([message for _, message in found])
-    requests = [torch.full((1,), value, dtype=torch.float64, device=world.device) for value in asked]  # never waits
+    # `torch.full` is filled on the device. A tensor made from a list would be copied there, and that copy waits for the
+    # device.
+    requests = [torch.full((1,), value, dtype=torch.float64, device=world.device) for value in asked]
     n_norm = sum(sums.numel() for norm in module.norms() for sums in norm.sums)
+    # One all-reduce for requests, losses and normalisations: all are small, so that each further one would cost its
+    # latency only.
     total = world.total(torch.cat([*requests, messages.sum(0)]))
     asked_of_all, sums, of_norms = torch.split(total, [2, len(total) - 2 - n_norm, n_norm])
     _update(module, of_norms, [every.global_cells for every in (minibatch, labelled) if every is not None])
@@ -106,16 +111,17 @@ def _learn(
     kl_weight: float,
     world: World,
 ) -> tuple[Tensor, Tensor]:
-    """Go forward and backward with some cells, and add to the gradients.
+    """Run the forward and backward pass of some cells and add to the gradients.
 
     Returns
     -------
     loss_n, message
-        The loss of each cell; sums of losses and then those of the normalisations, to be added up over all cells.
+        The loss of each cell; the sums of the losses, followed by those of the normalisations, to be summed over all
+        cells.
     """
     norms = module.norms()
     for norm in norms:
-        norm.sums = []  # of the cells before, or of a step that was interrupted
+        norm.sums = []  # remove sums of the previous part, or of a step that was interrupted
     beside = None
     if labelled is not None:
         beside = Labelled(labelled.to(world.device), labelled.micro_n, _noise(seed, labelled, world))
@@ -126,24 +132,27 @@ def _learn(
         label_m = beside.cells.covariates.label_n
         cross = F.cross_entropy(terms.logits_ml, label_m, reduction="sum")
         loss = loss + settings.classification_ratio * cross / labelled.global_cells
-    # Workers hold different numbers of cells and their gradients are averaged: weighed like this, the average is the
-    # gradient of the mean over all cells of the global minibatch.
+    # Workers have different numbers of cells, and DDP averages their gradients. The loss is a sum over cells divided by
+    # the global number of cells. Times the number of workers, the average is the gradient of the mean over all cells
+    # of the global minibatch. Means over the cells of each worker would weight cells by the worker that has them.
     torch.autograd.backward(loss * world.size)
     of_norms = [sums.double().ravel() for norm in norms for sums in norm.sums]
     return loss_n.detach(), torch.cat([loss_sums(terms, loss_n, minibatch.hash_n, label_m), *of_norms])
 
 
 def _parts(minibatch: MiniBatch, labelled: MiniBatch | None, n_parts: int) -> list[tuple[MiniBatch, MiniBatch | None]]:
-    """Cut what a worker computes in a step into at most `n_parts` that have a micro-minibatch each."""
+    """Split the cells of a worker in a step into at most `n_parts` parts of at least one micro-minibatch each."""
     n_parts = max(1, min(n_parts, len(minibatch.micro_n)))
     beside = [None] * n_parts if labelled is None else _cut(labelled, n_parts)
     return list(zip(_cut(minibatch, n_parts), beside, strict=True))
 
 
 def _cut(minibatch: MiniBatch, n_parts: int) -> list[MiniBatch]:
-    """Cut between micro-minibatches, without copying counts; of fewer micro-minibatches than parts some are empty."""
+    """Split between micro-minibatches, without copying counts; with fewer of them than parts, some parts are empty."""
     if n_parts == 1:
         return [minibatch]
+    # Never within a micro-minibatch: the statistics of batch normalisation and the keys of the noise belong to it, so
+    # that the result does not depend on the number of parts.
     edges = [part * len(minibatch.micro_n) // n_parts for part in range(n_parts + 1)]
     parts = []
     for first, stop in pairwise(edges):
@@ -164,7 +173,7 @@ def _cut(minibatch: MiniBatch, n_parts: int) -> list[MiniBatch]:
 
 @contextmanager
 def _arithmetic(module: VAE, settings: TrainConfig, world: World) -> Iterator[None]:
-    """Let `module` multiply and normalise as the settings say for as long as a step lasts; inference never does."""
+    """Set the precision and normalisation of `module` for the duration of a step; inference does not use them."""
     linears: list[Linear] = []
     if settings.precision == "bf16-mixed":
         linears = [layer for layer in module.modules() if isinstance(layer, Linear)]
@@ -183,7 +192,7 @@ def _arithmetic(module: VAE, settings: TrainConfig, world: World) -> Iterator[No
 
 
 def make_optimizer(module: VAE, settings: TrainConfig) -> torch.optim.Optimizer:
-    """Make the optimizer of the parameters that may move."""
+    """Return the optimizer of the trainable parameters."""
     moving = [parameter for parameter in module.parameters() if parameter.requires_grad]
     if not moving:
         raise ValueError(
@@ -201,7 +210,7 @@ def make_optimizer(module: VAE, settings: TrainConfig) -> torch.optim.Optimizer:
 
 
 def check_weights(module: VAE, step: int) -> None:
-    """Refuse to go on with weights that are not finite, which a finite loss can leave behind.
+    """Refuse to continue with weights that are not finite. A finite loss does not exclude them.
 
     Raises
     ------
@@ -222,7 +231,9 @@ def _noise(seed: int, minibatch: MiniBatch, world: World) -> StepNoise:
 
 @torch.no_grad()
 def _move(module: VAE, optimizer: torch.optim.Optimizer, longest: float | None) -> None:
-    """Move the parameters along their gradients, but for the frozen entries, which stay whatever the optimizer does."""
+    """Take the optimizer step; frozen entries keep their values whatever the optimizer does."""
+    # Gradients of zero are not enough: weight decay changes entries without a gradient. Hence the copy from before.
+    # The gradients are zeroed all the same, so that frozen entries do not count in the norm that is clipped.
     frozen = [(module.get_parameter(name), mask) for name, mask in module.frozen.items()]
     before = [parameter.clone() for parameter, _ in frozen]
     for parameter, mask in frozen:
@@ -236,9 +247,9 @@ def _move(module: VAE, optimizer: torch.optim.Optimizer, longest: float | None) 
 
 
 def _update(module: VAE, sums: Tensor, global_cells: list[int]) -> None:
-    """Move the statistics of the normalisations, from their `sums` over all workers, one after the other.
+    """Update the running statistics of the normalisations in order, from their `sums` over all workers.
 
-    `global_cells` are the cells of the first pass through a normalisation, and of the second.
+    `global_cells` are the numbers of cells of the first and of the second pass through a normalisation.
     """
     at = 0
     for norm in module.norms():
@@ -249,18 +260,21 @@ def _update(module: VAE, sums: Tensor, global_cells: list[int]) -> None:
 
 
 def average_gradients(module: VAE, world: World, settings: TrainConfig) -> nn.Module:
-    """Wrap `module` so that backward passes average its gradients over the workers, who may send them in bfloat16."""
+    """Wrap `module` so that backward passes average its gradients over the workers, in bfloat16 if requested."""
     if world.size == 1:
         return module
-    with warnings.catch_warnings():  # torch 2.13 names a successor that older ones lack
+    # No broadcast of buffers: `_update` computes the running statistics from sums over all workers, so that they are
+    # equal everywhere already.
+    with warnings.catch_warnings():  # torch 2.13 names a replacement that older versions lack
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
         model = DistributedDataParallel(
             module, process_group=world.group, broadcast_buffers=False, gradient_as_bucket_view=True
         )
     if settings.gradient_compression == "bf16":
         model.register_comm_hook(world.group or dist.group.WORLD, _in_bfloat16)
-    # DDP lays out its buckets anew after the first backward pass, and with them the order of additions. Let that happen
-    # before the first real step, so that a resumed run adds up in the same order as one that was never interrupted.
+    # DDP rebuilds its buckets after the first backward pass, which changes the order of additions. This pass over empty
+    # cells makes it do so before the first real step, so that a resumed run adds in the same order as one that was
+    # never interrupted.
     count = torch.zeros(0, device=world.device)
     code = torch.zeros(2, dtype=torch.int64, device=world.device)
     empty = Tensors(
@@ -287,5 +301,8 @@ def average_gradients(module: VAE, world: World, settings: TrainConfig) -> nn.Mo
 
 
 def _in_bfloat16(group: dist.ProcessGroup, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
-    """Average some gradients; torch refuses its own function by name where there is no NCCL, but gloo can do it."""
+    """Average some gradients.
+
+    torch refuses to register its own hook by name without NCCL, although the hook works with gloo.
+    """
     return bf16_compress_hook(group, bucket)

@@ -44,7 +44,7 @@ class Trained:
     module: VAE
     spec: ModelSpec
     config: RunConfig
-    """With every default filled in."""
+    """Configuration with every default filled in."""
     data: CellData
     plan: Plan
     history: list[Row]
@@ -74,7 +74,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - the whole run, in order
     config
         The run.
     data
-        Cells already opened, for instance an AnnData in memory; else ``config.data`` is opened.
+        Open cells, for instance an AnnData in memory; by default ``config.data`` is opened.
     world
         Rank and device of this worker; one worker by default.
     folder
@@ -86,7 +86,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - the whole run, in order
     driver
         The process that started the workers, this one by default; see `claim`.
     requests
-        Requests to this worker for a save, or for a save and the end.
+        Requests to this worker to save, or to save and stop.
     allow
         Keys that may differ from those of the checkpoint; see `check_same_run`.
     fresh
@@ -100,7 +100,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - the whole run, in order
     FloatingPointError
         If the loss is not finite; nothing is saved after it.
     StoppedError
-        If it was requested to stop; what was done is saved.
+        If a stop was requested; all steps until then are saved.
     OSError
         If storage fails after all retries.
     """
@@ -113,9 +113,12 @@ def train(  # noqa: C901, PLR0912, PLR0915 - the whole run, in order
         config, plan = resolve(config, data, spec)
         check_world_size(plan.lanes, world.size)
         labelled_plan, settings = labelled_plan_of(config, spec, data, plan), config.train
+        # From rank 0, so that all workers compare the checkpoint with the same values and refuse it alike. A worker
+        # that refused alone would leave the others waiting in a collective.
         data_fingerprint = world.from_first(fingerprint(data, plan, labelled_plan) if world.rank == 0 else {})
 
         # --- the model, and the state that the run resumes from
+        # `restore` may come after DDP and the optimizer are made: it copies into the parameters that they refer to.
         module = _prepare(module, settings, world)
         optimizer = make_optimizer(module, settings)
         model = average_gradients(module, world, settings)
@@ -145,6 +148,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - the whole run, in order
             epoch, end_of_epoch = minibatch.epoch, minibatch.step == plan.steps_per_epoch - 1
             state.done = epoch * plan.steps_per_epoch + minibatch.step + 1
             weight = kl_weight(settings, epoch, state.done - 1)
+            # In every step: a checkpoint has the moments of the optimizer, but not its learning rate.
             for group in optimizer.param_groups:
                 group["lr"] = state.schedule.lr
             taken = take_step(
@@ -160,8 +164,8 @@ def train(  # noqa: C901, PLR0912, PLR0915 - the whole run, in order
                 asked=requests.read(),
             )
             meter.add(taken)
-            # Requests travel with the losses of a step. Those of the step before are read now: to read those of this
-            # step would wait for the device, and all workers must decide alike.
+            # All workers must decide alike, so requests are summed with the losses of a step. Those of the previous
+            # step are read here: reading those of this step would wait for the device.
             to_save, to_stop = (number > 0 for number in requested.tolist())
             requested = taken.asked
 
@@ -174,6 +178,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - the whole run, in order
                 log_row({"kind": "train", **where, **meter.read(state.done)})
             if end_of_epoch:
                 log_row({"kind": "epoch", **where, **meter.read_epoch()})
+            # Before anything is saved, or a run that diverged would replace its good checkpoints by useless ones.
             if saving:
                 meter.gather(state.done)
                 check_weights(module, state.done)
@@ -182,6 +187,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - the whole run, in order
                 row = {"kind": "validation", **_where(state, epoch, plan, settings), **found}
                 improved = state.after_validation(row, settings, module)
                 log_row(row | {"ends": state.schedule.ends(settings)})
+                # Before the checkpoint below, which names this step as the best: a resumed run reads these weights.
                 if improved and writer:
                     writer.save_best(state.done, module, spec, keep=settings.keep_checkpoints)
             if saving and writer:
@@ -193,7 +199,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - the whole run, in order
             if to_stop:
                 if writer:
                     writer.wait()
-                world.wait()  # a launcher may end all workers when the first one leaves
+                world.wait()  # a launcher may end all workers when the first one exits, also while rank 0 still writes
                 raise StoppedError(f"stopped on request after step {state.done} of {n_steps}; all of it is saved")
 
         # --- end
@@ -208,7 +214,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - the whole run, in order
 
 
 def _prepare(module: VAE, settings: TrainConfig, world: World) -> VAE:
-    """Move the network to the device of this worker, to be trained."""
+    """Move the network to the device of this worker and set it to training mode."""
     module = module.to(world.device).train()
     module.kernels = "compiled" if settings.kernels == "compiled" else "torch"
     module.frozen = {name: mask.to(world.device) for name, mask in module.frozen.items()}
@@ -218,7 +224,7 @@ def _prepare(module: VAE, settings: TrainConfig, world: World) -> VAE:
 def _resume(
     checkpoint: Checkpoint, config: RunConfig, plan: Plan, meter: Meter, writer: RunFolder | None, world: World
 ) -> RunState:
-    """Return the state in which the run was saved, and set the sums of `meter` to those of then."""
+    """Return the saved state of the run, and set the sums of `meter` to the saved ones."""
     saved, settings = checkpoint.state, config.train
     epochs_begun = saved["epoch"] + (saved["step"] > 0)
     if epochs_begun > (settings.max_epochs or 1):
@@ -246,7 +252,7 @@ def _total_steps(config: RunConfig, plan: Plan) -> int:
 
 
 def _where(state: RunState, epoch: int, plan: Plan, settings: TrainConfig) -> Row:
-    """Return the position in the run that each line of metrics begins with."""
+    """Return the position in the run, with which each line of metrics begins."""
     return {
         "epoch": epoch,
         "step": state.done,
@@ -258,7 +264,7 @@ def _where(state: RunState, epoch: int, plan: Plan, settings: TrainConfig) -> Ro
 def _minibatches(
     config: RunConfig, data: CellData, plan: Plan, labelled_plan: Plan | None, world: World, done: int
 ) -> Iterator[tuple[MiniBatch, MiniBatch | None]]:
-    """Yield this worker's part of every step after `done`, and of the labelled cells that go with it."""
+    """Yield this worker's part of every step after `done`, with its part of the labelled cells of the step."""
     n_epochs, timeout_s = config.train.max_epochs or 1, config.data.timeout_s
     share = {"rank": world.rank, "world_size": world.size}
     labelled: Iterator[MiniBatch | None] = repeat(None)
