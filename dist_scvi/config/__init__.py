@@ -1,1 +1,1 @@
-"""The keys of a configuration, and reading them from YAML."""
+"""The keys of a configuration, and how they are read from YAML."""

@@ -20,14 +20,14 @@ class ConfigKey:
     """A key of a configuration."""
 
     name: str
-    """With the sections it lies in, as in ``train.lr``."""
+    """Name including its sections, as in ``train.lr``."""
     type: str
-    """In words, with its bounds."""
+    """Type in words, with its bounds."""
     default: str | None
-    """As written in YAML; None if a value is required."""
+    """Default as written in YAML; None if a value is required."""
     meaning: str
     is_section: bool
-    """Whether it holds keys of its own."""
+    """Whether it is a section, which contains keys."""
 
     def __str__(self) -> str:
         head = f"{self.name}: {self.type}; {'required' if self.default is None else f'default {self.default}'}"
@@ -35,12 +35,12 @@ class ConfigKey:
 
 
 def config_keys() -> list[ConfigKey]:
-    """Return every key, in the order of the file."""
+    """Return all keys, in the order of the file."""
     return list(_keys_of(RunConfig, ""))
 
 
 def explain_key(name: str) -> str:
-    """Return type, default and meaning of a key; of a section, those of all its keys.
+    """Return type, default and meaning of a key, or of all keys of a section.
 
     Raises
     ------

@@ -16,10 +16,10 @@ from dist_scvi.loaders.arrays.bounded_json import Budget, check_bytes, check_tre
 T = TypeVar("T", bound=BaseModel)
 
 _BUDGET = Budget(max_bytes=1 << 19, max_depth=16, max_leaves=30_000)
-"""The longest sensible configuration lists twenty thousand genes."""
+"""Bound of a file: the longest sensible configuration lists twenty thousand genes."""
 _ERRORS_NAMED = 8
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""That of libyaml is sixteen times as fast, and part of most installations."""
+"""The parser of libyaml is sixteen times as fast, and is part of most installations."""
 _REPR = Repr()
 _REPR.maxstring = _REPR.maxother = 120
 _REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = 6
@@ -27,7 +27,7 @@ _REPR.maxlevel = 3
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read the YAML file `path` and set each ``key=value`` of `overrides` on top.
+    """Read the YAML file `path` and apply each ``key=value`` of `overrides`.
 
     Relative paths in the file and in overrides are taken from the working directory and made absolute, because workers
     start elsewhere.
@@ -97,22 +97,22 @@ def parse_section(section: type[T], name: str, tree: Mapping[str, Any]) -> T:
 
 
 def absolute(path: str) -> str:
-    """Return the absolute path of a file or folder, whatever the working directory will be; a URL stays as it is."""
+    """Return the absolute path of a file or folder, independent of the working directory; a URL is unchanged."""
     if "://" in path:
         return path
     try:
         return str(Path(path).expanduser().resolve())
-    except RuntimeError as error:  # of ~ where there is no home
+    except RuntimeError as error:  # `~` without a home directory
         raise ValueError(f"{path}: {error} (set HOME, or give the path in full)") from error
 
 
 def shorten(value: Any) -> str:
-    """Return the repr of a value, cut where it is long: an error message is one line, whatever a file holds."""
+    """Return the repr of a value, truncated if it is long, so that an error message stays one line."""
     return _REPR.repr(value)
 
 
 def read_text(path: Path) -> str:
-    """Read a text file that a user names; what is no regular file is refused."""
+    """Read a text file that a user names; it must be a regular file."""
     try:
         found = path.stat()
     except FileNotFoundError:
@@ -136,7 +136,7 @@ def parse_yaml(text: str, source: str) -> Any:
     """
     try:
         depth = 0
-        # Events come from a parser without recursion. The composer recurses in C and ends the process at 100,000
+        # The parser of events is not recursive. The composer recurses in C and ends the process at 100,000
         # brackets, and the one in Python takes seconds to fail.
         for count, event in enumerate(yaml.parse(text, Loader=_LOADER)):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
@@ -167,7 +167,7 @@ def _explain(item: Any) -> str:
         return f"there is no key {key}: did you mean {', '.join(near)}?"
     if item["type"] == "missing":
         return f"{key} is needed: set it in the file or with {key}=VALUE"
-    if item["type"] == "value_error":  # a message of ours, which says all
+    if item["type"] == "value_error":  # raised above, with its own message
         return f"{key}: {item['ctx']['error']}" if key else str(item["ctx"]["error"])
     return f"{key}={shorten(item['input'])} does not fit: {item['msg']}"
 

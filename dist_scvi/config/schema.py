@@ -208,7 +208,7 @@ _Loss = Literal["elbo_validation", "reconstruction_loss_validation", "kl_local_v
 _Score = Literal["validation_accuracy", "validation_f1_score", "validation_calibration_error"]
 _OfClassifier = Literal["validation_classification_loss", _Score]
 Monitor = Literal[_Loss, "validation_loss", _OfClassifier]
-"""What early stopping may watch."""
+"""Metrics that early stopping may monitor."""
 
 
 class TrainConfig(_Section):
@@ -363,10 +363,10 @@ _OF_SCANVI = ("classification_ratio", "n_samples_per_label")
 
 
 def section_of(annotation: Any) -> type[BaseModel] | None:
-    """Return the section that a key of this type holds, None if it holds a plain value."""
+    """Return the section of a key of this type, or None for a plain value."""
     kinds = (annotation, *get_args(annotation))
     return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, _Section)), None)
 
 
 SECTIONS = tuple(name for name, field in RunConfig.model_fields.items() if section_of(field.annotation))
-"""Keys of a run that hold keys of their own."""
+"""Keys of a run that are sections."""

@@ -1,1 +1,1 @@
-"""The metrics of a run: the file they are in, the history of a model, and the services they are sent to."""
+"""The metrics of a run: their file, the history of a model, and the services that receive them."""

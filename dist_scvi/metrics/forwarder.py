@@ -1,8 +1,8 @@
 """Forward the metrics of a run to TensorBoard, MLflow or Weights & Biases.
 
-A thread reads them from the file of the run, as another process could: training knows nothing of it. It asks the
-service for the last step that it has and sends what comes after: after a restart nothing is missing and nothing is
-there twice. A service that fails is tried again, and never ends a training.
+A thread reads them from the file of the run, as another process could, independently of training. It requests the last
+step from the service and sends the later ones: after a restart no step is missing and none is sent twice. After a
+failure of the service it tries again; a failure never ends training.
 """
 
 import difflib
@@ -34,16 +34,16 @@ log = logging.getLogger(__name__)
 
 
 def start_forwarder(config: RunConfig, storage: RunStorage) -> "MetricsForwarder | None":
-    """Start to forward the metrics of a run to the service of the configuration, at its first start and at later ones.
+    """Start to forward the metrics of a run to the service in the configuration, at its first and at later starts.
 
-    At the first, the service receives the parameters of the run, and its name for the run is kept in ``logger.json``.
+    At the first start, the service receives the parameters of the run; ``logger.json`` keeps its name for the run.
 
     Parameters
     ----------
     config
         The run, resolved.
     storage
-        Its folder, in which the metrics are already cut to the step from which the run goes on.
+        Its folder, in which the metrics are already cut to the step from which the run continues.
 
     Raises
     ------
@@ -128,13 +128,13 @@ class MetricsForwarder:
     Parameters
     ----------
     service
-        The service, which from now on only this thread calls.
+        The service; from then on only this thread calls it.
     kind
-        Its name in messages.
+        Name of the service in messages.
     reader
-        Returns the lines that were added to the metrics.
+        Function that returns the lines added to the metrics since the last call.
     poll_s
-        Seconds between two looks at the metrics.
+        Seconds between two reads of the metrics.
     retry_s
         Seconds from a failure to the next try.
     close_s
@@ -156,7 +156,7 @@ class MetricsForwarder:
         self._last: dict[str, int] | None = None
         self._warned, self._ended, self._complete = False, False, False
         self._closing = threading.Event()
-        # A daemon: a service that never answers must not keep the process from ending.
+        # A daemon thread: a service that never answers must not prevent the process from ending.
         self._thread = threading.Thread(target=self._forward, name="logger", daemon=True)
         self._thread.start()
 
@@ -201,7 +201,7 @@ class MetricsForwarder:
         self._complete = True
 
     def _send(self, rows: Sequence[Row]) -> bool:
-        """Send the rows that the service does not have; False if that failed."""
+        """Send the rows that the service does not have; return False if that failed."""
         try:
             last = self._service.last_steps() if self._last is None else self._last
             self._last, new = last, []
@@ -213,7 +213,7 @@ class MetricsForwarder:
                 self._service.send(new)
         except Exception as error:  # noqa: BLE001 - services raise errors of any type
             self._warn(error)
-            self._last = None  # it may have taken some: it is asked before the next try
+            self._last = None  # it may have received some rows: its last step is requested before the next try
             return False
         self._last = last
         return True
@@ -231,7 +231,7 @@ class MetricsForwarder:
 
 
 def _service(config: RunConfig, identity: Identity | None) -> Service:
-    """Make the service; it is contacted later."""
+    """Create the service; it is contacted later."""
     kind, options = config.logger, config.logger_options
     local = None if "://" in config.run else Path(config.run)
     name = options.get("name") or config.run.rstrip("/").rpartition("/")[2]

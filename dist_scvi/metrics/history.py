@@ -1,4 +1,4 @@
-"""Metrics under the names of scvi-tools, and the history of a model made of them."""
+"""Metrics under the names of scvi-tools, and the history of a model in terms of them."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ _NAMES = {
         for key in ("classification_loss", "accuracy", "f1_score", "f1_score_macro", "calibration_error")
     },
 }
-"""Name of each metric in scvi-tools, or one like those; ``{}`` is the split."""
+"""Name of each metric in scvi-tools, or a similar one; ``{}`` is the split."""
 
 
 def values_by_name(row: Row) -> dict[str, float]:
@@ -26,7 +26,7 @@ def values_by_name(row: Row) -> dict[str, float]:
 
 
 def history_of(rows: Sequence[Row]) -> dict[str, pd.DataFrame]:
-    """Return the history that a model of scvi-tools has, from the metrics of a run.
+    """Return the history of a model as in scvi-tools, from the metrics of a run.
 
     Returns
     -------

@@ -24,14 +24,14 @@ _NUMBERS = {
     "epoch": ("lr", "loss", "elbo", "reconstruction", "kl"),
     "validation": ("loss", "elbo", "reconstruction", "kl"),
 }
-"""What a line must hold if it has no checksum, as those of earlier versions."""
+"""Required keys of a line without a checksum, as earlier versions wrote them."""
 
 
 class MetricsLog:
     """The metrics of a run, in memory and, given its folder, as JSON lines.
 
-    Opened for a run that resumes at `step`, it drops the lines of steps that will be done again, and reports damaged
-    ones, which it drops too. Object storage, to which nothing can be appended, receives all lines with each `sync`.
+    When a run resumes at `step`, the lines of steps that will be repeated are removed, and damaged lines are reported
+    and removed. Object storage has no append operation, so each `sync` writes all lines.
     """
 
     def __init__(self, storage: RunStorage | None, *, step: int) -> None:
@@ -40,6 +40,8 @@ class MetricsLog:
         if storage is None:
             return
         self.rows = [row for row in read_metrics(storage) if row["step"] <= step]
+        # Written as a new file, not truncated in place: readers see the old lines or the new ones, and `MetricsReader`
+        # notices the new file by its inode.
         storage.write(METRICS, self._pack())
         if isinstance(storage, LocalStorage):
             self._path = Path(storage.uri) / METRICS
@@ -48,11 +50,12 @@ class MetricsLog:
         """Append a line."""
         self.rows.append(row)
         if self._path is not None:
+            # No fsync for each line: only a checkpoint relies on the lines before it, and `sync` precedes each.
             with add_path_to_errors(self._path), self._path.open("a") as file:
                 file.write(_line_of(row))
 
     def sync(self) -> None:
-        """Make sure that all lines are in storage."""
+        """Flush all lines to storage."""
         if self._path is not None:
             with add_path_to_errors(self._path), self._path.open("rb") as file:
                 os.fsync(file.fileno())
@@ -72,7 +75,7 @@ class MetricsReader:
         self._offset, self._file_number = 0, 0
 
     def read(self) -> list[Row]:
-        """Return the lines since the last call; those of a resumed run, whose file is written again, once more.
+        """Return the lines since the last call, and all lines again when a run resumes, which replaces the file.
 
         Raises
         ------
@@ -100,8 +103,8 @@ def read_metrics(storage: RunStorage | Path, *, report: bool = True) -> list[Row
     Parameters
     ----------
     report
-        Log a warning that names damaged lines, which are skipped. A last line that a kill cut off is not damage: its
-        steps will be done again.
+        Log a warning that names damaged lines, which are skipped. A last line that a kill cut off is not damaged: its
+        steps are repeated.
     """
     storage = open_run_storage(storage)
     try:
@@ -115,7 +118,7 @@ def read_metrics(storage: RunStorage | Path, *, report: bool = True) -> list[Row
 
 
 def _parse(content: bytes) -> tuple[list[Row], list[int]]:
-    """Return the rows that are whole, and the numbers, from 1, of lines that are damaged."""
+    """Return the complete rows, and the numbers of the damaged lines, from 1."""
     rows, damaged = [], []
     lines = content.split(b"\n")
     for number, line in enumerate(lines, 1):
@@ -128,13 +131,13 @@ def _parse(content: bytes) -> tuple[list[Row], list[int]]:
 
 
 def _line_of(row: Row) -> str:
-    # Over the text of the row and not over its values: JSON of Python is read and written again without a change.
+    # A checksum of the text: the json module reads its own output and writes it again without a change.
     checksum = zlib.crc32(json.dumps(row).encode())
     return json.dumps({**row, _CHECKSUM: f"{checksum:08x}"}) + "\n"
 
 
 def _row_of(line: bytes) -> Row | None:
-    """Parse a line; None if it is damaged."""
+    """Parse a line; return None if it is damaged."""
     try:
         row = json.loads(line) if len(line) <= _MAX_LINE_BYTES else None
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Show the metrics of a run to people."""
+"""Show the metrics of a run in a readable form."""
 
 from typing import TextIO
 
@@ -13,7 +13,7 @@ class MetricsReporter:
         self._line = StatusLine(stream)
 
     def __call__(self, row: Row) -> None:
-        """Show one line of metrics; those of a whole epoch repeat what was shown."""
+        """Show one line of metrics, but no line of a whole epoch, which repeats earlier ones."""
         if row["kind"] != "epoch":
             self._line.show(describe(row), keep=row["kind"] != "train" or row["step"] % row["steps_per_epoch"] == 0)
 
@@ -23,7 +23,7 @@ class MetricsReporter:
 
 
 def describe(row: Row) -> str:
-    """Format a line of metrics for people, what matters most first: a narrow terminal cuts the rest."""
+    """Format a line of metrics, the most important values first: a narrow terminal cuts the rest."""
     done, total = row["step"], row["steps_per_epoch"] * row["max_epochs"]
     head = f"epoch {row['epoch'] + 1}/{row['max_epochs']}  step {done}/{total}"
     terms = f"reconstruction {row['reconstruction']:.2f} + kl {row['kl']:.2f}"

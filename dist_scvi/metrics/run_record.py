@@ -1,4 +1,4 @@
-"""Read the record of a run: configuration, result, checkpoints; without torch, so that a command answers at once."""
+"""Read the record of a run: configuration, result, checkpoints; without torch, which is slow to import."""
 
 import hashlib
 from collections.abc import Sequence
@@ -17,12 +17,12 @@ STEP, DAMAGED, INCOMPLETE = "step-", "damaged-", "incomplete-"
 
 
 def is_finished(place: RunStorage) -> bool:
-    """Return whether the run has ended and its model is whole."""
+    """Return whether the run has ended and its model is complete."""
     return result_of(place) is not None
 
 
 def result_of(place: RunStorage) -> dict[str, Any] | None:
-    """Read the record of a run that has ended; None if it has not, or its model is not whole."""
+    """Return the record of a run that has ended; None if it has not, or its model is not complete."""
     try:
         result = parse_json_object(place.read(RESULT), f"{place.uri}/{RESULT}")
         place.read_folder(MODEL)
@@ -33,7 +33,7 @@ def result_of(place: RunStorage) -> dict[str, Any] | None:
 
 
 def workers_of_run(run: RunStorage) -> int | None:
-    """Return the number of workers with which the run was started last; None if it never was.
+    """Return the number of workers at the last start of the run; None if it was never started.
 
     With another number a resumed run is equal to an uninterrupted one up to rounding, with this one bit for bit.
     """
@@ -63,7 +63,7 @@ def run_config(run: RunStorage, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def listed_checkpoints(place: RunStorage) -> tuple[int | None, int]:
-    """List the checkpoints by their manifests, without reading the rest.
+    """Return the state of the checkpoints by their manifests, without reading the rest.
 
     Returns
     -------
@@ -83,5 +83,5 @@ def listed_checkpoints(place: RunStorage) -> tuple[int | None, int]:
 
 
 def newest_first(place: RunStorage) -> list[str]:
-    """List the names of checkpoints, the newest first."""
+    """Return the names of the checkpoints, the newest first."""
     return sorted((name for name in place.names() if name.startswith(STEP)), reverse=True)

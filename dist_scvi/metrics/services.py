@@ -1,4 +1,4 @@
-"""TensorBoard, MLflow and Weights & Biases: start a run, ask for the last step, send more.
+"""TensorBoard, MLflow and Weights & Biases: start a run, read its last step, send more.
 
 None of their packages is imported before it is used. Credentials and addresses that are not given are read from the
 environment by each package.
@@ -21,7 +21,7 @@ from dist_scvi.storage.atomic_files import sync_folder, write_file
 Identity = dict[str, str]
 """Name of a run in a service."""
 KINDS = {"train": "kl_weight", "epoch": "elbo_train", "validation": "elbo_validation"}
-"""Kinds of lines that are sent, each with a metric by whose history a service is asked for the last step."""
+"""Kinds of lines that are sent, each with a metric whose history in a service shows the last step."""
 _OF_TRAINING = ("kl_weight", "lr", "epoch", "cells_per_s", "wait_share", "memory_mib")
 _LONGEST_VALUE, _PARAMETERS_AT_ONCE = 500, 100  # of MLflow
 _SENT = ".sent_step"
@@ -30,14 +30,14 @@ _FINISH_S, _FILED_S, _LAST_PARTS = 50.0, 5.0, (1, 4)  # of Weights & Biases; a p
 
 
 class Service(Protocol):
-    """A run in a service. All that takes long or fails happens in its methods, not on construction."""
+    """A run in a service. The constructor does not contact the service; the methods may take long or fail."""
 
     def begin(self, parameters: Mapping[str, Any]) -> Identity:
         """Create the run and send its parameters."""
         ...
 
     def last_steps(self) -> dict[str, int]:
-        """Return the last step it has of each kind of line; also after a failure."""
+        """Return the last step that the service has of each kind of line; also called after a failure."""
         ...
 
     def send(self, rows: Sequence[Row]) -> None:
@@ -50,7 +50,7 @@ class Service(Protocol):
 
 
 def values_of(row: Row) -> dict[str, float]:
-    """Return what is sent of a line, by the names of scvi-tools; those of a mean over some steps end in ``_step``."""
+    """Return the values of a line to send, named as in scvi-tools; means over some steps end in ``_step``."""
     if row["kind"] != "train":
         return values_by_name(row)
     losses = {f"{name}_step": value for name, value in values_by_name(row).items()}
@@ -60,8 +60,8 @@ def values_of(row: Row) -> dict[str, float]:
 class TensorBoard:
     """Event files in a folder, one for each start.
 
-    What an earlier start may have written in part, or too much, is purged: TensorBoard ignores its events from the
-    ``purge_step`` of a later file on.
+    Incomplete or surplus events of an earlier start are purged: TensorBoard ignores them from the ``purge_step`` of a
+    later file on.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -80,7 +80,7 @@ class TensorBoard:
         return {"dir": str(self._folder)}
 
     def last_steps(self) -> dict[str, int]:
-        """Read how far the files are complete, and purge what is there from that step on."""
+        """Read the step up to which the files are complete, and purge the later ones."""
         try:
             sent = int((self._folder / _SENT).read_text())
         except (FileNotFoundError, ValueError):  # of a new run, or of an earlier version, whose events are sent again
@@ -100,7 +100,7 @@ class TensorBoard:
                 sync_folder(path)
             write_file(self._folder / _SENT, str(rows[-1]["step"]).encode())
         except Exception:
-            self._writer = None  # its file may end in a part of a record: what follows goes into a new one
+            self._writer = None  # its file may end with an incomplete record: later records need a new file
             raise
 
     def close(self, *, ended: bool) -> None:
@@ -147,7 +147,7 @@ class MLflow:
         return {"run_id": self._run_id}
 
     def last_steps(self) -> dict[str, int]:
-        """Ask for the history of one metric of each kind; the run is shown as running."""
+        """Request the history of one metric of each kind; the run is shown as running."""
         client = self._connected()
         client.update_run(self._run_id, status="RUNNING")
         return {
@@ -204,7 +204,7 @@ class WeightsAndBiases:
         return {"id": self._id}
 
     def last_steps(self) -> dict[str, int]:
-        """Connect to the run, which returns the step from which it goes on."""
+        """Connect to the run; the service returns the step from which it continues."""
         if self._run is None:
             self._connect({})
         return dict(self._last)
@@ -220,7 +220,7 @@ class WeightsAndBiases:
             self._last[row["kind"]] = row["step"]
 
     def close(self, *, ended: bool) -> None:
-        """Wait for the uploads, but not for long; ``wandb sync`` sends the rest."""
+        """Wait for the uploads for a limited time; ``wandb sync`` sends the rest."""
         if self._run is None:
             return
         self._run.finish(exit_code=0 if ended else 1)
@@ -254,7 +254,7 @@ class WeightsAndBiases:
 
 
 def _entries(path: Path) -> Iterator[dict[str, str]]:
-    """Read what was logged from a file of Weights & Biases, up to what a kill cut off."""
+    """Read the logged records from a file of Weights & Biases, up to where a kill cut it off."""
     from google.protobuf.message import DecodeError
     from wandb.proto.wandb_internal_pb2 import Record
 

@@ -25,19 +25,19 @@ class Status:
     run: str
     state: State
     step: int
-    """Steps done, as far as is known."""
+    """Steps done, as recorded."""
     steps: int | None
     """Steps of the whole run; None before the first line of metrics."""
     epoch: int
     epochs: int | None
     elbo: float | None
-    """Of the last line of metrics; lower is better."""
+    """Value in the last line of metrics; lower is better."""
     validation_elbo: float | None
-    """Of the last validation."""
+    """Value in the last validation."""
     cells_per_s: float | None
     """Over all workers."""
     minutes_left: float | None
-    """By the speed of the last line."""
+    """Estimated from the speed in the last line."""
     saved_step: int | None
     """Steps in the newest checkpoint, by its manifest."""
     damaged_checkpoints: int
@@ -45,7 +45,7 @@ class Status:
     """How many times the run, or its workers after a failure, were started."""
     workers: int | None
     holder: str | None
-    """Who writes the run, or wrote it last."""
+    """The process that writes the run, or wrote it last."""
     silent_s: float | None
     """Time since the writer renewed its lease, by the clocks of both hosts."""
 
@@ -124,7 +124,7 @@ _MEANING = {
 
 
 def format_status(status: Status) -> str:
-    """Format the status, one value a line."""
+    """Format the status, one value per line."""
     known = {
         "run": status.run,
         "state": _MEANING[status.state],

@@ -1,4 +1,4 @@
-"""What a model can be given as cells, and how it is opened."""
+"""Types of cells that a model accepts, and how they are opened."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,12 +17,12 @@ CellSource: TypeAlias = AnnData | str | Path | Sequence[AnnData | str | Path] | 
 
 
 def open_new(adata: CellSource | None, *, model_name: str) -> tuple[CellData, AnnData | None]:
-    """Open the cells that a model is made for, and return the AnnData if they are one.
+    """Open the cells for which a model is made, and return the AnnData if they are one.
 
     Raises
     ------
     ValueError
-        If they are nothing of the kind, or an AnnData that was not set up.
+        If they are of another type, or an AnnData that was not set up.
     """
     if adata is None:
         raise ValueError(
@@ -41,7 +41,7 @@ def open_new(adata: CellSource | None, *, model_name: str) -> tuple[CellData, An
 
 
 def open_fitting(adata: CellSource, spec: ModelSpec) -> CellData:
-    """Open cells with the genes, columns and codes of a model that exists.
+    """Open cells with the genes, columns and codes of an existing model.
 
     Raises
     ------

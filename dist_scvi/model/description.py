@@ -1,4 +1,4 @@
-"""What a model says of itself: options, sizes and columns, as text, tables and HTML."""
+"""Descriptions of a model: options, sizes and columns, as text, tables and HTML."""
 
 from typing import Any
 
@@ -37,7 +37,7 @@ def summary_stats(spec: ModelSpec, data: CellData) -> SummaryStats:
 
 
 def describe_options(spec: ModelSpec, *, is_trained: bool) -> str:
-    """Describe the network in a line: its main options, and all others that are not at their defaults."""
+    """Describe the network in one line: its main options, and all others that differ from their defaults."""
     model, default = spec.model, ModelConfig(model_name=spec.model.model_name)
     changed = [key for key in ModelConfig.model_fields if getattr(model, key) != getattr(default, key)]
     options = ", ".join(

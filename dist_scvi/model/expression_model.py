@@ -1,4 +1,4 @@
-"""What the decoder of a model says of cells: expected expression, differences of groups, counts to be expected.
+"""Methods that use the decoder of a model: expected expression, and differences of groups.
 
 Shape letters in this file
     n   cells
@@ -38,7 +38,7 @@ from dist_scvi.progress_reporter import ProgressReporter
 
 
 class ExpressionModel(PredictiveModel):
-    """The questions that the decoder answers; `LatentModel` explains the arguments they share.
+    """Methods of the decoder; `LatentModel` explains the arguments that they share.
 
     `transform_batch` is a batch that every cell is decoded with, or several that are averaged over; by default each
     cell's own. `gene_list` are the genes wanted, in this order; by default all.
@@ -48,7 +48,7 @@ class ExpressionModel(PredictiveModel):
     scvi-tools 1.4.2, model/base/_rnamixin.py.
     """
 
-    # Without return_numpy, or with None: an array for draws that are kept apart, else a table.
+    # Without return_numpy, or with None: an array for draws that are not averaged, else a table.
     @overload
     def get_normalized_expression(
         self,
@@ -172,7 +172,7 @@ class ExpressionModel(PredictiveModel):
         n_samples
             Draws of the posterior to average over; None decodes its mean, which is deterministic.
         n_samples_overall
-            Choose this many cells with replacement, and give one draw of each: only these are decoded.
+            Choose this many cells with replacement, and return one draw of each: only these are decoded.
         weights
             ``"importance"`` chooses the draws of `n_samples_overall` that explain all cells requested.
         return_mean
@@ -180,7 +180,7 @@ class ExpressionModel(PredictiveModel):
         return_numpy
             Return an array rather than a DataFrame.
         silent
-            Show no progress; that of `out` is always shown.
+            Do not show progress; that of `out` is always shown.
         max_cells, truncation, n_mc_samples, n_mc_samples_per_pass
             Of ``weights="importance"``; see `ImportanceSampling`.
         out
@@ -267,7 +267,7 @@ class ExpressionModel(PredictiveModel):
         Parameters
         ----------
         silent
-            Show no progress of the pass over the counts.
+            Do not show the progress of the pass over the counts.
         """
         source = self._source(self.select(adata), seed, batch_size, adata)
         if not silent and self.world.rank == 0:

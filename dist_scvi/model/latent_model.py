@@ -1,4 +1,4 @@
-"""What the encoder of a model says of cells: where they lie in the latent space.
+"""Methods that use the encoder of a model: positions of cells in the latent space.
 
 Shape letters in this file
     n   cells
@@ -36,7 +36,7 @@ from dist_scvi.network.noise import RowNoise
 
 
 class LatentModel(OpenedModel):
-    """The questions that the encoder answers.
+    """Methods of the encoder.
 
     All methods share these arguments. `adata` is an AnnData, a store, or data from ``dist_scvi.open_data``; by default
     the cells of the model. `indices` are rows in the order wanted, a mask, or values of obs columns as in
@@ -109,7 +109,7 @@ class LatentModel(OpenedModel):
         Parameters
         ----------
         give_mean
-            Return the mean of the posterior, else one draw of it.
+            Return the mean of the posterior; otherwise one draw of it.
         mc_samples
             Points over which a logistic normal is averaged, whose mean has no formula: evenly spread rather than drawn,
             and the same for all cells.
@@ -174,7 +174,7 @@ class LatentModel(OpenedModel):
             if give_mean:
                 return _numpy(torch.exp(mean_n1 + var_n1 / 2)[:, 0])
             noise = RowNoise(seed, minibatch.row_n)
-            noise.normal(mean_n1.expand(-1, self.spec.model.n_latent))  # the draw of z that this one goes with
+            noise.normal(mean_n1.expand(-1, self.spec.model.n_latent))  # the draw of z to which this one belongs
             return _numpy(torch.exp(mean_n1 + var_n1.sqrt() * noise.normal(mean_n1))[:, 0])
 
         def answers(minibatch: MiniBatch) -> RowArrays:
@@ -224,14 +224,14 @@ class LatentModel(OpenedModel):
         *,
         variance_as_scale: bool = False,
     ) -> AggregatedPosterior:
-        """Mix the posteriors of cells to one distribution over the latent space, before any softmax.
+        """Return the mixture of the posteriors of cells over the latent space, before any softmax.
 
         Parameters
         ----------
         dof
             Degrees of freedom of Student's t in place of each normal; None for normals.
         variance_as_scale
-            Take the variance for the standard deviation, as scvi-tools 1.4.2 does.
+            Use the variance as the standard deviation, as scvi-tools 1.4.2 does.
         """
         selection, chunk_cells = self.select(adata, indices), chunk_cells_of(batch_size)
         moments = posterior_moments(self.module, selection, self.world, chunk_cells=chunk_cells)
@@ -310,7 +310,7 @@ class LatentModel(OpenedModel):
         identity: Sequence[Any],
         var_names: Sequence[str] = (),
     ) -> list[NDArray[Any]] | zarr.Group:
-        """Compute or write `answers`; `identity` are the method and those of its arguments that decide them."""
+        """Compute or write `answers`; `identity` is the method with the arguments on which they depend."""
         asked = {"asked": identity, "model": out and model_fingerprint(self.module, self.spec)}
         return compute_or_write(
             selection, answers, out, identity=asked, var_names=var_names, world=self.world, batch_size=batch_size

@@ -1,4 +1,4 @@
-"""How well a model explains cells: bounds and estimates of the log-probability of their counts.
+"""Likelihoods of cells under a model: bounds and estimates of the log-probability of their counts.
 
 Shape letters in this file
     n   cells
@@ -218,7 +218,7 @@ class LikelihoodModel(LatentModel):
         n_mc_samples_per_pass
             Draws in memory at a time.
         include_latent_terms
-            SCANVI: weigh as scvi-tools 1.4.2 does, which counts latent terms as log-probability of the counts.
+            SCANVI: weight as scvi-tools 1.4.2 does, which adds latent terms to the log-probability of the counts.
         out
             Holds ``obs/marginal_ll``; needs ``return_mean=False``.
 
@@ -255,7 +255,7 @@ class LikelihoodModel(LatentModel):
         *,
         return_mean: bool,
     ) -> float | NDArray[np.float32] | zarr.Group:
-        """Return one number for each cell, or their mean over those requested; the keywords of `compute` decide it."""
+        """Return one number per requested cell, or their mean. They depend on the keywords of `compute`."""
         if return_mean and out is not None:
             raise ValueError(f"out={str(out)!r} is for the values of cells: give return_mean=False with it")
         if return_mean:

@@ -1,4 +1,4 @@
-"""LinearSCVI as a notebook holds it: names, arguments and defaults of ``scvi.model.LinearSCVI`` 1.4.2."""
+"""LinearSCVI for use in notebooks, with the names, arguments and defaults of ``scvi.model.LinearSCVI`` 1.4.2."""
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -34,7 +34,7 @@ class LinearSCVI(TrainableModel):
     use_batch_norm
         Normalise the factors of the decoder.
     bias
-        Give the decoder an intercept.
+        Add an intercept to the decoder.
     seed, world
         As of `SCVI`.
 
@@ -88,7 +88,7 @@ class LinearSCVI(TrainableModel):
     def setup_anndata(
         adata: "AnnData", batch_key: str | None = None, labels_key: str | None = None, layer: str | None = None
     ) -> None:
-        """Note in an AnnData what the model is to use; see `dist_scvi.model.setup_anndata.setup_anndata`."""
+        """Record in an AnnData which columns the model uses; see `dist_scvi.model.setup_anndata.setup_anndata`."""
         setup_anndata(adata, layer=layer, batch_key=batch_key, labels_key=labels_key)
 
     def get_loadings(self) -> pd.DataFrame:

@@ -38,7 +38,7 @@ class SavedModel:
     history: dict[str, pd.DataFrame] = field(default_factory=dict)
     is_trained: bool = True
     split: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
-    """Which cells were in ``train``, ``validation`` and ``test``, as masks."""
+    """Masks of the cells in ``train``, ``validation`` and ``test``."""
 
 
 def check_target(folder: Path, prefix: str, format: str, *, overwrite: bool) -> None:
@@ -47,7 +47,7 @@ def check_target(folder: Path, prefix: str, format: str, *, overwrite: bool) -> 
     Raises
     ------
     ValueError
-        If it exists and `overwrite` is not set, or files in it would be replaced that no model wrote.
+        If it exists and `overwrite` is not set, or files that do not belong to a model would be replaced.
     """
     if format not in ("dist_scvi", "scvi-tools"):
         raise ValueError(f"format={format!r}: 'dist_scvi' or 'scvi-tools' is needed")
@@ -76,7 +76,7 @@ def write_model(
     format: str = "dist_scvi",
     obs: pd.DataFrame | None = None,
 ) -> None:
-    """Write a model to a folder that `check_target` accepts; files that are no model's stay.
+    """Write a model to a folder that `check_target` accepts; files that do not belong to a model stay.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""A model together with the cells it is asked about: which cells, on which worker; what it is; saved and loaded.
+"""A model together with its cells: selection of cells, description, saving and loading.
 
 `SCVI`, `SCANVI` and `LinearSCVI` are built in steps: `OpenedModel` (this file), `LatentModel` and `LikelihoodModel`
 (the encoder), `PredictiveModel` and `ExpressionModel` (the decoder), `TrainableModel`, and the three models themselves.
@@ -41,12 +41,12 @@ from dist_scvi.scvi_tools.registry_writer import init_params_of, registry_of
 from dist_scvi.world import World, choose_device, worker_device
 
 _UNTRAINED = "Trying to query inferred values from an untrained model. Please train the model first."
-"""The words of scvi-tools: scripts filter on them."""
+"""Messages of scvi-tools: scripts filter on them."""
 _ROWS_AT_ONCE = 1 << 20
 
 
 class OpenedModel:
-    """What the models have in common: cells, network, place among workers, files."""
+    """Common parts of all models: cells, network, rank among workers, files."""
 
     model_name: ClassVar[Literal["SCVI", "SCANVI", "LinearSCVI"]]
 
@@ -73,7 +73,7 @@ class OpenedModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the network computes."""
+        """Device of the network."""
         return self.module.device
 
     def to_device(self, device: str | torch.device) -> None:
@@ -82,9 +82,9 @@ class OpenedModel:
 
     @property
     def adata(self) -> AnnData | None:
-        """The AnnData that is asked about by default; None if the model was made for a store.
+        """The AnnData that methods use by default; None if the model was made for a store.
 
-        Other cells may be set, of the same genes and categories: answers are then about them.
+        Other cells with the same genes and categories may be set: methods then use these.
         """
         return self._adata
 
@@ -96,17 +96,17 @@ class OpenedModel:
 
     @property
     def train_indices(self) -> NDArray[np.int64]:
-        """Rows of the cells that were trained on, rising. Of other cells, set as `adata`, they say nothing."""
+        """Rows of the training cells, ascending. They do not apply to other cells set as `adata`."""
         return np.flatnonzero(self._mask("train"))
 
     @property
     def validation_indices(self) -> NDArray[np.int64]:
-        """Rows of the cells that were validated on, rising."""
+        """Rows of the validation cells, ascending."""
         return np.flatnonzero(self._mask("validation"))
 
     @property
     def test_indices(self) -> NDArray[np.int64]:
-        """Rows of the cells that were left out, rising."""
+        """Rows of the test cells, ascending."""
         return np.flatnonzero(self._mask("test"))
 
     def _mask(self, split: Split) -> NDArray[np.bool_]:
@@ -153,7 +153,7 @@ class OpenedModel:
 
     @property
     def summary_string(self) -> str:
-        """What the model is, in a line."""
+        """Description of the model in one line."""
         return describe_options(self.spec, is_trained=self.is_trained)
 
     def __repr__(self) -> str:
@@ -170,7 +170,7 @@ class OpenedModel:
 
     @property
     def registry(self) -> dict[str, Any]:
-        """What the model knows of its data, laid out as in scvi-tools: ``setup_args``, ``field_registries`` ..."""
+        """Record of the data of the model, arranged as in scvi-tools: ``setup_args``, ``field_registries`` ..."""
         obs = None if self._adata is None else self._adata.obs
         return registry_of(self.spec, obs=obs, n_cells=self.data.n_cells)
 
@@ -215,13 +215,13 @@ class OpenedModel:
 
     @classmethod
     def view_registry(cls, dir_path: str | Path, prefix: str | None = None) -> None:
-        """Print what the model in the folder `dir_path` knows of its data."""
+        """Print the registry of the model in the folder `dir_path`."""
         for key, value in cls.load_registry(dir_path, prefix).items():
             print(f"{key}: {value}")  # noqa: T201
 
     @classmethod
     def load_registry(cls, dir_path: str | Path, prefix: str | None = None) -> dict[str, Any]:
-        """Read what the model in the folder `dir_path` knows of its data; see `registry`."""
+        """Return the registry of the model in the folder `dir_path`; see `registry`."""
         return registry_of(read_model(Path(dir_path).expanduser().resolve(), prefix=prefix or "").spec)
 
     def select(self, adata: CellSource | None = None, indices: Cells | None = None) -> Selection:
@@ -248,7 +248,7 @@ class OpenedModel:
         return select(self.data_of(adata), indices)
 
     def data_of(self, adata: CellSource | None) -> CellData:
-        """Open cells as the model needs them; None stands for its own."""
+        """Open cells as the model needs them; None means its own."""
         own = adata is None or adata is self.data or adata is self._adata
         return self.data if own else open_fitting(adata, self.spec)
 
@@ -316,7 +316,7 @@ class OpenedModel:
         self.world.wait()
 
     def _check_write_kwargs(self, given: dict[str, Any], *, save_anndata: bool) -> None:
-        """Refuse what would fail, or have no effect, once the model is written."""
+        """Refuse arguments that would fail or have no effect after the model is written."""
         if save_anndata and self._adata is None:
             raise ValueError("save_anndata=True: the model was made for a store, not for an AnnData; leave it out")
         known = [name for name in inspect.signature(AnnData.write_h5ad).parameters if name not in ("self", "filename")]
@@ -344,11 +344,11 @@ class OpenedModel:
         Parameters
         ----------
         adata
-            An AnnData, a store, or data from ``dist_scvi.open_data``; by default the AnnData that lies in the folder.
+            An AnnData, a store, or data from ``dist_scvi.open_data``; by default the AnnData in the folder.
         accelerator, device
             ``"auto"``, ``"cpu"`` or ``"gpu"``, and the number of the GPU.
         prefix
-            What the names of the model's files begin with.
+            Prefix of the names of the model's files.
 
         Raises
         ------
@@ -379,7 +379,7 @@ class OpenedModel:
 
     @classmethod
     def _made(cls, *args: Any, **kwargs: Any) -> Self:
-        """Make a model from its parts rather than from the arguments of a user."""
+        """Create a model from its parts instead of from the arguments of a user."""
         model = cls.__new__(cls)
         OpenedModel.__init__(model, *args, **kwargs)
         return model

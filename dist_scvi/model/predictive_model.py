@@ -1,4 +1,4 @@
-"""What the decoder of a model expects of the counts of cells: draws, parameters of the likelihood, correlations.
+"""Methods for the expected counts of cells: draws, parameters of the likelihood, correlations.
 
 Shape letters in this file
     n   cells
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 
 class PredictiveModel(LikelihoodModel):
-    """Counts that a model expects; `LatentModel` explains the arguments that the methods share.
+    """Expected counts; `LatentModel` explains the arguments that the methods share.
 
     `transform_batch` is a batch that every cell is decoded with, or several that are averaged over; by default each
     cell's own. `gene_list` are the genes wanted, in this order; by default all.
@@ -91,14 +91,14 @@ class PredictiveModel(LikelihoodModel):
         n_samples
             Draws of each cell.
         silent
-            Show no progress; that of `out` is always shown.
+            Do not show progress; that of `out` is always shown.
         out
             Holds ``X``, dense; for one draw.
 
         Returns
         -------
         scipy.sparse.csr_matrix or numpy.ndarray
-            Shape (n, g) for one draw, else an array of shape (n, g, s). scvi-tools gives arrays of the package sparse.
+            Shape (n, g) for one draw, else an array of shape (n, g, s). In scvi-tools: arrays of the package sparse.
         """
         check_count("n_samples", n_samples)
         if out is not None and n_samples > 1:
@@ -190,7 +190,7 @@ class PredictiveModel(LikelihoodModel):
         correlation_type
             ``"pearson"`` needs memory for genes x genes, ``"spearman"`` also for draws x cells x genes.
         silent
-            Show no progress.
+            Do not show progress.
 
         Raises
         ------
@@ -218,7 +218,7 @@ class PredictiveModel(LikelihoodModel):
         return pd.DataFrame(total_gg / len(query.transform_batch), index=names, columns=names)
 
     def _query(self, gene_list: Sequence[str] | None, transform_batch: Batches, seed: int) -> ExpressionQuery:
-        """Read what is asked of single draws."""
+        """Read the requested values of single draws."""
         return expression_query(
             self.spec, gene_list=gene_list, transform_batch=transform_batch, library_size=1, n_samples=1, seed=seed
         )

@@ -1,4 +1,4 @@
-"""SCANVI as a notebook holds it: names, arguments and defaults of ``scvi.model.SCANVI`` 1.4.2.
+"""SCANVI for use in notebooks, with the names, arguments and defaults of ``scvi.model.SCANVI`` 1.4.2.
 
 Shape letters in this file
     n   cells
@@ -56,8 +56,8 @@ class SCANVI(TrainableModel):
     y_prior
         Prior probability of each label, uniform by default.
     objective
-        ``"scvi-tools"`` takes the bound of a labelled cell over all labels, as if it had none; ``"conditional"`` gives
-        it its own, as the paper does.
+        ``"scvi-tools"`` computes the bound of a labelled cell over all labels, as if it had none; ``"conditional"``
+        conditions it on its own label, as in the paper.
     log_variational, encode_covariates, deeply_inject_covariates, batch_representation, batch_embedding_kwargs
         As of `SCVI`.
     use_batch_norm, use_layer_norm, seed, world
@@ -137,7 +137,7 @@ class SCANVI(TrainableModel):
         objective: Literal["scvi-tools", "conditional"] = "scvi-tools",
         seed: int | None = None,
     ) -> Self:
-        """Go on from a trained SCVI model.
+        """Create a model that starts from a trained SCVI model.
 
         Parameters
         ----------
@@ -196,7 +196,7 @@ class SCANVI(TrainableModel):
         categorical_covariate_keys: Sequence[str] | None = None,
         continuous_covariate_keys: Sequence[str] | None = None,
     ) -> None:
-        """Note in an AnnData what the model is to use; see `dist_scvi.model.setup_anndata.setup_anndata`."""
+        """Record in an AnnData which columns the model uses; see `dist_scvi.model.setup_anndata.setup_anndata`."""
         setup_anndata(
             adata,
             layer=layer,
@@ -228,14 +228,14 @@ class SCANVI(TrainableModel):
         enable_progress_bar: bool = True,
         **trainer_kwargs: Any,
     ) -> None:
-        """Train on from the present weights; arguments not named here are those of ``SCVI.train``.
+        """Continue training from the present weights; arguments not named here are those of ``SCVI.train``.
 
         Parameters
         ----------
         max_epochs
             By default as for SCVI; after `from_scvi_model` a third of it, from 2 to 10.
         n_samples_per_label
-            Labelled cells of each label that an epoch of the classifier draws, newly each time; all by default.
+            Labelled cells of each label that the classifier draws anew in each epoch; all by default.
         plan_kwargs
             Also ``classification_ratio``, the weight of the classification loss (50).
 

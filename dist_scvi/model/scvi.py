@@ -1,4 +1,4 @@
-"""SCVI as a notebook holds it: names, arguments and defaults of ``scvi.model.SCVI`` 1.4.2."""
+"""SCVI for use in notebooks, with the names, arguments and defaults of ``scvi.model.SCVI`` 1.4.2."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -30,16 +30,16 @@ class SCVI(TrainableModel):
     gene_likelihood
         ``"zinb"``, ``"nb"``, ``"poisson"`` or ``"normal"``.
     use_observed_lib_size
-        A cell's total count is its library size; else it is latent, with a prior by batch that a pass over the cells
-        finds.
+        Use the total count of a cell as its library size. Otherwise it is latent, with a prior by batch from a pass over
+        the cells.
     latent_distribution
         ``"normal"``, or ``"ln"`` for logistic normal.
     log_variational
         Encode log(1 + counts).
     encode_covariates
-        Give the covariates to the encoder too. Without it a query cannot move the latent space (`load_query_data`).
+        Pass the covariates to the encoder too. Without it a query cannot change the latent space (`load_query_data`).
     deeply_inject_covariates
-        Give covariates to every layer, else to the first.
+        Pass covariates to every layer, otherwise to the first.
     batch_representation, batch_embedding_kwargs
         ``"one-hot"``, or ``"embedding"`` of ``embedding_dim`` dimensions (5).
     use_batch_norm, use_layer_norm
@@ -47,7 +47,7 @@ class SCVI(TrainableModel):
     seed
         Seed of weights, split, order and noise; ``dist_scvi.settings.seed`` by default.
     world
-        This process's place among several that train and answer together.
+        Rank of this process among several that train and answer together.
 
     Raises
     ------
@@ -121,7 +121,7 @@ class SCVI(TrainableModel):
         categorical_covariate_keys: Sequence[str] | None = None,
         continuous_covariate_keys: Sequence[str] | None = None,
     ) -> None:
-        """Note in an AnnData what the model is to use; see `dist_scvi.model.setup_anndata.setup_anndata`."""
+        """Record in an AnnData which columns the model uses; see `dist_scvi.model.setup_anndata.setup_anndata`."""
         setup_anndata(
             adata,
             layer=layer,

@@ -1,4 +1,4 @@
-"""``setup_anndata``: which obs columns of an AnnData a model uses, written into the AnnData itself."""
+"""``setup_anndata``: record in an AnnData which of its obs columns a model uses."""
 
 import json
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ def setup_anndata(
     categorical_covariate_keys: Sequence[str] | None = None,
     continuous_covariate_keys: Sequence[str] | None = None,
 ) -> None:
-    """Check an AnnData and note in it what a model is to use.
+    """Check an AnnData and record in it which columns a model uses.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ def setup_anndata(
     Raises
     ------
     ValueError
-        If a column is missing, or the counts are no raw counts.
+        If a column is missing, or the values are not raw counts.
 
     Notes
     -----
@@ -73,7 +73,7 @@ def setup_anndata(
 
 
 def data_of_setup(adata: "AnnData", *, model_name: str) -> CellData:
-    """Open an AnnData as ``setup_anndata`` noted.
+    """Open an AnnData as recorded by ``setup_anndata``.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Making, training and extending a model as a notebook does: arguments of scvi-tools in, a run of ours inside."""
+"""Create, train and extend a model in a notebook: the arguments are those of scvi-tools, the training is a run."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -39,7 +39,7 @@ _OF_READING = (
 
 
 class TrainableModel(ExpressionModel):
-    """A model that can be made from data, trained, and extended to a query."""
+    """A model that can be created from data, trained, and extended to a query."""
 
     def _make(self, adata: CellSource | None, config: ModelConfig, *, seed: int | None, world: World | None) -> None:
         """Build the network for `adata`: an AnnData that was set up, a store, or data from ``dist_scvi.open``."""
@@ -71,7 +71,7 @@ class TrainableModel(ExpressionModel):
         enable_progress_bar: bool = True,
         **trainer_kwargs: Any,
     ) -> None:
-        """Train on from the present weights, in this process or together with those of `world`.
+        """Continue training from the present weights, in this process or together with those of `world`.
 
         Parameters
         ----------
@@ -97,7 +97,7 @@ class TrainableModel(ExpressionModel):
             Any key of the section ``train`` of a run's configuration (`TrainConfig`): ``lr``, ``weight_decay``,
             ``n_epochs_kl_warmup``, ``reduce_lr_on_plateau``, ``early_stopping_patience`` and so on.
         data_kwargs
-            Keys of its section ``data`` that say which cells are trained on and how they are read: ``split_key``,
+            Keys of its section ``data`` for the training cells and how they are read: ``split_key``,
             ``holdout_key``, ``weight_key``, ``balance_key``, ``memory_mib``, ``block_cells``, ``window_cells``,
             ``timeout_s``.
         lanes
@@ -117,7 +117,7 @@ class TrainableModel(ExpressionModel):
             If a setting is not known or out of range, or the cells are no raw counts.
         FloatingPointError
             If the loss is not finite. The weights are then those before the call; after an interruption they are those
-            of the last step. With `run` the same call goes on from the last checkpoint.
+            of the last step. With `run` the same call continues from the last checkpoint.
         """
         options: dict[str, Any] = {
             "max_epochs": max_epochs,
@@ -147,14 +147,14 @@ class TrainableModel(ExpressionModel):
         run: str | Path | None,
         progress: bool,
     ) -> None:
-        """Train on from the present weights."""
+        """Continue training from the present weights."""
         given = {key: value for key, value in options.items() if value is not None}
         both = sorted(given.keys() & (plan_kwargs or {}).keys())
         if both:
             raise ValueError(f"{', '.join(both)} is given as an argument and in plan_kwargs: leave one out")
         section = parse_section(TrainConfig, "train", {**given, **(plan_kwargs or {})})
         if not any(parameter.requires_grad for parameter in self.module.parameters()):
-            # A script that trains every query goes on: the reference is all that this one can be.
+            # No error: a script that trains every query continues, and this query equals its reference.
             warnings.warn(
                 "nothing of this query is trained: its reference knows all its batches and covariates; to train them, "
                 "give load_query_data freeze_reference_categories=False or unfrozen=True",
@@ -173,6 +173,7 @@ class TrainableModel(ExpressionModel):
             if shown is not None:
                 shown(row)
 
+        # `train` changes the weights in place: after an error the model would be left with part of a training.
         before = {name: value.clone() for name, value in self.module.state_dict().items()}
         try:
             trained = train(
@@ -183,7 +184,7 @@ class TrainableModel(ExpressionModel):
                 on_metrics=log_row,
                 start=(self.module, self.spec),
             )
-        except KeyboardInterrupt:  # whoever has seen enough keeps what there is
+        except KeyboardInterrupt:  # an interrupted notebook keeps the model trained so far
             self.is_trained, self.history = self.is_trained or bool(rows), _joined(self.history, history_of(rows))
             raise
         except BaseException:
@@ -195,7 +196,7 @@ class TrainableModel(ExpressionModel):
                 shown.close()
         self.module, self.is_trained = trained.module, True
         history = history_of(self.world.from_first(trained.history))
-        self.history = history if folder else _joined(self.history, history)  # a folder has its own from the start
+        self.history = history if folder else _joined(self.history, history)  # that of a folder is complete
         self._set_plan(trained.plan)
         self.world.wait()
 
@@ -207,7 +208,7 @@ class TrainableModel(ExpressionModel):
         Raises
         ------
         ValueError
-            If `data_kwargs` has other keys than those of sampling and reading.
+            If `data_kwargs` has keys other than those of sampling and reading.
         """
         spec, given = self.spec, dict(data_kwargs or {})
         strange = sorted(given.keys() - set(_OF_READING))
@@ -266,15 +267,15 @@ class TrainableModel(ExpressionModel):
         freeze_dropout
             Train without dropout.
         freeze_expression, freeze_decoder_first_layer
-            Keep what the first layers make of counts and of the latent space.
+            Keep the weights of the first layers for the counts and for the latent space.
         freeze_batchnorm_encoder, freeze_batchnorm_decoder
             Keep running statistics, scale and shift of batch normalisation, and normalise by them in training too.
         freeze_classifier
             Keep the classifier of SCANVI.
         freeze_reference_categories
-            Keep what belongs to the batches and categories of the reference, of which the query may have some.
+            Keep the weights of the batches and categories of the reference, some of which the query may have.
         min_overlap
-            Least share of the reference's genes that the query must have.
+            Smallest share of the reference's genes that the query must have.
 
         Raises
         ------
@@ -283,8 +284,8 @@ class TrainableModel(ExpressionModel):
 
         Notes
         -----
-        scvi-tools 1.4.2, model/base/_archesmixin.py. What is frozen drifts under weight decay there; here it does not
-        move.
+        scvi-tools 1.4.2, model/base/_archesmixin.py. There, frozen weights drift under weight decay; here they do
+        not change.
         """
         reference = (
             reference_model
@@ -354,7 +355,7 @@ def _spec_of(reference: TrainableModel | str | Path) -> ModelSpec:
 
 
 def _same_categories(spec: ModelSpec, extended: ModelSpec) -> bool:
-    """Whether a query adds no weight, so that the reference's training is all that it needs."""
+    """Return whether a query adds no weights, so that the reference's training is sufficient."""
     return (spec.batch, spec.label, spec.categorical_covariates) == (
         extended.batch,
         extended.label,
@@ -370,7 +371,7 @@ def _seed(seed: int | None) -> int:
 
 
 def _joined(earlier: dict[str, pd.DataFrame], later: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
-    """Put the history of one training behind that of another, and count its epochs and steps on."""
+    """Append the history of one training to that of another, and continue its numbers of epochs and steps."""
     joined = dict(earlier)
     for name, table in later.items():
         known = earlier.get(name)

@@ -1,4 +1,4 @@
-"""Arguments that scvi-tools hands to the Trainer of Lightning: used, without effect here, or refused by name."""
+"""Arguments that scvi-tools passes to the Trainer of Lightning: used, without effect here, or refused by name."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -82,7 +82,7 @@ _INSTEAD = {
 
 
 def trainer_options(given: Mapping[str, Any], *, has_run: bool = False) -> dict[str, Any]:
-    """Choose what is a setting of training here.
+    """Select the arguments that are settings of training here.
 
     Parameters
     ----------
@@ -92,7 +92,7 @@ def trainer_options(given: Mapping[str, Any], *, has_run: bool = False) -> dict[
     Raises
     ------
     ValueError
-        If an argument is not known, or has a value that would change something in scvi-tools and cannot here.
+        If an argument is not known, or has a value that has an effect in scvi-tools but not here.
     """
     options = {key: given[key] for key in USED if key in given}
     if "precision" in options:

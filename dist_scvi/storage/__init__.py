@@ -1,1 +1,1 @@
-"""Files that are written whole or not at all, on disk and in object storage; without torch."""
+"""Files that are written completely or not at all, on disk and in object storage; without torch."""

@@ -1,7 +1,7 @@
 """Files and folders on a disk that are complete or absent: checkpoints, models, run records.
 
-The files of a folder are written to a temporary one and synced, last a manifest with their sizes and SHA-256; one
-rename makes all of them valid. Names that begin with a dot are those of temporary files.
+The files of a folder are written to a temporary one and synced, with a manifest of their sizes and SHA-256 last. One
+rename makes all of them valid. Names of temporary files begin with a dot.
 """
 
 import errno
@@ -28,8 +28,8 @@ from dist_scvi.storage.folder_manifest import (
 def write_folder(path: Path, files: Mapping[str, bytes], *, prefix: str = "") -> None:
     """Write `files` to the folder `path`, in place of those that an earlier call wrote; all other files stay.
 
-    At any instant `read_folder` returns all of the new files or what it returned before. Files are replaced where they
-    are, not the folder: it may be the working directory of a shell, a mount point, or in a read-only folder.
+    At any time `read_folder` returns all of the new files or all of the previous ones. The files are replaced, not the
+    folder: it may be the working directory of a shell, a mount point, or in a read-only folder.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ def write_folder(path: Path, files: Mapping[str, bytes], *, prefix: str = "") ->
     _restore_renamed(path)
     fresh = not path.exists()
     if not fresh:
-        _finish_replacement(path, prefix)  # of a call that was killed
+        _finish_replacement(path, prefix)  # complete a call that was killed
     partial = path.with_name(f".partial-{path.name}") if fresh else path / f".partial-{prefix}"
     file_prefix = prefix if fresh else ""
     shutil.rmtree(partial, ignore_errors=True)
@@ -56,10 +56,11 @@ def write_folder(path: Path, files: Mapping[str, bytes], *, prefix: str = "") ->
         partial.mkdir()
         for name, content in {**files, MANIFEST: manifest}.items():
             _write_synced(partial / f"{file_prefix}{name}", content)
+        # Files, then their folder, then the rename: otherwise a loss of power may leave the new name without content.
         sync_folder(partial)
-        partial.rename(path if fresh else path / _replacement(prefix))  # from here on the new files count
+        partial.rename(path if fresh else path / _replacement(prefix))  # from here on the new files are valid
     except OSError:
-        shutil.rmtree(partial, ignore_errors=True)  # a full disk needs the room
+        shutil.rmtree(partial, ignore_errors=True)  # a full disk needs the space
         raise
     if fresh:
         sync_folder(path.parent)
@@ -93,25 +94,25 @@ def check_no_foreign_files(path: Path, names: Iterable[str], *, prefix: str = ""
 
 
 def written_names(path: Path, *, prefix: str = "") -> set[str]:
-    """Return the names, without `prefix`, of what `write_folder` wrote; none where there is no manifest of ours."""
+    """Return the names, without `prefix`, of the files that `write_folder` wrote; none without a valid manifest."""
     manifest = _place_of(path, MANIFEST, prefix)
     listed = _listed_in(manifest)
     return {*listed, MANIFEST} if listed else set()
 
 
 def remove_written(path: Path, *, prefix: str = "") -> None:
-    """Remove from `path` what `write_folder` wrote there; other files stay."""
+    """Remove from `path` the files that `write_folder` wrote there; other files stay."""
     _finish_replacement(path, prefix)
     for name in sorted(written_names(path, prefix=prefix), key=lambda name: name != MANIFEST):  # the manifest first
         (path / f"{prefix}{name}").unlink(missing_ok=True)
 
 
 def _finish_replacement(path: Path, prefix: str) -> None:
-    """Move files that count already to their final places; after a crash, another call goes on."""
+    """Move files that are valid already to their final places; after a crash, another call continues."""
     new = path / _replacement(prefix)
     if not new.exists():
         return
-    with suppress(FileNotFoundError, DamagedFolderError):  # without its manifest all were moved
+    with suppress(FileNotFoundError, DamagedFolderError):  # without a manifest, all files were moved
         names = listed_files(str(new), read_file(new / MANIFEST))
         replaced = _listed_in(path / f"{prefix}{MANIFEST}")
         for name in replaced - names.keys():
@@ -119,7 +120,7 @@ def _finish_replacement(path: Path, prefix: str) -> None:
         for name in names:
             with suppress(FileNotFoundError):  # moved before the crash
                 (new / name).replace(path / f"{prefix}{name}")
-        sync_folder(path)  # after a loss of power the manifest must not be there without the files it names
+        sync_folder(path)  # after a loss of power, the manifest must not exist without its files
         (new / MANIFEST).replace(path / f"{prefix}{MANIFEST}")
         sync_folder(path)
     shutil.rmtree(new)
@@ -137,7 +138,7 @@ def _replacement(prefix: str) -> str:
 
 
 def _place_of(path: Path, name: str, prefix: str) -> Path:
-    """Return where a file of a folder is: in its place, or, after a crash, not moved there yet."""
+    """Return the path of a file of a folder: its final one, or after a crash that from which it was not yet moved."""
     not_moved = path / _replacement(prefix) / name
     return not_moved if not_moved.exists() else path / f"{prefix}{name}"
 
@@ -148,8 +149,8 @@ def read_folder(path: Path, *, prefix: str = "") -> dict[str, bytes]:
     Raises
     ------
     DamagedFolderError
-        If a file is missing, longer, shorter or changed, or the manifest is not one of ours; `IncompleteFolderError` if
-        there is none.
+        If a file is missing, longer, shorter or changed, or the manifest is invalid; `IncompleteFolderError` if there
+        is none.
     OSError
         If the disk fails or may not be read.
     """
@@ -165,7 +166,7 @@ def read_folder(path: Path, *, prefix: str = "") -> dict[str, bytes]:
 
 
 def _restore_renamed(path: Path) -> None:
-    """Undo what a crash between two renames left: the content of `path` under another name."""
+    """Undo a crash between two renames, which leaves the content of `path` under another name."""
     old = _old(path)
     if old.exists() and not path.exists():
         old.rename(path)
@@ -173,7 +174,7 @@ def _restore_renamed(path: Path) -> None:
 
 
 def resolve_replaced(path: Path) -> Path:
-    """Return where the content of a folder is: in itself, or alongside after a crash between two renames."""
+    """Return the path of the content of a folder: its own, or another one after a crash between two renames."""
     return path if path.exists() or not _old(path).exists() else _old(path)
 
 
@@ -219,23 +220,24 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def create_file(path: Path, content: bytes) -> bool:
-    """Write a file if there is none, whole or not at all; False if there is one. Of many that try at once one does.
+    """Create a file, whole or not at all; return False if it exists. Of several simultaneous calls one succeeds.
 
     Raises
     ------
     OSError
         As `write_file`, and on a disk without hard links.
     """
+    # `open` with O_EXCL would create the name before its content, and a rename would replace an existing file.
     with _partial_file(path, content) as partial:
         with suppress(FileExistsError):
             os.link(partial, path)
-        made = partial.stat().st_nlink > 1  # not the answer of `link`: NFS may lose that of a link that it made
+        made = partial.stat().st_nlink > 1  # not the result of `link`: NFS may lose the reply of a successful one
         sync_folder(path.parent)
     return made
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, if it is there. A folder counts as incomplete from the first instant on.
+    """Remove a file or a folder, if it exists. A folder counts as incomplete from the start.
 
     Raises
     ------
@@ -243,9 +245,9 @@ def remove(path: Path) -> None:
         If the disk fails or may not be written.
     """
     if path.is_dir() or _old(path).exists():
-        for folder in (_old(path), path):  # in this order, or what is removed would count again
+        for folder in (_old(path), path):  # in this order, or the removed content would be valid again
             if folder.exists():
-                _finish_replacement(folder, "")  # or its manifest would still count
+                _finish_replacement(folder, "")  # or its manifest would still be valid
                 (folder / MANIFEST).unlink(missing_ok=True)
                 shutil.rmtree(folder)
     else:
@@ -268,7 +270,7 @@ def rename(old: Path, new: Path) -> None:
         raise FileNotFoundError(f"{old} does not exist")
     _make_folder(new.parent)
     aside = _old(new)
-    if new.exists():  # else `aside`, left by a crash between the two renames, is all there is
+    if new.exists():  # else `aside`, from a crash between the two renames, is the only copy
         shutil.rmtree(aside, ignore_errors=True)
         new.rename(aside)
     found.rename(new)
@@ -279,7 +281,7 @@ def rename(old: Path, new: Path) -> None:
 
 @contextmanager
 def add_path_to_errors(path: Path) -> Iterator[None]:
-    """Add `path` to errors of the disk that name no file."""
+    """Add `path` to errors of the disk that do not name a file."""
     try:
         yield
     except OSError as error:
@@ -314,7 +316,8 @@ def _make_folder(path: Path) -> None:
 
 @contextmanager
 def _partial_file(path: Path, content: bytes) -> Iterator[Path]:
-    """Write `content` to a synced file alongside `path`, which is removed in the end if it is still there."""
+    """Write `content` to a synced file next to `path`, and remove it at the end if it still exists."""
+    # In the same folder: a rename or a link works only within a file system.
     _make_folder(path.parent)
     partial = path.with_name(f".partial-{path.name}-{secrets.token_hex(8)}")
     try:

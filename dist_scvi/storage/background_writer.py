@@ -1,4 +1,4 @@
-"""Write in the background: one task after the other in a thread, so that training waits only for a copy in memory."""
+"""Write in the background: a thread runs tasks in order, so that training waits only for a copy in memory."""
 
 import queue
 import threading
@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 
 class BackgroundWriter:
-    """Run tasks in order, in a thread of its own; an error is raised at the next call.
+    """Run tasks in order in a separate thread; an error is raised at the next call.
 
-    At most one task runs and one waits: training that saves faster than storage accepts waits. A longer queue would use
-    memory without bound, and lose more with a crash.
+    At most one task runs and one waits. If training saves faster than storage accepts, it waits: a longer queue would
+    use more memory, and lose more in a crash.
     """
 
     def __init__(self) -> None:
@@ -24,12 +24,12 @@ class BackgroundWriter:
         Returns
         -------
         Event
-            Set when it is done, or never will be.
+            Set when the task is done, or will never be done.
 
         Raises
         ------
         Exception
-            The error of an earlier task; no more are run then.
+            The error of an earlier task. No tasks are run after it.
         """
         self.check()
         over = threading.Event()
@@ -63,6 +63,8 @@ class BackgroundWriter:
             try:
                 if task is None:
                     return
+                # After an error, tasks are taken from the queue without being run: a thread that ended would leave
+                # `do` and `wait` blocked.
                 if self._error is None:
                     task[0]()
             except BaseException as error:  # noqa: BLE001 - raised where it can be acted on

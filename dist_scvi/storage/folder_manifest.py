@@ -12,11 +12,11 @@ _BUDGET = Budget(max_bytes=1 << 24, max_depth=4)
 
 
 class DamagedFolderError(ValueError):
-    """A folder whose files are not those its manifest names. Resume catches it to fall back on an older checkpoint."""
+    """A folder whose files differ from its manifest. Resuming catches it to use an older checkpoint."""
 
 
 class IncompleteFolderError(DamagedFolderError):
-    """A folder without manifest: it is being written just now, or its writer was killed."""
+    """A folder without a manifest: it is being written, or its writer was killed."""
 
 
 def manifest_of(files: Mapping[str, bytes]) -> bytes:
@@ -31,7 +31,7 @@ def listed_files(folder: str, manifest: bytes) -> dict[str, tuple[int, str]]:
     Raises
     ------
     DamagedFolderError
-        If it is not one of ours, or names a file elsewhere.
+        If it is not a manifest of this package, or names a file outside the folder.
     """
     where = f"{folder}/{MANIFEST}"
     try:
@@ -56,7 +56,7 @@ def _entry(where: str, name: str, entry: object) -> tuple[int, str]:
 
 
 def check_manifest_size(folder: str, size: int) -> None:
-    """Refuse a manifest that none of ours could be, before it is read.
+    """Refuse a manifest that is too long, before it is read.
 
     Raises
     ------

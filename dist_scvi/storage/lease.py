@@ -1,8 +1,8 @@
-"""The lease of a run: only the process that has it writes, renews it, and loses it to another once it is silent.
+"""The lease of a run: only the process that has it may write. It renews the lease, and loses it if it stops doing so.
 
-Leases are numbered objects; the one with the highest number is valid. A process takes over by creating the next number,
-in which only one of many succeeds. So neither clocks nor locks are trusted: hosts differ in time, object storage has no
-locks, and those of network disks are lost with their server.
+Leases are numbered objects; the one with the highest number is valid. A process takes over by creating the next number;
+of several processes only one succeeds. The lease relies neither on clocks nor on locks: hosts differ in time, object
+storage has no locks, and those of network disks are lost with their server.
 """
 
 import json
@@ -36,20 +36,20 @@ SILENT_S = 15.0
 
 
 def printable(text: str) -> str:
-    """Replace control characters, which a terminal would obey rather than show."""
+    """Replace control characters, which a terminal would execute."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 @dataclass(frozen=True, slots=True)
 class Driver:
-    """The process that started a run, by which others find out whether it is still running."""
+    """The process that started a run, by which others determine whether it still runs."""
 
     host: str
     realm: str
     """Boot and process namespace: process numbers are only comparable within one."""
     pid: int
     begun: float
-    """When the process started: its number may be used again."""
+    """Start time of the process: a process number may be reused."""
     key: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @classmethod
@@ -58,7 +58,7 @@ class Driver:
         return cls(socket.gethostname(), _realm(), os.getpid(), psutil.Process().create_time())
 
     def is_dead(self) -> bool | None:
-        """Return whether the process is gone; None if that cannot be seen from here."""
+        """Return whether the process has ended; None if it cannot be looked up on this host."""
         if (self.host, self.realm) != (socket.gethostname(), _realm()):
             return None
         try:
@@ -104,7 +104,7 @@ class Lease:
         return self._holder
 
     def update(self, *, row: dict[str, Any] | None = None, saved_step: int | None = None) -> None:
-        """Update the state of the run, with the next renewal; a saved step at once."""
+        """Update the state of the run with the next renewal; a saved step is written immediately."""
         with self._lock:
             self._holder = replace(
                 self._holder,
@@ -122,6 +122,7 @@ class Lease:
         LostLeaseError
             If another start of the run has taken over.
         """
+        # By number, without reading: a higher number is a takeover whatever it contains.
         numbers = _numbers(self._place)
         if self._lost or (numbers and numbers[-1] > self._holder.number):
             self._lost = True
@@ -131,7 +132,8 @@ class Lease:
             )
 
     def release(self) -> None:
-        """Stop the renewal and mark the run as free to be taken over at once."""
+        """Stop the renewal and mark the run as free, so that another start need not wait."""
+        # The thread ends first: a renewal after the release would mark the lease as in use again.
         self._stop.set()
         self._thread.join()
         if not self._lost:
@@ -146,6 +148,7 @@ class Lease:
             except LostLeaseError as error:
                 log.warning("%s", error)
                 return
+            # Not a loss: storage may recover, and the lease stays valid until another process creates a higher number.
             except OSError as error:
                 log.warning("the lease of %s could not be renewed: %s", self._place.uri, error)
 
@@ -180,6 +183,7 @@ def claim(place: RunStorage, driver: Driver, *, workers: int = 1) -> Lease:
         now = _now()
         number = before.number + 1 if before else 1
         holder = Holder(driver, number, workers, now, now, saved_step=before.saved_step if before else None)
+        # If `create` returns False, another process has created this number first. The loop then looks at its lease.
         if place.create(_name(number), _packed(holder)):
             for old in _numbers(place):
                 if old < number:
@@ -193,13 +197,13 @@ def holder_of(place: RunStorage) -> Holder | None:
     Raises
     ------
     ValueError
-        If it is not one of ours.
+        If it is not a lease of this package.
     """
     for number in reversed(_numbers(place)):
         try:
             return _holder(number, place.read(_name(number)))
         except FileNotFoundError:
-            continue  # whoever took over removes those before
+            continue  # a process that takes over removes the earlier leases
         except ValueError as error:
             raise ValueError(
                 f"{place.uri}/{_name(number)} is not a lease ({error}): remove it if no process writes the run"
@@ -232,7 +236,7 @@ def _check_types(tree: Any, types: Mapping[str, Any]) -> None:
 
 
 def check_not_locked(place: RunStorage) -> None:
-    """Refuse early what `claim` would refuse, as far as that is known without waiting.
+    """Refuse a run that `claim` would refuse, if this can be determined without waiting.
 
     Raises
     ------
@@ -252,7 +256,7 @@ def _refusal(place: RunStorage, before: Holder) -> ValueError:
 
 
 def _is_free(before: Holder) -> bool:
-    """Return whether a lease is released; this process knows its own even if storage failed when it released them."""
+    """Return whether a lease is released. This process records its own releases, in case storage failed meanwhile."""
     return before.released or (before.driver.key, before.number) in _GIVEN_UP
 
 
@@ -266,6 +270,7 @@ def _may_follow(place: RunStorage, before: Holder, driver: Driver) -> bool:
 
 def _falls_silent(place: RunStorage, before: Holder) -> bool:
     """Wait for a holder on another host to renew its lease; return whether it does not."""
+    # The number of renewals is compared and not their time, which is by the clock of the other host.
     log.warning("the run was last written by %s; waiting up to %.0f s for it to renew its lease", before, SILENT_S)
     deadline = time.monotonic() + SILENT_S
     while time.monotonic() < deadline:
@@ -296,7 +301,7 @@ def _now() -> str:
 
 
 def _realm() -> str:
-    """Return the boot and the process namespace, where the system has them."""
+    """Return the identifiers of the boot and of the process namespace, or on other systems the boot time."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"

@@ -1,4 +1,4 @@
-"""The storage of a run: a folder on a disk or in object storage, in which everything is whole or absent."""
+"""The storage of a run: a folder on a disk or in object storage, in which everything is complete or absent."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,14 +20,14 @@ from dist_scvi.storage.folder_manifest import (
 
 _SCHEMES = ("s3", "gs")
 _PART_BYTES = 1 << 26
-"""Read at a time: the time limit of a request then does not depend on the size of the file."""
+"""Bytes per request, so that the time limit of a request does not depend on the size of the file."""
 
 
 class RunStorage(Protocol):
     """A folder, on a disk or in object storage; names are relative, with slashes, and no part begins with a dot.
 
-    The empty name is the folder itself. All methods may be called from many threads, and raise `OSError` that names the
-    file or object where the disk or the storage fails.
+    The empty name is the folder itself. All methods may be called from many threads. If the disk or the storage fails,
+    they raise an `OSError` that names the file or object.
     """
 
     @property
@@ -50,10 +50,10 @@ class RunStorage(Protocol):
         ...
 
     def create(self, name: str, content: bytes) -> bool:
-        """Write a file if there is none, whole or not at all; False if there is one.
+        """Create a file, whole or not at all; return False if it exists.
 
-        Of many that try at once, on any number of hosts, one succeeds. The content must differ between them: it decides
-        where an answer of the storage is lost.
+        Of several simultaneous calls, on any number of hosts, one succeeds. Their contents must differ: if a reply of
+        the storage is lost, the content decides which one did.
         """
         ...
 
@@ -90,9 +90,9 @@ class RunStorage(Protocol):
         FileNotFoundError
             If it is absent.
         IncompleteFolderError
-            If it has no manifest: it is being written just now, or its writer was killed.
+            If it has no manifest: it is being written, or its writer was killed.
         DamagedFolderError
-            If a file is missing, longer, shorter or changed, or the manifest is not one of ours.
+            If a file is missing, longer, shorter or changed, or the manifest is invalid.
         """
         ...
 
@@ -185,9 +185,9 @@ class LocalStorage:
 class ObjectStorage:
     """The objects in object storage whose keys begin with `prefix`; see `RunStorage`.
 
-    There is no rename in object storage: a folder of files is complete once its manifest exists, which is written last
-    and deleted first. One that is being replaced, or whose writer was killed, is incomplete; one that is being renamed
-    is complete under one of both names.
+    Object storage has no rename: a folder of files is complete once its manifest exists, which is written last and
+    deleted first. A folder that is being replaced, or whose writer was killed, is incomplete. A folder that is being
+    renamed is complete under one of both names.
     """
 
     objects: RemoteObjects
@@ -223,6 +223,7 @@ class ObjectStorage:
     def rename(self, old: str, new: str) -> None:
         """Copy a folder, then delete it; see `RunStorage`."""
         begin, to = self._key(old), self._key(new)
+        # The manifest is copied last and deleted first, so that a kill never leaves it without its files.
         found = sorted(self.objects.keys(begin), key=_is_manifest)
         if not found:
             raise FileNotFoundError(f"{self.objects.uri}/{begin} does not exist")
@@ -235,7 +236,7 @@ class ObjectStorage:
         """Write files to a folder, its manifest last; see `RunStorage`."""
         key = self._key(name)
         replaced = self._listed(key)
-        self.objects.delete(_below(key, MANIFEST))  # first: from here on the folder is incomplete
+        self.objects.delete(_below(key, MANIFEST))  # before all else: from here on the folder is incomplete
         for file in replaced - files.keys():
             self.objects.delete(_below(key, file))
         for file, content in {**files, MANIFEST: manifest_of(files)}.items():
@@ -260,7 +261,7 @@ class ObjectStorage:
         return ObjectStorage(self.objects, self._key(name))
 
     def _listed(self, folder_key: str) -> set[str]:
-        """Return the names in the manifest of a folder; none where there is no manifest of ours."""
+        """Return the names in the manifest of a folder; none without a valid manifest."""
         try:
             size = self.objects.size(_below(folder_key, MANIFEST))
             check_manifest_size(folder_key, size or 0)
@@ -269,7 +270,7 @@ class ObjectStorage:
             return set()
 
     def _emptied(self, folder_key: str) -> bool:
-        """Delete all below a folder, its manifest first, and return whether there was anything."""
+        """Delete all objects of a folder, its manifest first, and return whether there were any."""
         found = sorted(self.objects.keys(folder_key), key=_is_manifest, reverse=True)
         for key in found:
             self.objects.delete(key)

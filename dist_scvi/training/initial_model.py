@@ -1,4 +1,4 @@
-"""Make the model that a run starts from: with new weights, or those of another model."""
+"""Create the model that a run starts from: with new weights, or with those of another model."""
 
 from pathlib import Path
 
@@ -18,9 +18,9 @@ from dist_scvi.world import World
 
 
 def begin(config: RunConfig, data: CellData, checkpoint: Checkpoint | None = None) -> tuple[VAE, ModelSpec]:
-    """Make the network that a run begins with: from the seed, or from ``config.start_from``.
+    """Create the network that a run begins with: from the seed, or from ``config.start_from``.
 
-    Where there is a checkpoint, the latter is not read again.
+    If there is a checkpoint, ``config.start_from`` is not read again.
     """
     if config.start_from is None:
         spec = spec_of(config.model, config.seed, data)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 _N_BINS = 15
 _N_BIN_SUMS = _N_BINS + 1
-"""Confidence of exactly 1 has a bin of its own, as in torchmetrics."""
+"""A confidence of exactly 1 has a separate bin, as in torchmetrics."""
 
 
 def n_classification_sums(n_labels: int) -> int:
@@ -24,7 +24,7 @@ def n_classification_sums(n_labels: int) -> int:
 
 @torch.no_grad()
 def classification_sums(logits_ml: Tensor, label_m: Tensor) -> Tensor:
-    """Sum up what `classification_metrics` needs, over some cells, float64.
+    """Return the sums over some cells that `classification_metrics` needs, float64.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ def classification_metrics(sums: NDArray[np.float64]) -> dict[str, float]:
     Notes
     -----
     Definitions of torchmetrics, which scvi-tools 1.4.2 uses (train/_trainingplans.py). There they are means over
-    minibatches, and over workers not added up.
+    minibatches and are not reduced over workers.
     """
     n_labels = (len(sums) - 1 - 3 * _N_BIN_SUMS) // 3
     true_l, predicted_l, right_l = sums[1 : 1 + 3 * n_labels].reshape(3, n_labels)

@@ -29,19 +29,19 @@ def cell_losses(terms: LossTerms, weight: float) -> Tensor:
 def loss_sums(
     terms: LossTerms, loss_n: Tensor, hash_n: NDArray[np.uint64] | None, label_m: Tensor | None = None
 ) -> Tensor:
-    """Sum up what `loss_means` needs, over some cells, float64.
+    """Return the sums over some cells that `loss_means` needs, float64.
 
     Parameters
     ----------
     loss_n
         From `cell_losses`.
     hash_n
-        Hashes of the content of the cells; their sum shows in the metrics which ones were trained on.
+        Hashes of the content of the cells; their sum identifies in the metrics the cells that were trained on.
     label_m
-        True labels of the cells that ``terms.logits_ml`` is of.
+        True labels of the cells of ``terms.logits_ml``.
     """
     reconstruction_n, kl_n = terms.reconstruction_n + terms.latent_n, terms.kl_n + terms.kl_library_n
-    # Of each hash 24 bits, so that sums over 2**29 cells are exact in float64, and so the same for any world size.
+    # 24 bits of each hash: sums over 2**29 cells are exact in float64, and thus equal for any number of workers.
     hash_sum = 0.0 if hash_n is None else float((hash_n >> np.uint64(40)).sum())
     sums = [
         torch.stack([part_n.double().sum() for part_n in (loss_n, reconstruction_n, kl_n)]),

@@ -22,14 +22,14 @@ _ROWS_NAMED = 10
 
 
 class Meter:
-    """Sum up what happened since the last line of metrics, and in the epoch; sums stay on the device until then.
+    """Sum up the steps since the last line of metrics, and of the epoch. Sums stay on the device until they are read.
 
     Parameters
     ----------
     world
         The workers.
     module
-        What they train.
+        The network that they train.
     classification_ratio
         Weight of the classification in the loss.
     """
@@ -44,7 +44,7 @@ class Meter:
 
     @property
     def state(self) -> dict[str, list[float]]:
-        """Sums since the last line, and those of the epoch before that line: what a checkpoint keeps."""
+        """Sums since the last line, and those of the epoch before that line, as a checkpoint keeps them."""
         return {"line": self._line_sums, "epoch": self._epoch_sums}
 
     @state.setter
@@ -66,12 +66,12 @@ class Meter:
         self._steps.append(step)
 
     def gather(self, done: int) -> None:
-        """Check the steps added since the last call: all workers decide alike whether training may go on.
+        """Check the steps added since the last call. All workers decide alike whether training may continue.
 
         Parameters
         ----------
         done
-            Steps that are done, for the message.
+            Number of steps done, for the message.
 
         Raises
         ------
@@ -82,6 +82,7 @@ class Meter:
         """
         if not self._steps:
             return
+        # One copy to the host for all steps: each one waits for the device.
         sums_of_steps = torch.stack([step.sums for step in self._steps]).cpu().numpy()
         for step, sums in zip(self._steps, sums_of_steps, strict=True):
             if not np.isfinite(sums).all():
@@ -94,7 +95,7 @@ class Meter:
         self._steps = []
 
     def read(self, done: int) -> Row:
-        """Average over the steps since the last line, over all workers, and start the next.
+        """Return averages over the steps since the last line and over all workers, and start the next line.
 
         Raises
         ------
@@ -122,12 +123,12 @@ class Meter:
         return row
 
     def read_epoch(self) -> Row:
-        """Average over the epoch up to the last `read`, and start the next."""
+        """Return averages over the epoch up to the last `read`, and start the next epoch."""
         sums, self._epoch_sums = np.array(self._epoch_sums), []
         return loss_means(sums, self._ratio)
 
     def _refuse(self, step: Step, sums: NDArray[np.float64]) -> None:
-        """Name the cells, whichever worker has them, at which the loss was not finite."""
+        """Raise an error that names the cells of all workers at which the loss is not finite."""
         mine = step.row_n[~torch.isfinite(step.loss_n).cpu().numpy()]
         found = self._world.from_all((len(mine), mine[:_ROWS_NAMED].tolist()))
         n_bad, n_cells = sum(n for n, _ in found), int(sums[3])
@@ -152,11 +153,15 @@ def check_equal_weights(module: VAE, world: World, done: int) -> None:
     """
     if world.size == 1:
         return
+    # The sum of the bits as whole numbers is exact, so that equal weights have equal hashes in any order of addition.
+    # The factor differs between tensors, so that exchanged tensors change the hash as well.
     total = torch.zeros((), dtype=torch.int64, device=world.device)
     for place, value in enumerate(module.state_dict().values(), 1):
         if value.is_floating_point():
             total += (2 * place + 1) * value.detach().float().contiguous().view(torch.int32).long().sum()
-    mine = int(total) & (1 << 52) - 1  # exact as float64
+    mine = int(total) & (1 << 52) - 1  # 52 bits are exact in float64
+    # The maxima of the hash and of its negative are the largest and the smallest hash, from one collective of two
+    # numbers. Only the message needs all hashes.
     ends = world.maximum(torch.tensor([mine, -mine], dtype=torch.float64, device=world.device)).tolist()
     if ends[0] != -ends[1]:
         found = ", ".join(f"{rank}: {value:x}" for rank, value in enumerate(world.from_all(mine)))

@@ -1,4 +1,4 @@
-"""Describe what a run would read, keep in memory and cost: what ``--dry-run`` prints."""
+"""Describe what a run would read, keep in memory and compute, as printed by ``--dry-run``."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -101,7 +101,7 @@ def _describe(
 
 
 def _held_out(plan: Plan) -> dict[str, str]:
-    """Return the categories that a column holds out."""
+    """Return the held-out categories of a column."""
     splits = plan.line.sampling.splits if plan.line else None
     if not isinstance(splits, ColumnSplit):
         return {}

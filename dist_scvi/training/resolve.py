@@ -1,4 +1,4 @@
-"""What a configuration leaves to the data: sizes, epochs, plans; and the checks that need no data."""
+"""Fill in the settings that depend on the data (sizes, epochs, plans), and check those that do not."""
 
 from pathlib import Path
 
@@ -16,11 +16,11 @@ from dist_scvi.storage.run_storage import open_run_storage
 from dist_scvi.transfer.scanvi_from_scvi import FROM_SCVI
 
 _WORTH_COMPILING = 10_000_000
-"""Cells times genes from which on the compiled loops save more in a run of usual length than compiling them takes."""
+"""Cells times genes from which the compiled loops save more time in a run of usual length than compiling them takes."""
 
 
 def check_config(config: RunConfig) -> None:
-    """Check what can be checked before any file is opened.
+    """Check all settings that can be checked before any file is opened.
 
     Raises
     ------
@@ -37,7 +37,7 @@ def check_config(config: RunConfig) -> None:
 
 
 def check_validations(config: RunConfig, *, exist: bool) -> None:
-    """Check that what depends on validations has some.
+    """Check that there are validations if a setting depends on them.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ def check_validations(config: RunConfig, *, exist: bool) -> None:
     Raises
     ------
     ValueError
-        With the key that depends on them.
+        If there are none; the message names the key that depends on them.
     """
     train = config.train
     watching = [key for key in ("reduce_lr_on_plateau", "early_stopping", "load_best") if getattr(train, key)]
@@ -59,7 +59,7 @@ def check_validations(config: RunConfig, *, exist: bool) -> None:
 
 
 def resolve(config: RunConfig, data: CellData, spec: ModelSpec | None = None) -> tuple[RunConfig, Plan]:
-    """Fill in what the configuration leaves to the data and to the model, for the record of the run.
+    """Fill in the settings that depend on the data and on the model, for the record of the run.
 
     Returns
     -------
@@ -106,14 +106,14 @@ def resolve(config: RunConfig, data: CellData, spec: ModelSpec | None = None) ->
 
 
 def _kernels(settings: TrainConfig, data: CellData) -> str:
-    """Choose by the size of the data alone: a run that is prolonged goes on as it began."""
+    """Choose by the size of the data alone, so that a run with more epochs continues with the same kernels."""
     if settings.kernels != "auto":
         return settings.kernels
     return "compiled" if data.n_cells * data.n_genes >= _WORTH_COMPILING else "torch"
 
 
 def plan_of(config: RunConfig, data: CellData) -> Plan:
-    """Plan the run; obs columns that decide which cells are drawn, and how often, are read once."""
+    """Plan the run; read once the obs columns that decide which cells are drawn, and how often."""
     settings = config.train
     sampling = open_sampling(
         data.store,
@@ -176,9 +176,9 @@ def open_from(config: DataConfig) -> CellData:
 
 
 def labelled_plan_of(config: RunConfig, spec: ModelSpec | None, data: CellData, plan: Plan) -> Plan | None:
-    """Plan the passes over labelled cells, for SCANVI; a choice of them is kept for an epoch, as in scvi-tools.
+    """Plan the passes over labelled cells, for SCANVI; a selection of them is kept for an epoch, as in scvi-tools.
 
-    A query may have no labels: then there are none.
+    Return None for a query without labels.
     """
     if config.model.model_name != "SCANVI":
         return None

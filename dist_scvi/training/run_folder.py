@@ -31,11 +31,11 @@ _BEST = "best-"
 
 
 _STORES = ("zarr.json", ".zgroup", ".zattrs", "__group", "ATLAS.json", MANIFEST)
-"""Files by which stores, atlases, models and checkpoints are recognised."""
+"""Files that identify stores, atlases, models and checkpoints."""
 
 
 class RunFolder:
-    """The folder of a run, open for its one writer. Use it through `open_run_for_writing`."""
+    """The folder of a run, open for its only writer; created by `open_run_for_writing`."""
 
     def __init__(self, place: RunStorage, lease: Lease) -> None:
         self.place, self._lease, self._saver = place, lease, BackgroundWriter()
@@ -47,17 +47,17 @@ class RunFolder:
         self._saved.set()
 
     def latest(self, *, fresh: bool = False) -> Checkpoint | None:
-        """Return the newest checkpoint, None if the run starts from the beginning.
+        """Return the newest checkpoint, or None if the run starts from the beginning.
 
         Parameters
         ----------
         fresh
-            Start from the beginning if checkpoints were lost or none verifies.
+            Start from the beginning if checkpoints were lost or none is valid.
 
         Raises
         ------
         ValueError
-            If what was saved is missing: starting from the beginning would silently lose a run.
+            If saved checkpoints are missing: starting from the beginning would silently lose a run.
         """
         try:
             found = newest_checkpoint(self._checkpoints)
@@ -74,7 +74,7 @@ class RunFolder:
         return found
 
     def begin(self, config: RunConfig, step: int, *, ended: bool) -> MetricsLog:
-        """Record the resolved configuration and cut the metrics to `step`; a run that goes on has not ended."""
+        """Record the resolved configuration and cut the metrics to `step`; a run that continues has not ended."""
         if not ended:
             self.place.remove(RESULT)
         text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
@@ -93,7 +93,7 @@ class RunFolder:
     def save(self, done: int, files: Mapping[str, bytes], *, keep: int) -> None:
         """Write a checkpoint after `done` steps in the background; the newest `keep` are kept.
 
-        It waits for the one before, so that a crash costs at most the steps since then.
+        It waits for the previous one, so that a crash loses at most the steps since that one.
 
         Raises
         ------
@@ -107,8 +107,9 @@ class RunFolder:
 
     def _save(self, done: int, files: Mapping[str, bytes], keep: int) -> None:
         assert self._log is not None
+        # Here and not in `save`: the lease may be lost while this task waits for the one before.
         self._lease.check()
-        self._log.sync()  # first: a run that resumes from a checkpoint must find the metrics of all steps before
+        self._log.sync()  # before the checkpoint: a run that resumes from it needs the metrics of all steps before it
         write_checkpoint(self._checkpoints, done, files, keep=keep)
         self._lease.update(saved_step=done)
 
@@ -139,7 +140,7 @@ class RunFolder:
             ) from error
 
     def wait(self) -> None:
-        """Wait until everything passed to `save` is in storage.
+        """Wait until all checkpoints passed to `save` are in storage.
 
         Raises
         ------
@@ -150,6 +151,8 @@ class RunFolder:
 
     def finish(self, module: VAE, spec: ModelSpec, *, epoch: int, step: int, ends: str) -> None:
         """Write the model and then the record that the run has ended."""
+        # The record is last and has the hash of the model's manifest: a kill in between leaves a run that has not ended
+        # and resumes, never one that has ended without its model.
         assert self._log is not None
         self._saver.wait()
         self._lease.check()
@@ -169,7 +172,7 @@ class RunFolder:
         self._ended = True
 
     def close(self) -> None:
-        """Finish what is being written and release the run. Errors are raised by `save`, `log_row` and `finish`."""
+        """Finish pending writes and release the run. Errors are raised by `save`, `log_row` and `finish` only."""
         self._saver.close()
         with suppress(OSError, LostLeaseError):
             self._lease.release()
@@ -181,13 +184,15 @@ class RunFolder:
 def open_run_for_writing(
     place: RunStorage | None, world: World, *, driver: Driver | None = None, fresh: bool = False
 ) -> Iterator[tuple[RunFolder | None, Checkpoint | None]]:
-    """Lock the run in `place`, on rank 0, and give all workers its newest checkpoint.
+    """Lock the run in `place` on rank 0, and pass its newest checkpoint to all workers.
 
     Raises
     ------
     ValueError, OSError
-        On all workers alike, if the run cannot be held or its checkpoints are lost.
+        On all workers alike, if the run cannot be locked or its checkpoints are lost.
     """
+    # An error of rank 0 is sent to all workers and raised there: if only rank 0 raised it, the others would wait for
+    # its checkpoint until the time limit of the collective.
     folder: RunFolder | None = None
     found: Checkpoint | Exception | None = None
     if place is not None and world.rank == 0:
@@ -208,12 +213,12 @@ def open_run_for_writing(
 
 
 def check_folder_is_free(path: Path) -> None:
-    """Refuse a folder that is, or is in, something else that a run would damage.
+    """Refuse a folder that is, or is in, other data that a run would damage.
 
     Raises
     ------
     ValueError
-        If it is, or lies in, a store, an atlas, a model, a checkpoint, or another run.
+        If it is, or is in, a store, an atlas, a model, a checkpoint, or another run.
     """
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path} is a file: a run needs a folder, choose another with run=PATH")

@@ -1,4 +1,4 @@
-"""What changes in the course of a run, besides weights and optimizer, and is part of each checkpoint."""
+"""The state of a run besides weights and optimizer, which is part of each checkpoint."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -17,24 +17,24 @@ from dist_scvi.training.schedule import Schedule
 
 @dataclass(slots=True)
 class RunState:
-    """Where a run is."""
+    """Position of a run, its schedule, and its best validation."""
 
     schedule: Schedule
     done: int = 0
     """Steps taken since the start of the run."""
     best_step: int | None = None
-    """Steps done at the validation that was best."""
+    """Steps done at the best validation."""
     best: dict[str, Tensor] | None = None
-    """The weights of then, if the run ends with them."""
+    """The weights at that validation, if the run ends with them."""
 
     @classmethod
     def from_saved(cls, saved: Mapping[str, Any], plan: Plan) -> "RunState":
-        """Read what `to_dict` returned."""
+        """Return the state that `to_dict` returned as plain values."""
         done = saved["epoch"] * plan.steps_per_epoch + saved["step"]
         return cls(Schedule.from_plain(saved["schedule"]), done, saved["best_step"])
 
     def to_dict(self, config: RunConfig, plan: Plan, spec: ModelSpec) -> dict[str, Any]:
-        """Return the state as plain values, with the run and the model that it belongs to."""
+        """Return the state as plain values, together with the run and the model that it belongs to."""
         return {
             **self.position(plan),
             "config": config.model_dump(mode="json"),
@@ -44,12 +44,12 @@ class RunState:
         }
 
     def position(self, plan: Plan) -> dict[str, int]:
-        """Return ``epoch`` and ``step`` to do next."""
+        """Return the next ``epoch`` and ``step``."""
         epoch, step = divmod(self.done, plan.steps_per_epoch)
         return {"epoch": epoch, "step": step}
 
     def after_validation(self, row: Row, settings: TrainConfig, module: VAE) -> bool:
-        """Adapt the schedule to a validation, and keep the weights if it is the best and the run ends with them.
+        """Update the schedule with a validation, and keep the weights if it is the best and the run ends with them.
 
         Returns
         -------

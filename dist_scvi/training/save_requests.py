@@ -16,15 +16,15 @@ class SaveRequests:
         self._saved_s = time.monotonic()
 
     def save(self) -> None:
-        """Request a checkpoint, as before a machine is taken away while the others go on."""
+        """Request a checkpoint, for instance before a machine is removed while the others continue."""
         self._save.set()
 
     def stop(self) -> None:
-        """Request a checkpoint and then the end, as when the time of a job is over."""
+        """Request a checkpoint and then the end, for instance when the time of a job is over."""
         self._stop.set()
 
     def every(self, minutes: float | None) -> None:
-        """Request a checkpoint whenever the last is older than this."""
+        """Request a checkpoint whenever the last one is older than this."""
         self._minutes, self._saved_s = minutes, time.monotonic()
 
     def saved(self) -> None:
@@ -32,7 +32,7 @@ class SaveRequests:
         self._saved_s = time.monotonic()
 
     def read(self) -> tuple[float, float]:
-        """Return the requests to save and to stop, as numbers to sum over workers; a save is requested once."""
+        """Return the requests to save and to stop, as numbers to be summed over workers; a save is returned once."""
         late = self._minutes is not None and time.monotonic() - self._saved_s > 60 * self._minutes
         save = late or self._save.is_set()
         if save:

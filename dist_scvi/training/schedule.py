@@ -8,7 +8,7 @@ from typing import Any
 from dist_scvi.config.schema import TrainConfig
 
 _LEAST_CHANGE = 1e-8
-"""Of the learning rate, as in torch."""
+"""Smallest change of the learning rate, as in torch."""
 
 
 def kl_weight(settings: TrainConfig, epoch: int, step: int) -> float:
@@ -26,13 +26,13 @@ def kl_weight(settings: TrainConfig, epoch: int, step: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """The best value so far, and how many after it were no better."""
+    """The best value so far, and the number of later values that were not better."""
 
     best: float | None = None
     waited: int = 0
 
     def after(self, value: float, *, least: float) -> "Watch":
-        """Take one more value, of which lower is better; one that is not finite never is."""
+        """Add a value; lower is better, and one that is not finite is never better."""
         if math.isfinite(value) and (self.best is None or value < self.best - least):
             return Watch(value)
         return Watch(self.best, self.waited + 1)
@@ -44,17 +44,17 @@ class Schedule:
 
     lr: float
     plateau: Watch = field(default_factory=Watch)
-    """Of the metric that the learning rate depends on."""
+    """State of the metric that the learning rate depends on."""
     monitor: Watch = field(default_factory=Watch)
-    """Of the metric that early stopping depends on; its sign is changed where higher is better."""
+    """State of the metric that early stopping depends on, with the opposite sign if higher is better."""
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> "Schedule":
-        """Read what ``dataclasses.asdict`` made."""
+        """Return the schedule from the result of ``dataclasses.asdict``."""
         return cls(plain["lr"], Watch(**plain["plateau"]), Watch(**plain["monitor"]))
 
     def after(self, settings: TrainConfig, epoch: int, metrics: Mapping[str, float]) -> "Schedule":
-        """Take the metrics of one more validation, at the end of `epoch`, under their names in scvi-tools.
+        """Return the schedule after one more validation, at the end of `epoch`, with metrics named as in scvi-tools.
 
         Raises
         ------

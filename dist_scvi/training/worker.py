@@ -33,7 +33,7 @@ def train_worker(
     fresh: bool = False,
     on_metrics: Callable[[Row], None] | None = None,
 ) -> None:
-    """Train in the folder ``config.run`` and leave the model there. Started again, it resumes.
+    """Train in the folder ``config.run`` and write the model there. If it is started again, it resumes.
 
     The arguments are those of `train`.
     """
@@ -57,7 +57,7 @@ def train_worker(
 
 
 def storage_of_run(config: RunConfig) -> RunStorage:
-    """Open the folder of a run, which need not exist."""
+    """Open the folder of a run; it need not exist."""
     return open_run_storage(config.run, storage_options=config.storage_options)
 
 
