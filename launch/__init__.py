@@ -1,1 +1,1 @@
-"""Starting things: the command line, Ray Train, torchrun."""
+"""Ways to start training: the command line, Ray Train, torchrun."""

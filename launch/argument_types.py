@@ -1,4 +1,4 @@
-"""Values of the command line that are more than a word: numbers, sizes, ranges, times, pairs."""
+"""Types of command-line arguments: numbers, sizes, ranges, times, pairs."""
 
 import argparse
 import re
@@ -9,7 +9,7 @@ _TIME = re.compile(r"(?:(\d+)-)?(\d{1,3}):([0-5]\d):([0-5]\d)")
 
 
 def at_least(low: int) -> Callable[[str], int]:
-    """Give the type of whole numbers from `low` on."""
+    """Return the argument type of whole numbers of at least `low`."""
 
     def number(text: str) -> int:
         if not (text.isascii() and text.isdecimal()) or int(text) < low:
@@ -20,7 +20,7 @@ def at_least(low: int) -> Callable[[str], int]:
 
 
 def span(text: str) -> tuple[int, int]:
-    """Read ``N`` or ``MIN:MAX``, whole numbers from 1 on."""
+    """Read ``N`` or ``MIN:MAX``, whole numbers of at least 1."""
     low, found, high = text.partition(":")
     least, most = at_least(1)(low), at_least(1)(high if found else low)
     if least > most:
@@ -29,7 +29,7 @@ def span(text: str) -> tuple[int, int]:
 
 
 def size_bytes(text: str) -> int:
-    """Read a size with its unit, such as 512MiB, as bytes."""
+    """Return the bytes of a size with its unit, such as 512MiB."""
     number, unit = text[:-3].strip(), text[-3:]
     if unit not in UNITS or not re.fullmatch(r"[0-9]+(\.[0-9]+)?", number) or float(number) == 0:
         raise argparse.ArgumentTypeError(f"{text!r}: a size such as 512MiB or 2GiB is needed")
@@ -37,7 +37,7 @@ def size_bytes(text: str) -> int:
 
 
 def time_s(text: str) -> int:
-    """Read ``[DAYS-]HH:MM:SS`` as seconds."""
+    """Return the seconds of ``[DAYS-]HH:MM:SS``."""
     found = _TIME.fullmatch(text)
     seconds = 0
     if found:
@@ -49,7 +49,7 @@ def time_s(text: str) -> int:
 
 
 def pair(example: str) -> Callable[[str], tuple[str, str]]:
-    """Give the type of ``KEY=VALUE``, neither of them empty; `example` is shown where it is written otherwise."""
+    """Return the argument type of ``KEY=VALUE``, neither of them empty; errors show `example`."""
 
     def read(text: str) -> tuple[str, str]:
         key, _, value = text.partition("=")

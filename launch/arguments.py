@@ -1,4 +1,4 @@
-"""The arguments of the command line: what each command takes, and how it is written."""
+"""The arguments of the command line, by command."""
 
 import argparse
 import math
@@ -66,14 +66,14 @@ def _words(text: str) -> list[str]:
 
 
 def _names(text: str) -> str:
-    """Check a list of names, which `split_names` splits once the known ones are at hand: a name may hold a comma."""
+    """Check a list of names, which `split_names` splits once the known ones are available: a name may contain commas."""
     if not text.strip(","):
         raise argparse.ArgumentTypeError(f"{text!r}: one name or several, with commas between them, are needed")
     return text
 
 
 def _add_names(parser: "argparse.ArgumentParser | argparse._ArgumentGroup", option: str, help: str) -> None:
-    """Add an option that takes names, and may be repeated."""
+    """Add an option that takes names and may be repeated."""
     parser.add_argument(
         option, action="append", type=_names, metavar="A,B", help=f"{help}; may be repeated, for names with commas"
     )

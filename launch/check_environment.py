@@ -1,7 +1,7 @@
-"""Exit with 1 unless this environment holds this checkout and its dependencies: ``check_environment.py EXTRA,EXTRA``.
+"""Exit with 1 unless this environment has this checkout and its dependencies: ``check_environment.py EXTRA,EXTRA``.
 
 `setup.sh` runs it with the Python of the active environment, which may be empty: only the standard library is imported
-before something else is known to be there.
+before other packages are known to be installed.
 """
 
 import sys
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def find_missing(extras: Sequence[str]) -> list[str]:
-    """Return what the environment lacks: the project, or requirements of it and of `extras` that no version meets."""
+    """Return what is missing in the environment: the project, or requirements of it and of `extras`."""
     spec = util.find_spec("dist_scvi")
     found = Path(spec.origin).resolve().parents[1] if spec and spec.origin else None
     if found != ROOT:

@@ -1,6 +1,6 @@
 """The command line ``dist-scvi``: one function for each command.
 
-torch, zarr and ray are imported by the command that needs them, so that the others answer at once.
+torch, zarr and ray are imported by the command that needs them: each takes long to import.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def _simulate(options: argparse.Namespace) -> int:
 
 
 def _source(options: argparse.Namespace) -> "Callable[..., CellStore]":
-    """Give what opens the store, or stores, that a command names; it takes another layer."""
+    """Return a function of the layer that opens the store, or stores, that a command names."""
     from dist_scvi.loaders.stores.open import open_store, read_names
 
     sources = options.sources if len(options.sources) > 1 else options.sources[0]
@@ -72,7 +72,7 @@ def _source(options: argparse.Namespace) -> "Callable[..., CellStore]":
 
 
 def _tell_unmatched(store: "CellStore") -> None:
-    """Say which genes of several stores do not match."""
+    """Report which genes of several stores do not match."""
     from dist_scvi.loaders.stores.collection import Collection, format_unmatched
 
     if isinstance(store, Collection):
@@ -201,7 +201,7 @@ def _run_of(options: argparse.Namespace) -> "RunStorage":
 
 
 def _run(config: "RunConfig", options: argparse.Namespace) -> int:
-    """Check a run at the door, then start its workers."""
+    """Check a run, then start its workers."""
     from dist_scvi.loaders.order.plan import usable_workers
     from dist_scvi.metrics.run_record import MODEL
     from dist_scvi.storage.lease import Driver
@@ -225,7 +225,7 @@ def _run(config: "RunConfig", options: argparse.Namespace) -> int:
 
 
 def _devices(options: argparse.Namespace) -> str:
-    """Describe what the workers compute on.
+    """Describe the devices of the workers.
 
     Raises
     ------
@@ -287,7 +287,7 @@ def _minify(options: argparse.Namespace) -> int:
         check_free(out, overwrite=False, storage_options=storage)
     asked = AtlasOptions(obs_columns, leaf_columns, options.leaf_budget, options.seed)
     task = partial(minify_worker, run, out, options=asked, overwrite=options.overwrite)
-    if options.workers == (1, 1) and options.address is None:  # others have no terminal
+    if options.workers == (1, 1) and options.address is None:  # workers of Ray have no terminal
         task = partial(task, on_progress=ProgressReporter("minified"))
     _start(task, options, config.train)
     print_text(describe_writing(out, storage_options=storage))

@@ -19,11 +19,11 @@ MEANINGS = {
     FAILED: "storage or something else failed",
     INTERRUPTED: "interrupted",
 }
-"""What a script may rely on; ``--help`` prints it."""
+"""Exit codes for scripts; ``--help`` prints them."""
 
 
 def exit_code(command: Callable[[], int]) -> int:
-    """Run `command`, print what is wrong in one line on standard error, and return the code to exit with."""
+    """Run `command`, print an error in one line on standard error, and return the exit code."""
     try:
         with exit_on_signal(_leave):
             code = command()
@@ -32,7 +32,7 @@ def exit_code(command: Callable[[], int]) -> int:
         return _report(f"error: {error}", MISTAKE)
     except (StoppedError, WorkersFailedError, WeightsDifferError, TimeoutError) as error:
         return _report(f"{error}; start the same command again to continue", AGAIN)
-    except BrokenPipeError:  # as in "| head"; what is still buffered must not fail again at the end
+    except BrokenPipeError:  # as in "| head"; the rest of the buffer must not fail again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
     except (OSError, LostLeaseError) as error:
@@ -44,7 +44,7 @@ def exit_code(command: Callable[[], int]) -> int:
 
 
 def _leave() -> NoReturn:
-    """Exit before there is anything to save, or where everything done so far is kept anyway."""
+    """Exit when there is nothing to save, or when everything done so far is saved already."""
     sys.exit(_report("stop requested; start the same command again to continue", AGAIN))
 
 

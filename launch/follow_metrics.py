@@ -1,4 +1,4 @@
-"""Watching a run from another process, through the metrics it writes."""
+"""Follow a run from another process, by the metrics that it writes."""
 
 import threading
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ _POLL_S, _REMOTE_POLL_S = 0.5, 10.0
 
 @contextmanager
 def show_progress(place: RunStorage | None, progress: MetricsReporter) -> Iterator[None]:
-    """Show the metrics that are added to the run in `place` while the block runs."""
+    """Show the metrics that are added to the run in `place` during the block."""
     if place is None:
         yield
         return
@@ -33,7 +33,7 @@ def _watch(place: RunStorage, progress: MetricsReporter, stop: threading.Event, 
     while True:
         ended = stop.wait(_POLL_S if isinstance(place, LocalStorage) else _REMOTE_POLL_S)
         rows: list[Row] = []
-        with suppress(OSError):  # the process that writes the run reports storage that fails
+        with suppress(OSError):  # the process that writes the run reports errors of storage
             rows = reader.read()
         for row in rows:
             if _place(row) > last:
@@ -44,5 +44,5 @@ def _watch(place: RunStorage, progress: MetricsReporter, stop: threading.Event, 
 
 
 def _place(row: Row) -> tuple[int, int]:
-    """Order of a line in a run; after a restart, lines that were shown come again and are passed over."""
+    """Return the position of a line in a run; after a restart, lines that were shown appear again and are skipped."""
     return row["step"], int(row["kind"] == "validation")

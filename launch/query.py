@@ -1,4 +1,4 @@
-"""``dist-scvi query``: from options to an `Answer`, and from an answer to a file or a terminal."""
+"""``dist-scvi query``: turn options into an `Answer`, and write it to a file or a terminal."""
 
 import argparse
 import re
@@ -42,19 +42,19 @@ _FOR = {
     "n_genes": (MARKERS,),
     "explain": (GROUPS, DE, MARKERS),
 }
-"""Which query takes an option; the others refuse it."""
+"""The queries that accept an option; the others refuse it."""
 
 _PAIR = re.compile(r"([^=<>!'\"()]+)=([^=~].*)")
 _TERMINAL_ROWS = 40
 
 
 def check_options(options: argparse.Namespace) -> None:
-    """Refuse options that do not belong to the query, before anything heavy is imported.
+    """Refuse options that do not belong to the query, before slow packages are imported.
 
     Raises
     ------
     ValueError
-        If an option belongs to other queries, one that is needed is missing, or the file to write exists.
+        If an option belongs to other queries, a required one is missing, or the file to write exists.
     """
     for key, queries in _FOR.items():
         if options.what not in queries and getattr(options, key) not in (None, False):
@@ -116,7 +116,7 @@ def _arguments(atlas: Any, options: argparse.Namespace, cells: "CellSet | None")
 
 
 def _table(atlas: Any, options: argparse.Namespace, cells: "CellSet | None") -> "Answer":
-    """Answer the queries with a row for each cell or group in tables of their own."""
+    """Answer the queries whose tables have a row for each cell or group."""
     import numpy as np
     import pandas as pd
 
@@ -180,7 +180,7 @@ def write_answer(answer: "Answer", options: argparse.Namespace) -> None:
 
 
 def _neutral(table: "pd.DataFrame") -> "pd.DataFrame":
-    """Return the table with text from files made harmless: no control characters, no formulas of spreadsheets."""
+    """Return the table without control characters and spreadsheet formulas in texts from files."""
     import pandas as pd
 
     def neutral(value: object) -> object:
@@ -202,7 +202,7 @@ def read_questions(path: Path, atlas: Path) -> list[list[str]]:
     Raises
     ------
     ValueError
-        If the file holds something else.
+        If the content of the file is of another kind.
     """
     from dist_scvi.config.load import parse_yaml, read_text
 

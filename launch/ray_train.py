@@ -21,7 +21,7 @@ from dist_scvi.launch.signals import call_on_signal
 from dist_scvi.progress_reporter import report_waiting
 from dist_scvi.training.save_requests import SaveRequests
 
-if TYPE_CHECKING:  # the board, in a process of its own, does without torch
+if TYPE_CHECKING:  # not imported here: the process of the board does not need torch
     from dist_scvi.world import World
 
 _ENVIRONMENT = {
@@ -31,27 +31,27 @@ _ENVIRONMENT = {
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
     "RAY_USAGE_STATS_ENABLED": "0",
-    # how long the living wait for a dead worker before all are restarted
+    # time that the other workers wait for a dead one before all are restarted
     "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "10",
 }
 _DEFAULT_TOKEN = Path("~/.ray/auth_token")
 """Where Ray looks for the token of a cluster that a user has set up."""
 _POLL_S = 0.5
 _AGAIN_S = 10.0
-"""Ray lets the workers go on until a node that was announced to go is gone; so much of that may be lost."""
+"""Seconds between checkpoints after a notice: workers continue until the node is removed, and may lose this much."""
 
 _NOTICED_S = 15.0
-"""Within this time Ray knows of a node that is gone; what its loss breaks in others is felt at once."""
+"""Time within which Ray detects the loss of a node; errors of other workers due to it are immediate."""
 
 _ENDS = {"stopped": StoppedError, "mistake": ValueError, "refused": OSError, "followed": LostLeaseError}
-"""Why a run ends though workers could be started anew."""
+"""Reasons for which a run ends although workers could be restarted."""
 
 _REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
-"""Storage that is full, or may not be written, will be so after a restart; of all else it may have recovered."""
+"""Storage that is full or read-only remains so after a restart; from other errors it may recover."""
 
 
 Task = Callable[["World", SaveRequests], None]
-"""What every worker does, given its place in the world and that through which it is asked to save or stop."""
+"""The task of every worker, given its rank and the requests to save or stop."""
 
 
 def run_on_ray(
@@ -71,36 +71,36 @@ def run_on_ray(
     Parameters
     ----------
     task
-        Must be picklable, and must go on where it was when called again.
+        Must be picklable, and must continue from its last state when it is called again.
     workers
-        Number of workers; or the least and the most, and as many as there is room for take part. Of more than the
-        greatest number that divides `lanes`, the others stand by.
+        Number of workers; or the smallest and the largest number, of which as many take part as Ray has room for.
+        Workers beyond the greatest number that divides `lanes` are on standby.
     lanes
         The number of workers that take part divides it.
     address
-        Of a running Ray cluster, ``auto`` for that of this machine; by default one is started, and ended afterwards.
+        Address of a running Ray cluster, ``auto`` for that of this machine; by default one is started and stopped.
     cpus_per_worker
         By default an equal share of this machine's, or 1 on a running cluster.
     gpus_per_worker
-        GPUs of each.
+        GPUs of each worker.
     timeout_s
         Longest wait of one worker for the others in a collective, and for a worker that does not answer.
     max_failures
-        How often lost workers are replaced; nodes that are taken away with notice do not count.
+        How often lost workers are replaced; nodes that are removed with notice do not count.
     resize_s
-        Time between looks for room for more workers.
+        Time between checks for room for more workers.
 
-    A cluster that is started for the call listens on the loopback interface only and requires a token, which lies in
-    a file that only this user can read.
+    A cluster that is started for the call listens on the loopback interface only and requires a token, which is in a
+    file that only this user can read.
 
     Raises
     ------
     ValueError
-        If a worker found a mistake that no restart can mend.
+        If a worker found an error that a restart cannot resolve.
     StoppedError
-        If the workers were asked to stop, and did.
+        If a stop was requested and the workers stopped.
     WorkersFailedError
-        If workers were lost more often than `max_failures`, or what supervises them was lost.
+        If workers were lost more often than `max_failures`, or the controller of Ray was lost.
     OSError
         If storage is full or must not be written.
     LostLeaseError
@@ -108,7 +108,8 @@ def run_on_ray(
 
     Notes
     -----
-    Ray 2.60: a run name is never used twice, because a torn snapshot of Ray's own would make it unusable.
+    Ray 2.60 writes its snapshot of a run in place. A truncated snapshot makes the name of the run unusable, so each call
+    uses a new name.
     """
     if address is None:
         _prepare_own_cluster()
@@ -116,7 +117,7 @@ def run_on_ray(
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    ray_train: Any = ray.train  # its types are those of an older version
+    ray_train: Any = ray.train  # its type stubs are of an older version
     most = workers if isinstance(workers, int) else workers[1]
     least = workers if isinstance(workers, int) else workers[0]
     cpus = cpus_per_worker or (1 if address else max(1, (os.cpu_count() or 1) // most))
@@ -150,12 +151,12 @@ def _fit(trainer: Any, board: Any, stop: threading.Event, workers: int) -> None:
     from ray.train import TrainingFailedError
 
     try:
-        with call_on_signal(board.stop.remote):  # again: ray.init has put a handler of its own in place
+        with call_on_signal(board.stop.remote):  # again: ray.init has installed its own handler
             if stop.is_set():
                 raise StoppedError("stopped on request before the workers were started")
             with report_waiting(partial(_waiting_for, board, workers)):
                 trainer.fit()
-    except SystemExit:  # Ray's own answer to Ctrl-C, after it has ended the workers
+    except SystemExit:  # Ray's reaction to Ctrl-C, after it has ended the workers
         raise KeyboardInterrupt from None
     except TrainingFailedError as error:
         _raise_said(board)
@@ -163,7 +164,7 @@ def _fit(trainer: Any, board: Any, stop: threading.Event, workers: int) -> None:
         raise WorkersFailedError(
             f"workers were lost more than {times} times ({_last_line(error)}); nothing that was saved is lost"
         ) from error
-    except ray.exceptions.RayError as error:  # Ray does not start its controller anew
+    except ray.exceptions.RayError as error:  # Ray does not restart its controller
         raise WorkersFailedError(
             f"what supervises the workers was lost ({_last_line(error)}); nothing that was saved is lost"
         ) from error
@@ -171,7 +172,7 @@ def _fit(trainer: Any, board: Any, stop: threading.Event, workers: int) -> None:
 
 
 def _waiting_for(board: Any, workers: int) -> str:
-    """Return which workers have not started yet; nothing once they have."""
+    """Return how many workers are ready, as text; empty once all are."""
     import ray
 
     ready = 0
@@ -184,10 +185,10 @@ def _waiting_for(board: Any, workers: int) -> str:
 def _prepare_own_cluster() -> None:
     """Make the cluster that this process starts listen on loopback only and require a token.
 
-    Ray 2.60 reads all of this when it is imported, and caches the token, so it is set once, before. Ray replaces
-    ``_node_ip_address="127.0.0.1"`` by the address of the network interface; the variable with which it keeps to
-    loopback on Windows and macOS works on Linux too. Ray's own token would lie in the home directory, readable for all
-    users of the machine. What remains open to the network is the port at which torch's workers of rank 0 meet.
+    Ray 2.60 reads these variables when it is imported, and caches the token, so they are set once before. Ray replaces
+    ``_node_ip_address="127.0.0.1"`` by the address of the network interface; the variable that restricts it to loopback
+    on Windows and macOS works on Linux too. Ray would write its own token to the home directory, readable for all users
+    of the machine. The rendezvous port of torch on rank 0 remains open to the network.
     """
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     os.environ["RAY_AUTH_MODE"] = "token"
@@ -203,7 +204,7 @@ def _prepare_own_cluster() -> None:
 
 @contextmanager
 def _environment(timeout_s: float) -> Iterator[None]:
-    """Set what Ray reads from the environment of its driver, unless the user has set it."""
+    """Set the variables that Ray reads from the environment of its driver, unless the user has set them."""
     ours = {**_ENVIRONMENT, "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(int(timeout_s))}
     ours = {key: value for key, value in ours.items() if key not in os.environ}
     os.environ.update(ours)
@@ -216,7 +217,7 @@ def _environment(timeout_s: float) -> Iterator[None]:
 
 @contextmanager
 def _cluster(address: str | None, workers: int) -> Iterator[None]:
-    """Join a running cluster, or start one for this call alone."""
+    """Join a running cluster, or start one for this call only."""
     import ray
 
     started = not ray.is_initialized()
@@ -235,7 +236,7 @@ def _cluster(address: str | None, workers: int) -> Iterator[None]:
 
 @contextmanager
 def _scratch() -> Iterator[str]:
-    """Create a folder for Ray's records, which nobody reads: checkpoints and results are ours."""
+    """Create a folder for the records of Ray, which are not used: checkpoints and results are in the run."""
     folder = tempfile.mkdtemp(prefix="dist-scvi-ray-")
     try:
         yield folder
@@ -244,7 +245,7 @@ def _scratch() -> Iterator[str]:
 
 
 class _Board:
-    """An actor between the workers and their driver: who has started, why the run ends early, and that it should."""
+    """An actor shared by workers and driver: number of started workers, reason of an early end, request to stop."""
 
     def __init__(self) -> None:
         self.said: tuple[str, str] | None = None
@@ -258,6 +259,7 @@ class _Board:
         return self.started
 
     def say(self, kind: str, message: str) -> None:
+        # The first reason is kept: the end of one worker causes errors in the others.
         self.said = self.said or (kind, message)
 
     def read(self) -> tuple[str, str] | None:
@@ -299,7 +301,7 @@ def _worker(settings: dict[str, Any]) -> None:
 
     board = settings["board"]
     if ray.get(board.read.remote()):
-        return  # the group was restarted, but what stopped it would stop it again: the driver reads the board
+        return  # the group was restarted, but the same error would occur again: the driver reads it from the board
     board.add_started.remote()
     torch.set_num_threads(settings["cpus"])
     device = get_device()
@@ -307,7 +309,7 @@ def _worker(settings: dict[str, Any]) -> None:
         torch.cuda.set_device(device)
     world = first_workers(device, lanes=settings["lanes"], timeout_s=settings["timeout_s"])
     if world is None:
-        return  # one more than the lanes can be shared by: it stands by for the next change of size
+        return  # the lanes cannot be divided by one more worker: it is on standby for the next change of size
     requests = SaveRequests()
     ended = threading.Event()
     watch = threading.Thread(target=_listen, args=(requests, board, ended), daemon=True)
@@ -320,7 +322,7 @@ def _worker(settings: dict[str, Any]) -> None:
         end = _end(error)
         if end is not None:
             ray.get(board.say.remote(end, str(error)))
-        elif _is_preempted():  # a node that was announced to go is not to be taken for a failure of this worker
+        elif _is_preempted():  # wait until Ray detects the loss of the node, or it counts as a failure of this worker
             time.sleep(_NOTICED_S)
         raise
     finally:
@@ -328,7 +330,7 @@ def _worker(settings: dict[str, Any]) -> None:
 
 
 def _end(error: Exception) -> str | None:
-    """Return why an error ends the run; None if workers that are started anew may continue."""
+    """Return the kind of an error that ends the run; None if restarted workers may continue."""
     if isinstance(error, LostLeaseError):
         return "followed"
     if isinstance(error, OSError) and error.errno in _REFUSED:
@@ -337,11 +339,11 @@ def _end(error: Exception) -> str | None:
 
 
 def _listen(requests: SaveRequests, board: Any, ended: threading.Event) -> None:
-    """Request checkpoints once a node of the group is announced to go, and the end when the driver does."""
+    """Request checkpoints after notice that a node will be removed, and a stop when the driver requests it."""
     import ray
 
     saved_s = -_AGAIN_S
-    with suppress(ray.exceptions.RayError):  # the driver is gone, and all its workers will be
+    with suppress(ray.exceptions.RayError):  # the driver has ended, and Ray ends its workers
         while not ended.wait(_POLL_S):
             if _is_preempted() and time.monotonic() - saved_s > _AGAIN_S:
                 requests.save()
@@ -352,9 +354,10 @@ def _listen(requests: SaveRequests, board: Any, ended: threading.Event) -> None:
 
 
 def _is_preempted() -> bool:
-    """Return whether Ray has notified this worker that a node will be taken away.
+    """Return whether Ray has notified this worker that a node will be removed.
 
-    The public ``ray.train.get_preemption_info`` waits for all workers at each call; this reads what this one was sent.
+    The public ``ray.train.get_preemption_info`` waits for all workers at each call; this reads the notice that this
+    worker received.
     """
     from ray.train.v2._internal.execution.context import get_train_context
 
@@ -362,7 +365,7 @@ def _is_preempted() -> bool:
 
 
 def _check_room(nodes: list[dict[str, Any]], workers: int, each: dict[str, int]) -> None:
-    """Refuse what Ray would wait for without end; a worker needs all its resources on one node."""
+    """Refuse resources for which Ray would wait without end; a worker needs all its resources on one node."""
     there = [node["Resources"] for node in nodes if node["Alive"]]
     room = sum(min(int(found.get(name, 0) // number) for name, number in each.items()) for found in there)
     if room < workers:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""Sent by Kubernetes, spot machines and SLURM before they kill."""
+"""Signals that Kubernetes, spot machines and SLURM send before they kill a process."""
 
 
 @contextmanager
@@ -27,7 +27,7 @@ def call_on_signal(stop: Callable[[], None]) -> Iterator[None]:
 
 @contextmanager
 def exit_on_signal(leave: Callable[[], NoReturn]) -> Iterator[None]:
-    """While the block runs, call `leave` in the main thread for `SIGNALS` that nothing inside handles."""
+    """While the block runs, call `leave` in the main thread for `SIGNALS` that are not handled inside the block."""
     with _handled(lambda _number, _frame: leave()):
         yield
 

@@ -1,4 +1,4 @@
-"""Standard streams that may be closed, and text from files that reaches a terminal."""
+"""Closed standard streams, and text from files on a terminal."""
 
 import io
 import os
@@ -10,8 +10,8 @@ from dist_scvi.loaders.arrays.printable import printable_lines
 def open_closed_streams() -> None:
     """Connect standard streams that the caller has closed to the null device.
 
-    Otherwise the next file that is opened takes the number of the closed stream, and whatever a library writes to
-    standard error lands in a checkpoint. It must happen before any other file is opened.
+    Otherwise the next file that is opened takes the number of the closed stream, and output of a library to standard
+    error is written into a checkpoint. This must be called before any other file is opened.
     """
     for number in (0, 1, 2):
         try:
@@ -27,5 +27,5 @@ def open_closed_streams() -> None:
 
 
 def print_text(text: str, *, to_stderr: bool = False) -> None:
-    """Print `text` without the control characters that names from files may hold."""
+    """Print `text` without control characters, which names from files may contain."""
     print(printable_lines(text), file=sys.stderr if to_stderr else sys.stdout)

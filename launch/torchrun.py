@@ -25,7 +25,7 @@ _LOOK_S = 1.0
 
 
 def main(arguments: list[str]) -> int:
-    """Train as one of the workers that torchrun has started, and give the exit code."""
+    """Train as one of the workers that torchrun has started, and return the exit code."""
     return exit_code(partial(_train, arguments))
 
 
@@ -50,9 +50,9 @@ def _train(arguments: list[str]) -> int:
 
 @contextmanager
 def _orphaned(stop: Callable[[], None]) -> Iterator[None]:
-    """While the block runs, have `stop` called, in a thread, once the agent that started this process is gone.
+    """While the block runs, call `stop` in a thread once the agent that started this process has ended.
 
-    Workers that were started in another way, as by a shell that may leave them behind, have none.
+    Workers that were started in another way, for instance by a shell that may exit before them, have no agent.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield

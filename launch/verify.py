@@ -7,7 +7,7 @@ from dist_scvi.progress_reporter import ProgressReporter
 
 
 def verify_written(path: str, storage_options: Mapping[str, str]) -> tuple[str, list[str]] | None:
-    """Read all of a run, checkpoint, model or atlas, by the code that opens it.
+    """Read a whole run, checkpoint, model or atlas with the code that opens it.
 
     Returns
     -------
@@ -62,7 +62,7 @@ def _problems_of_model(path: str, storage_options: Mapping[str, str]) -> list[st
 
 
 def _problem_of_folder(path: str, name: str, storage_options: Mapping[str, str]) -> list[str]:
-    """Compare the files of a folder with its manifest."""
+    """Return the differences between the files of a folder and its manifest."""
     from dist_scvi.storage.run_storage import open_run_storage
 
     try:

@@ -30,8 +30,8 @@ class SCVI(TrainableModel):
     gene_likelihood
         ``"zinb"``, ``"nb"``, ``"poisson"`` or ``"normal"``.
     use_observed_lib_size
-        Use the total count of a cell as its library size. Otherwise it is latent, with a prior by batch from a pass over
-        the cells.
+        Use the total count of a cell as its library size. Otherwise it is latent, with a prior by batch from a pass
+        over the cells.
     latent_distribution
         ``"normal"``, or ``"ln"`` for logistic normal.
     log_variational

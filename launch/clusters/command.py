@@ -30,7 +30,7 @@ class _Target(NamedTuple):
 
 
 def add_launch(commands: "_Commands") -> None:
-    """Add the command ``launch`` and its targets; `launch` carries it out."""
+    """Add the command ``launch`` and its targets; `launch` runs it."""
     parser = commands.add_parser("launch", help="print a file that trains on a cluster until the run is finished")
     targets = parser.add_subparsers(required=True, metavar="TARGET", dest="target")
     for name, target in _TARGETS.items():
@@ -45,7 +45,7 @@ def launch(options: argparse.Namespace) -> int:
     Raises
     ------
     ValueError
-        If options do not fit together, or ``dist-scvi train`` would refuse the run.
+        If options are incompatible, or ``dist-scvi train`` would refuse the run.
     FileExistsError
         If the file exists.
     """

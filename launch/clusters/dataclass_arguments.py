@@ -1,4 +1,4 @@
-"""Arguments of the command line made from the fields of a dataclass, and the dataclass made from what was given."""
+"""Command-line arguments from the fields of a dataclass, and the dataclass from parsed arguments."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 def argument(
     flag: str,
-    help: str = "",  # the word of argparse
+    help: str = "",  # the name in argparse
     *,
     default: object = MISSING,
     read: Callable[[str], object] | None = None,
@@ -23,13 +23,13 @@ def argument(
     Parameters
     ----------
     flag
-        As ``--name``, or a name without dashes for an argument that is given by its place.
+        As ``--name``, or a name without dashes for a positional argument.
     default
-        Without one the argument is required; with ``()`` it may be given several times.
+        Without a default the argument is required; with ``()`` it may be repeated.
     read
-        Turns the text into a value.
+        Function that converts the text to a value.
     off
-        Flag and help of the argument that turns a field of true or false off.
+        Flag and help of the argument that sets a boolean field to False.
     """
     settings: dict[str, Any] = {"help": help, "type": read, "metavar": metavar, "choices": choices}
     metadata = {"flag": flag, "off": off, "settings": {key: value for key, value in settings.items() if value}}
@@ -63,6 +63,6 @@ def add_arguments(parser: argparse.ArgumentParser, record: type) -> None:
 
 
 def record_of(options: argparse.Namespace, record: type[T]) -> T:
-    """Make the dataclass `record` from parsed arguments; what could be given several times becomes a tuple."""
+    """Return the dataclass `record` from parsed arguments; repeatable ones become tuples."""
     values = {each.name: getattr(options, each.name) for each in fields(record)}  # type: ignore[arg-type]
     return record(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})

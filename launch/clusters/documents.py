@@ -1,4 +1,4 @@
-"""Comments and YAML documents that hold texts of a user and stay what they are."""
+"""Comments and YAML documents with texts of a user, which cannot change their structure."""
 
 from collections.abc import Iterable
 
@@ -6,12 +6,12 @@ import yaml
 
 
 def comment(lines: Iterable[str]) -> str:
-    """Return lines of comment. What is no printable character is escaped: a line break in a text stays in its line."""
+    """Return lines of comment. Unprintable characters are escaped, so that a line break cannot end the comment."""
     return "".join(f"# {''.join(map(_printable, line))}\n" for line in lines)
 
 
 def dump(*documents: object) -> str:
-    """Return YAML documents, with texts of several lines readable as they are."""
+    """Return YAML documents, with texts of several lines as readable blocks."""
     return yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, width=10_000, allow_unicode=True)
 
 

@@ -1,4 +1,4 @@
-"""What is installed on machines of a cloud: dist-scvi with the tested versions, in an environment of its own."""
+"""Installation on machines of a cloud: dist-scvi with the tested versions, in a separate environment."""
 
 import sys
 

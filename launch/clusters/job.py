@@ -1,4 +1,4 @@
-"""What all targets have in common: the run, the machines it is trained on, and whether the two fit together."""
+"""Common parts of all targets: the run, its machines, and whether the two fit together."""
 
 import re
 from collections.abc import Iterable
@@ -22,20 +22,20 @@ class Job:
 
     name: str
     options: JobOptions
-    """As given; numbers of workers and nodes are the least and the most."""
+    """Options as given; numbers of workers and nodes are the smallest and the largest."""
     config: Path
-    """The configuration file, absolute."""
+    """Absolute path of the configuration file."""
     run: str
     storage: tuple[str, ...]
     """Options of its storage, as ``key=value``."""
     paths: tuple[tuple[str, str], ...]
     """Keys of the configuration and the paths or URLs they name."""
     grace_s: int
-    """Seconds from the notice that a machine ends to its end."""
+    """Seconds from the notice of the end of a machine to its end."""
 
     @property
     def nodes(self) -> tuple[int, int]:
-        """The least and the largest number of nodes."""
+        """The smallest and the largest number of nodes."""
         return self.options.nodes or self.options.workers
 
     @property
@@ -60,7 +60,7 @@ class Job:
 
     @property
     def elastic(self) -> bool:
-        """Whether training goes on with fewer nodes than the most."""
+        """Whether training continues with fewer nodes than the largest number."""
         return self.nodes[0] < self.nodes[1]
 
     @property
@@ -79,7 +79,7 @@ class Job:
 
     @property
     def status(self) -> list[str]:
-        """The command that reports the state of the run."""
+        """Command that reports the state of the run."""
         return ["dist-scvi", "status", self.run, *(word for each in self.storage for word in ("--storage", each))]
 
 
@@ -121,9 +121,9 @@ def job_of(options: JobOptions, *, spot_of_gcp: bool = False) -> Job:
 
 
 def _check_as_training(config: "RunConfig", paths: Iterable[tuple[str, str]], workers: int) -> None:
-    """Refuse what training would refuse hours later, after it has waited for its machines.
+    """Refuse a run that training would refuse hours later, after waiting for its machines.
 
-    Cells are opened only if this machine has them all: a bucket may be open to the machines of the job alone.
+    Cells are opened only if all are on this machine: a bucket may be accessible to the machines of the job only.
     """
     from dist_scvi.training.preview import preview
     from dist_scvi.training.resolve import check_config, open_from
@@ -137,7 +137,7 @@ def _check_as_training(config: "RunConfig", paths: Iterable[tuple[str, str]], wo
 
 
 def refuse_node_local(job: Job, shared: Iterable[str]) -> None:
-    """Refuse paths that usually lie on one machine only, unless they are below one of `shared`.
+    """Refuse paths that are usually on one machine only, unless they are below one of `shared`.
 
     Raises
     ------
@@ -154,12 +154,12 @@ def refuse_node_local(job: Job, shared: Iterable[str]) -> None:
 
 
 def refuse_local(job: Job, seen: Iterable[str], option: str) -> None:
-    """Refuse paths of this machine: remote machines see URLs, and what is below one of `seen`.
+    """Refuse paths of this machine: remote machines can access URLs, and paths below one of `seen`.
 
     Raises
     ------
     ValueError
-        With the key, the path, and the option that makes it seen.
+        With the key, the path, and the option that makes it accessible.
     """
     for key, path in job.paths:
         if not is_url(path) and not any(_below(path, folder) for folder in seen):
@@ -170,7 +170,7 @@ def refuse_local(job: Job, seen: Iterable[str], option: str) -> None:
 
 
 def is_url(path: str) -> bool:
-    """Say whether `path` is in an object store, the same from everywhere."""
+    """Return whether `path` is in an object store, which all machines can access."""
     return "://" in path and not path.startswith("file://")
 
 

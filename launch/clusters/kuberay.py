@@ -125,7 +125,7 @@ def _ray_job(job: Job, options: KubeRayOptions) -> dict[str, Any]:
             }
         ],
     }
-    if job.elastic:  # a cluster of fixed size would wait for the last spot node before it trains at all
+    if job.elastic:  # a cluster of fixed size would wait for the last spot node before it starts to train
         cluster["enableInTreeAutoscaling"] = True
         cluster["autoscalerOptions"] = {"idleTimeoutSeconds": 300}
     spec: dict[str, Any] = {

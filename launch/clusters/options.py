@@ -1,6 +1,6 @@
-"""The options of ``dist-scvi launch``: one record for the job, one for each target.
+"""Options of ``dist-scvi launch``: one dataclass for the job, and one for each target.
 
-The arguments of the command line are made from them, and the renderers take them as they are.
+The command-line arguments are generated from them, and the renderers receive them unchanged.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def _toleration(text: str) -> tuple[str, str | None, str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobOptions:
-    """A run, and the machines that it is trained on."""
+    """A run, and the machines for its training."""
 
     config: Path = argument("config", "configuration of the run", metavar="RUN.yaml", read=Path)
     words: tuple[str, ...] = argument("words", "overrides", metavar="key=value", default=())
@@ -65,7 +65,7 @@ class JobOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlurmOptions:
-    """What a site needs. None leaves it to the defaults of the site."""
+    """Settings of a site. None uses the default of the site."""
 
     partition: str | None = argument("--partition", default=None)
     account: str | None = argument("--account", default=None)
@@ -83,7 +83,7 @@ class SlurmOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KubeRayOptions:
-    """Where and how it runs in a Kubernetes cluster."""
+    """Namespace, image and resources in a Kubernetes cluster."""
 
     image: str = argument("--image", "with dist_scvi and ray[default], as made from launch/clusters/docker")
     namespace: str = argument("--namespace", "default by default", default="default")
@@ -120,7 +120,7 @@ class KubeRayOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RayClusterOptions:
-    """Which machines of which cloud."""
+    """Machines of a cloud."""
 
     provider: Literal["aws", "gcp"] = argument("--provider", choices=["aws", "gcp"])
     region: str = argument("--region")
@@ -136,7 +136,7 @@ class RayClusterOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SkyPilotOptions:
-    """Which machines, and what they see."""
+    """Machines and their mounts."""
 
     infra: str | None = argument(
         "--infra", "as aws/us-east-1; by default the cheapest anywhere", metavar="CLOUD[/REGION]", default=None
@@ -152,7 +152,7 @@ class SkyPilotOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputOptions:
-    """Where the file is written."""
+    """Destination of the file."""
 
     out: Path | None = argument("--out", "write here instead of printing", metavar="FILE", read=Path, default=None)
     overwrite: bool = argument("--overwrite", "replace an existing file", default=False)

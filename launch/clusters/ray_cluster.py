@@ -19,7 +19,7 @@ def render_ray_cluster(job: Job, options: RayClusterOptions) -> str:
     Raises
     ------
     ValueError
-        If a path is not visible to the workers, or the cloud needs what was not named.
+        If a path is not visible to the workers, or a required option of the cloud is missing.
 
     Notes
     -----
@@ -92,7 +92,7 @@ def _provider(options: RayClusterOptions) -> dict[str, Any]:
         provider["project_id"] = options.project
     if options.provider == "aws":
         provider["cache_stopped_nodes"] = (
-            False  # a stopped machine would cost its disk, and its environment is made anew anyway
+            False  # a stopped machine still costs its disk, and its environment is installed again in any case
         )
     return provider
 

@@ -1,7 +1,7 @@
-"""Launch files are checked against the schema of what will read them before they are given out.
+"""Check launch files against the schema of the program that reads them, before they are written.
 
-``schemas/`` holds reduced ones: the fields that are written here, as their owners define them, and no others. Ray
-brings its own.
+``schemas/`` has reduced schemas: only the fields that are written here, as their projects define them. The schema of
+Ray is part of Ray.
 """
 
 import json
@@ -21,7 +21,7 @@ def check(document: object, name: str) -> None:
     Raises
     ------
     ValueError
-        With the place and what is wrong there.
+        With the place and the error.
     """
     import jsonschema  # type: ignore[import-untyped]
 
@@ -33,7 +33,7 @@ def check(document: object, name: str) -> None:
 
 
 def load_schema(name: str) -> dict[str, Any]:
-    """Read a schema; that of Ray cluster files is taken from the Ray that is installed."""
+    """Read a schema; that of Ray cluster files is read from the installed Ray."""
     if name == RAY_CLUSTER:
         ray = find_spec("ray")
         assert ray is not None
@@ -46,12 +46,12 @@ def load_schema(name: str) -> dict[str, Any]:
 
 
 def check_shell(script: str) -> None:
-    """Check that bash can read a script, and that shellcheck, if it is here, finds no error.
+    """Check that bash can parse a script, and that shellcheck, if it is installed, finds no error.
 
     Raises
     ------
     ValueError
-        With what they say.
+        With their messages.
     """
     for words in (["bash", "-n"], ["shellcheck", "--shell=bash", "--severity=error", "-"]):
         if shutil.which(words[0]):

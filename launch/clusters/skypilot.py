@@ -1,4 +1,4 @@
-"""A task for SkyPilot's managed jobs, which find spot machines anywhere and start again when they are taken."""
+"""A task for SkyPilot's managed jobs, which find spot machines in any region and restart when these are removed."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ def render_skypilot(job: Job, options: SkyPilotOptions) -> str:
     Raises
     ------
     ValueError
-        If a path is not visible to the workers, the run lies in a mounted bucket, or cloud or GPU is misnamed.
+        If a path is not visible to the workers, the run is in a mounted bucket, or cloud or GPU is misspelled.
 
     Notes
     -----

@@ -1,4 +1,4 @@
-"""A batch script for Slurm: it saves before its time limit, is queued again, and ends when the run is finished."""
+"""A batch script for Slurm that saves before its time limit and is queued again until the run is finished."""
 
 import re
 import shlex
@@ -14,7 +14,7 @@ from dist_scvi.launch.clusters.templates import Value, render_script
 
 _VALUE = re.compile(r"[^\s\"'\\#`$]+")
 _TRAINING_S = 600
-"""Least time between the start of a job and the signal to save."""
+"""Smallest time between the start of a job and the signal to save."""
 
 
 def render_slurm(job: Job, options: SlurmOptions) -> str:
@@ -23,7 +23,7 @@ def render_slurm(job: Job, options: SlurmOptions) -> str:
     Raises
     ------
     ValueError
-        If a path lies on one node only, an option is not one of sbatch, or the time limit leaves no time to train.
+        If a path is on one node only, an option is not one of sbatch, or the time limit leaves no time to train.
 
     Notes
     -----

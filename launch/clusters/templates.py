@@ -1,7 +1,7 @@
-"""Scripts that run on other machines: assignments of what differs, then the templates in ``templates/`` that read them.
+"""Scripts for other machines: assignments of variables, followed by the templates in ``templates/`` that use them.
 
-A template is bash that shellcheck can check by itself. What a user wrote enters through the assignments alone, quoted
-word by word, so that no text of a configuration is ever read as shell.
+A template is plain bash, which shellcheck can check. Texts of a user are only in the assignments, each word quoted, so
+that no text of a configuration is executed by the shell.
 """
 
 import shlex
@@ -44,7 +44,7 @@ def _assign(name: str, value: Value) -> str:
 
 
 def _read(name: str) -> str:
-    """Read a template without its first line, which speaks to shellcheck."""
+    """Read a template without its first line, which is for shellcheck."""
     first, _, text = _PACKAGE.joinpath("templates", f"{name}.sh").read_text().partition("\n")
     assert first.startswith("# shellcheck shell=bash"), name
     return text
