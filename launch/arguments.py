@@ -66,7 +66,7 @@ def _words(text: str) -> list[str]:
 
 
 def _names(text: str) -> str:
-    """Check a list of names, which `split_names` splits once the known ones are available: a name may contain commas."""
+    """Check a list of names, which `split_names` splits once the known ones are read: a name may contain commas."""
     if not text.strip(","):
         raise argparse.ArgumentTypeError(f"{text!r}: one name or several, with commas between them, are needed")
     return text

@@ -108,8 +108,8 @@ def run_on_ray(
 
     Notes
     -----
-    Ray 2.60 writes its snapshot of a run in place. A truncated snapshot makes the name of the run unusable, so each call
-    uses a new name.
+    Ray 2.60 writes its snapshot of a run in place. A truncated snapshot makes the name of the run unusable, so each
+    call uses a new name.
     """
     if address is None:
         _prepare_own_cluster()

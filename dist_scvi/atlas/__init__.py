@@ -1,4 +1,4 @@
-"""The minified atlas: written once, asked without the counts."""
+"""The minified atlas: written once, queried without the counts."""
 
 from dist_scvi.atlas.atlas import Atlas, open_atlas
 

@@ -43,13 +43,13 @@ _PART_CELLS = 4096
 
 
 class Atlas(AtlasStore):
-    """A minified atlas, opened by `open_atlas`. Nothing of the cells is kept; every answer reads what it needs.
+    """A minified atlas, opened by `open_atlas`. No data of cells stays in memory; every query reads what it needs.
 
-    Rows are ordered by neighbourhood in the latent space. ``atlas.read_source_row()`` and `obs_names` say which cells
-    they are.
+    Rows are ordered by neighbourhood in the latent space. ``atlas.read_source_row()`` and `obs_names` identify the
+    cells.
     """
 
-    # Queries are functions of what they read, see `queries/reader.py`; here they become methods.
+    # Queries are functions of an `AtlasReader`, see `queries/reader.py`. Here they become methods.
     where = where
     expression = expression
     differential_expression = differential_expression
@@ -68,7 +68,7 @@ class Atlas(AtlasStore):
         Raises
         ------
         ValueError
-            If a column or a value is not there.
+            If a column or a value does not exist.
         """
         chosen_n = np.ones(self.n_cells, dtype=bool)
         for key, values in where.items():
@@ -113,7 +113,7 @@ class Atlas(AtlasStore):
     def predict(
         self,
         indices: Indices | None = None,
-        soft: bool = False,  # noqa: FBT001, FBT002 - the place that scvi-tools gives it
+        soft: bool = False,  # noqa: FBT001, FBT002 - the position in scvi-tools
     ) -> NDArray[np.object_] | pd.DataFrame:
         """Predict the labels of cells from the means of their posteriors.
 
@@ -173,7 +173,7 @@ class Atlas(AtlasStore):
         n_samples
             Draws of the posterior to average over. By default its mean is decoded, which is deterministic.
         seed
-            Seed of the draws; a cell's draws do not depend on which other cells are asked for.
+            Seed of the draws; a cell's draws do not depend on which other cells are requested.
 
         Raises
         ------
@@ -204,7 +204,7 @@ class Atlas(AtlasStore):
         n_samples: int | None = None,
         seed: int = 0,
     ) -> pd.DataFrame:
-        """Average normalized expression over the cells of each category of an obs column, streaming.
+        """Return the mean normalized expression over the cells of each category of an obs column, in one pass.
 
         Returns
         -------
@@ -224,7 +224,7 @@ class Atlas(AtlasStore):
         total = np.zeros((len(column.vocabulary) + 1, len(query.gene_index)))
         for rows in self._rows(indices):
             value_ng = normalized_expression(self.module, self.read_cells(rows), query)
-            np.add.at(total, self.obs.codes(groupby, rows), value_ng)  # code -1 falls on the last row
+            np.add.at(total, self.obs.codes(groupby, rows), value_ng)  # code -1 indexes the last row
         sizes = self.group_sizes(groupby, indices)
         mean = total[: len(sizes)] / np.maximum(sizes.to_numpy(), 1)[:, None]
         frame = pd.DataFrame(mean, index=sizes.index, columns=[self.var_names[index] for index in query.gene_index])
@@ -261,7 +261,7 @@ class Atlas(AtlasStore):
         return export.to_dask(self, chunk_cells)
 
     def _parts(self, indices: Indices | None) -> Iterator[LatentCells]:
-        """Read the requested cells, each once and by rising row, some at a time."""
+        """Read the requested cells in batches, each cell once and in ascending order of rows."""
         return (self.read_cells(rows) for rows in self._rows(indices))
 
     def _rows(self, indices: Indices | None) -> Iterator[slice | NDArray[np.int64]]:
@@ -272,12 +272,12 @@ class Atlas(AtlasStore):
         yield from (unique_n[start : start + _PART_CELLS] for start in range(0, len(unique_n), _PART_CELLS))
 
     def _order(self, indices: Indices | None) -> NDArray[np.int64] | slice:
-        """Return the place of each requested cell among those that were read."""
+        """Return the index of each requested cell among those that were read."""
         return slice(None) if indices is None else rows_asked(indices, self.n_cells)[1]
 
 
 def describe_atlas(atlas: AtlasStore) -> str:
-    """Return a few lines that say what an atlas holds."""
+    """Return a few lines that describe an atlas."""
     spec, obs = atlas.spec, atlas.obs
     lines = [f"Atlas of {atlas.n_cells} cells and {atlas.n_genes} genes: {atlas.uri}"]
     lines.append(f"  model   {spec.model.model_name}, {atlas.n_latent} latent dimensions, {spec.n_batch} batches")
@@ -312,16 +312,16 @@ def open_atlas(
     path
         The folder that `minify` wrote, or its URL (``s3://``, ``gs://``, ``https://``).
     device
-        Where the model computes.
+        Device of the model.
     storage_options
-        Of a URL; see `dist_scvi.loaders.arrays.remote.RemoteObjects`.
+        Options of a URL; see `dist_scvi.loaders.arrays.remote.RemoteObjects`.
 
     Raises
     ------
     FileNotFoundError
         If there is no such folder.
     ValueError
-        If it is no minified atlas, is damaged, or is of a newer version.
+        If it is not a minified atlas, is damaged, or is of a newer version.
     """
     if "://" in str(path):
         return Atlas(str(path), device=device, storage_options=storage_options)

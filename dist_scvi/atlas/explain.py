@@ -1,4 +1,4 @@
-"""What a query would read, decode and take, before it is asked.
+"""Estimate what a query would read and decode, and how long it would take, before it is run.
 
 Shape letters in this file
     n   cells
@@ -29,11 +29,11 @@ Query = Literal["expression", "differential_expression", "markers"]
 
 _READ_BYTES_PER_S = 5e8
 _SCAN_S_PER_CELL = 5e-8
-"""To read the identity of a cell and hash it."""
+"""Seconds to read the identity of a cell and hash it."""
 _PAIR_S_PER_VALUE = 6e-8
-"""To sort and compare a decoded value."""
+"""Seconds to sort and compare a decoded value."""
 _SKETCH_S_PER_VALUE = 4e-9
-"""To merge a point of a sketch."""
+"""Seconds to merge a point of a sketch."""
 _QUERIES: dict[str, Callable[..., Answer]] = {
     "expression": expression,
     "differential_expression": differential_expression,
@@ -43,7 +43,7 @@ _QUERIES: dict[str, Callable[..., Answer]] = {
 
 @dataclass(frozen=True, slots=True)
 class QueryPlan:
-    """The cost of a query, as an estimate."""
+    """The estimated cost of a query."""
 
     query: str
     engine: str
@@ -64,7 +64,7 @@ class QueryPlan:
 
 
 def explain(atlas: AtlasReader, query: Query, /, **arguments: Any) -> QueryPlan:
-    """Estimate what a query costs, and which engine answers it.
+    """Estimate the cost of a query, and determine which engine answers it.
 
     Parameters
     ----------
@@ -148,12 +148,12 @@ def _paired(atlas: AtlasReader, query: str, n_cells: int, decoded: int, engine: 
 
 
 def _cell_bytes(atlas: AtlasReader) -> int:
-    """Return the bytes that decoding reads of a cell: mean, variance code, library, normalizer, row, leaf and batch."""
+    """Return the bytes that decoding reads per cell: mean, variance code, library, normalizer, row, leaf and batch."""
     return 3 * atlas.spec.model.n_latent + 18
 
 
 def _decode_s(atlas: AtlasReader, gene_g: NDArray[np.int64], batches: tuple[int | None, ...]) -> float:
-    """Time the decoding of a cell on a block of them."""
+    """Measure the time to decode a cell, on a block of cells."""
     n = min(BLOCK_CELLS, atlas.n_cells)
     block = read_block(atlas, slice(0, n), np.zeros(n, dtype=np.int32))
     began = time.perf_counter()

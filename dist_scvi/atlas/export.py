@@ -1,4 +1,4 @@
-"""An atlas, or some of its cells, in the formats that others read: AnnData, h5ad, parquet, dask.
+"""An atlas, or some of its cells, in other formats: AnnData, h5ad, parquet, dask.
 
 Shape letters in this file
     n   cells

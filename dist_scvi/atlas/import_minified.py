@@ -27,7 +27,7 @@ from dist_scvi.scvi_tools.model_folder import ScviModel, read_scvi_tools
 from dist_scvi.world import World
 
 _OWN = ("_scvi_", "_scanvi_", "_ldvae_")
-"""What the names of the columns begin with that scvi-tools adds to obs."""
+"""Prefix of the columns that scvi-tools adds to obs."""
 
 
 def import_minified(path: str | Path, out: str | Path, *, prefix: str = "", overwrite: bool = False) -> Atlas:
@@ -44,7 +44,7 @@ def import_minified(path: str | Path, out: str | Path, *, prefix: str = "", over
     out
         Folder of the atlas, which appears when it is complete, or not at all.
     prefix
-        What the names of the files begin with.
+        Prefix of the file names.
     overwrite
         Replace an atlas that is already there.
 
@@ -85,7 +85,7 @@ def import_minified(path: str | Path, out: str | Path, *, prefix: str = "", over
 
 
 def _open(found: ScviModel, folder: Path, prefix: str) -> tuple[CellData, MinifiedCells]:
-    """Open the cells beside a model, without counts and with the codes of the model."""
+    """Open the cells of the folder of a model, without counts and with the codes of the model."""
     spec = found.spec
     if found.cells is None:
         raise ValueError(f"{folder} holds no {prefix}adata.h5ad: the minified cells are needed beside the model")
@@ -103,7 +103,7 @@ def _open(found: ScviModel, folder: Path, prefix: str) -> tuple[CellData, Minifi
 
 
 def _rows(data: CellData, cells: MinifiedCells, rows: Ranges) -> Iterator[Minified]:
-    """Give what is kept of ranges of rows, and refuse covariates that cannot be decoded with."""
+    """Yield the kept data of ranges of rows, and refuse covariates that the model cannot decode."""
     for start, stop in rows:
         span, factor_n = slice(start, stop), data.columns_of([(start, stop)]).size_factor_n
         library_n = cells.library_n[span]

@@ -1,4 +1,4 @@
-"""Minify: encode every cell once and write an atlas that answers without the counts.
+"""Minify: encode every cell once and write an atlas that answers queries without the counts.
 
 Shape letters in this file
     n   cells
@@ -41,10 +41,10 @@ def minify(
 ) -> None:
     """Encode every cell of `data` once and write the minified atlas `path`.
 
-    Every worker calls it with the same arguments, but for its place in `world`; each encodes a part. Memory does not
+    Every worker calls it with the same arguments, except for its rank in `world`; each encodes a part. Memory does not
     grow with the number of cells. The atlas appears when it is complete, or not at all. After a kill or an error the
-    same call, by any number of workers, goes on where it was; what is unfinished lies alongside in ``.partial-NAME``
-    (in object storage, below ``NAME.partial``). The atlas is the same to the last byte for any number of workers.
+    same call, by any number of workers, continues; unfinished work is next to the atlas in ``.partial-NAME`` (in object
+    storage, below ``NAME.partial``). The atlas is the same to the last byte for any number of workers.
 
     Parameters
     ----------
@@ -57,17 +57,17 @@ def minify(
         obs columns whose observed combinations are the leaves, for which sums of counts and quantiles of the scale are
         kept. By default label, batch, and as many others as the budget allows.
     leaf_budget_bytes
-        Bound for what is kept of all leaves: 104 bytes for each gene of a leaf.
+        Bound of the size of all leaves: 104 bytes for each gene of a leaf.
     seed
-        Of the neighbourhoods and of the order of the cells in them.
+        Seed of the neighbourhoods and of the order of the cells in them.
     world
-        The place of this process among the workers.
+        Rank of this process among the workers.
     lineage
-        Plain values that say where the model comes from; kept in the manifest.
+        Plain values that describe the origin of the model; kept in the manifest.
     overwrite
         Replace an atlas that is already there.
     storage_options
-        Of a URL; see `dist_scvi.loaders.arrays.remote.RemoteObjects`.
+        Options of a URL; see `dist_scvi.loaders.arrays.remote.RemoteObjects`.
     on_progress
         Called on rank 0 with the cells done before and by this worker, and these with its share of those left.
 

@@ -1,4 +1,4 @@
-"""An atlas of format 1 written as one of format 2, without the counts.
+"""Convert an atlas of format 1 to format 2, without the counts.
 
 Shape letters in this file
     n   cells

@@ -1,4 +1,4 @@
-"""What every worker of `minify` does, however it was started."""
+"""The task of every worker of `minify`, independent of how it was started."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -27,7 +27,7 @@ def is_atlas_of(
     *,
     storage_options: Mapping[str, str] | None = None,
 ) -> bool:
-    """Return whether `path` is the minified atlas of a run, with these columns, and whole: all of it is read.
+    """Return whether `path` is the complete minified atlas of a run, with these columns: all of it is read.
 
     Raises
     ------
@@ -59,14 +59,14 @@ def minify_worker(
     overwrite: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Write the minified atlas `out` of a finished run. Started again, it goes on where it was.
+    """Write the minified atlas `out` of a finished run. If it is started again, it continues.
 
     Raises
     ------
     ValueError
         If the run has not ended yet.
     StoppedError
-        If `requests` says so.
+        If `requests` has a request to stop.
     """
 
     def heeding(done: int, share: int) -> None:

@@ -52,18 +52,18 @@ _STRETCH = 1 << 16
 
 
 class AtlasStore:
-    """What is read of a minified atlas, by rows in any order. Nothing of the cells is kept.
+    """The data of a minified atlas, read by rows in any order. No data of cells stays in memory.
 
     Attributes
     ----------
     uri
-        Where it is.
+        Path or URL of the atlas.
     format
         2, or 1 for an atlas of version 0.1, which has neither leaves nor neighbourhoods.
     manifest
         ``ATLAS.json``, without the list of files.
     digest
-        Identity of the atlas, which any change of any file changes; empty in format 1.
+        Identity of the atlas, which changes with any file; empty in format 1.
     spec, module
         The model.
     obs
@@ -150,7 +150,7 @@ class AtlasStore:
         return GeneNames(self.var, self.uri)
 
     def gene_index(self, genes: Sequence[str]) -> NDArray[np.int64]:
-        """Return the places of genes among `var_names`, shape (g,); a gene may be named by any column of `var`.
+        """Return the indices of genes in `var_names`, shape (g,); a gene may be named by any column of `var`.
 
         Raises
         ------
@@ -174,13 +174,13 @@ class AtlasStore:
         return self._required(LIBRARY, rows)
 
     def read_factor(self, rows: Rows = None) -> NDArray[np.float32]:
-        """Return what scales are multiplied by: total count, size factor, or that of a latent library's mean."""
+        """Return the factor of the scales: total count, size factor, or that of the mean of a latent library."""
         return self._required(FACTOR if self.spec.own_library else LIBRARY, rows)
 
     def read_log_normalizer(self, rows: Rows = None) -> NDArray[np.float32] | None:
         """Return log of the sum over genes of exp(logit) at the mean of q, with the cell's own batch; shape (n,).
 
-        With it a gene is decoded without the others. None in format 1, and for models with size factors.
+        It allows a gene to be decoded without the others. None in format 1, and for models with size factors.
         """
         return self._cells.column(LOG_NORMALIZER, rows)
 
@@ -194,7 +194,7 @@ class AtlasStore:
         return None if found is None else found.astype(np.int32)
 
     def read_cells(self, rows: Rows = None) -> LatentCells:
-        """Return cells with all that decoding needs."""
+        """Return cells with all data that decoding needs."""
         mean_nk, variance_nk = self.read_latent(rows)
         n, spec = len(mean_nk), self.spec
         label = spec.label if spec.decodes_labels else None
@@ -212,7 +212,7 @@ class AtlasStore:
         )
 
     def chunks(self, size: int = _STRETCH) -> Iterator[slice]:
-        """Cut all rows into stretches of at most `size`, none of which lies in two files."""
+        """Split all rows into ranges of at most `size`, each within one file."""
         for low in range(0, self.n_cells, self._cells.chunk_rows):
             high = min(low + self._cells.chunk_rows, self.n_cells)
             yield from (slice(start, min(start + size, high)) for start in range(low, high, size))
@@ -230,7 +230,7 @@ class AtlasStore:
         Raises
         ------
         ValueError
-            If a name is not there.
+            If a name does not exist.
         """
         check_list("obs_names", obs_names)
         place = dict.fromkeys(obs_names, -1)

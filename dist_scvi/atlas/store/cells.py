@@ -27,7 +27,7 @@ from dist_scvi.loaders.arrays.obs_columns import Numeric, categorical_from_codes
 
 
 class AtlasCells(Protocol):
-    """What is read of the cells of an atlas, by rows in any order."""
+    """The arrays of the cells of an atlas, read by rows in any order."""
 
     n_cells: int
     chunk_rows: int
@@ -38,7 +38,7 @@ class AtlasCells(Protocol):
         """Return mean and variance of q(z | x), each of shape (n, k)."""
 
     def column(self, name: str, rows: Rows) -> NDArray[Any] | None:
-        """Return a column that the atlas itself adds, None if it is not there."""
+        """Return a column that the atlas itself adds, or None if it does not exist."""
 
 
 class CheckedCells:

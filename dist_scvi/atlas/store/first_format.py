@@ -107,7 +107,7 @@ def read_first_manifest(path: Path, content: bytes) -> dict[str, Any]:
 
 
 def _describing_files(path: Path) -> dict[str, str]:
-    """Return the SHA-256 of the small files that say how the others are read; these are checksummed chunk by chunk."""
+    """Return the SHA-256 of the small metadata files; the others have a checksum per chunk."""
     names = {file.relative_to(path) for file in (path / CELLS).rglob("*") if file.is_file()}
     small = {name for name in names if name.name == "zarr.json" or name.parts[1] == "var" or "categories" in name.parts}
     small.add(Path(MODEL) / FOLDER_MANIFEST)

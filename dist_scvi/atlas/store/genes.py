@@ -1,4 +1,4 @@
-"""Genes of an atlas, named as the model names them or by a column of var, such as their symbols.
+"""Genes of an atlas, by the names in the model or by a column of var, such as their symbols.
 
 Shape letters in this file
     g   genes
@@ -18,7 +18,7 @@ class GeneNames:
     Parameters
     ----------
     var
-        Columns of the genes; the index holds the names that the model knows.
+        Columns of the genes; the index has the names in the model.
     where
         The atlas, for messages.
     """
@@ -29,7 +29,7 @@ class GeneNames:
         self._others: dict[str, set[int]] | None = None
 
     def index(self, genes: Sequence[str]) -> NDArray[np.int64]:
-        """Return the place of each gene, shape (g,).
+        """Return the index of each gene, shape (g,).
 
         Raises
         ------

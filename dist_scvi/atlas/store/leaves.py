@@ -1,4 +1,4 @@
-"""Leaves of a minified atlas: for each observed combination of some obs columns, what its cells' counts and scales are.
+"""Leaves of a minified atlas: counts and scales of the cells of each observed combination of some obs columns.
 
 Shape letters in this file
     l   leaves
@@ -50,7 +50,7 @@ class Leaves:
 
     @cached_property
     def n_sketch(self) -> NDArray[np.int64]:
-        """Cells of each leaf whose draws are behind its quantiles, shape (l,)."""
+        """Number of cells of each leaf from whose draws its quantiles are computed, shape (l,)."""
         return self._array(f"obs/{N_SKETCH}").take(None).astype(np.int64)
 
     @cached_property

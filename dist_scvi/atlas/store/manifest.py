@@ -51,7 +51,7 @@ class LeafInfo(_Record):
     sketch_cells: int
     levels: tuple[float, ...]
     counts: bool
-    """Whether sums of counts are there; they are not where the atlas was made without counts."""
+    """Whether there are sums of counts; there are none if the atlas was made without counts."""
 
 
 class NeighbourhoodInfo(_Record):
@@ -93,7 +93,7 @@ class Manifest(_Record):
         return self
 
     def computed_digest(self) -> str:
-        """Compute the SHA-256 over all hashes of files and all else that the manifest holds."""
+        """Compute the SHA-256 over all hashes of files and all other content of the manifest."""
         found = hashlib.sha256()
         for name, (size, sha256) in sorted(self.files.items()):
             found.update(f"{sha256} {size} {name}\n".encode())

@@ -1,4 +1,4 @@
-"""Where everything lies in a minified atlas: file names, array names and format strings.
+"""Layout of a minified atlas: file names, array names and format strings.
 
 The layout is described in ``dist_scvi/README.md``, section "The atlas on disk".
 """
@@ -11,11 +11,11 @@ FORMAT_1, FORMAT_2 = "dist_scvi.atlas/1", "dist_scvi.atlas/2"
 MANIFEST, MODEL = "ATLAS.json", "model"
 CELLS, LEAVES, NEIGHBOURHOODS = "cells.zarr", "leaves.zarr", "neighbourhoods.zarr"
 ATLAS_PARTS = (MANIFEST, MODEL, CELLS, LEAVES, NEIGHBOURHOODS)
-"""Everything at the top of an atlas; what else lies there belongs to others."""
+"""All top-level names of an atlas; other files there do not belong to it."""
 
 LOG_VARIANCE_CODE = "log_variance_code"
 FACTOR = "library_factor"
-"""obs column of what shares are multiplied by, where that is not the total count."""
+"""obs column of the factor of the shares, if this is not the total count."""
 LOG_NORMALIZER = "log_normalizer"
 LEAF = "leaf"
 OWN_COLUMNS = (LIBRARY, FACTOR, LOG_NORMALIZER, SOURCE_ROW, LEAF)

@@ -1,4 +1,4 @@
-"""Neighbourhoods of a minified atlas: stretches of rows that lie together in the latent space.
+"""Neighbourhoods of a minified atlas: ranges of rows that are close to each other in the latent space.
 
 Shape letters in this file
     c   neighbourhoods
@@ -19,7 +19,7 @@ from dist_scvi.atlas.store.raw_arrays import CheckedFiles, RawArray
 
 
 class Neighbourhoods:
-    """Centroids and rows of the neighbourhoods, read whole at first use: an inverted file whose lists are the rows.
+    """Centroids and rows of the neighbourhoods, read at first use: an inverted file whose lists are ranges of rows.
 
     Within a neighbourhood rows are in a seeded random order, so its first rows are a uniform sample of it.
     """
@@ -42,7 +42,7 @@ class Neighbourhoods:
 
     @cached_property
     def radius(self) -> NDArray[np.float32]:
-        """Largest Euclidean distance of a member from its centroid, 0 without members; shape (c,)."""
+        """Largest Euclidean distance of a member from the centroid, 0 without members; shape (c,)."""
         return self._read("radius")
 
     @cached_property

@@ -1,4 +1,4 @@
-"""obs of a minified atlas: columns read by rows, as codes, as numbers, or as pandas has them.
+"""obs of a minified atlas: columns read by rows, as codes, as numbers, or as pandas objects.
 
 Shape letters in this file
     n   cells
@@ -21,7 +21,7 @@ _GAP_ROWS = 4096
 
 
 class AtlasObs:
-    """The columns of obs. Nothing is read before it is requested.
+    """The columns of obs, read when requested.
 
     ``obs["cell_type"]`` is a pandas Series, ``obs[["cell_type", "donor"]]`` and `to_pandas` a DataFrame; `codes` and
     `values` return arrays of some rows, for more cells than memory holds.
@@ -59,7 +59,7 @@ class AtlasObs:
         return self._kinds[key]
 
     def categorical(self, key: str) -> Categorical:
-        """Open a column as categories; one of numbers is encoded now, and takes memory for all cells.
+        """Open a column as categories; one of numbers is encoded by this call, which takes memory for all cells.
 
         Raises
         ------
@@ -110,7 +110,7 @@ class AtlasObs:
         rows
             Rows of the atlas in the order wanted; all by default.
         index
-            Take the names of the cells as the index, which of many millions of cells costs more than all else.
+            Use the names of the cells as the index. For many millions of cells this takes more time than all else.
         """
         keys = self.columns() if columns is None else list(columns)
         found = {key: self._series(key, rows) for key in keys}
@@ -140,7 +140,7 @@ class AtlasObs:
 
 
 def take_rows(stored: Any, rows: Rows) -> NDArray[Any]:
-    """Read rows, in the order given, of an array that gives ranges of itself."""
+    """Read rows, in the order given, of an array that supports reading ranges."""
     if hasattr(stored, "take") and not isinstance(stored, np.ndarray):
         taken: NDArray[Any] = stored.take(rows)
         return taken

@@ -22,15 +22,15 @@ from dist_scvi.loaders.arrays.obs_columns import DamagedError
 Rows = slice | NDArray[np.int64] | None
 """Rows of an atlas: all, a range, or a list in any order."""
 
-# Rows that lie this near each other are read in one go: 4,096 rows of 20 bytes take as long as the request itself.
+# Rows closer than this are read with one request: 4,096 rows of 20 bytes take as long as the request itself.
 _GAP_ROWS, _REMOTE_GAP_ROWS = 4096, 1 << 17
 
 
 class CheckedFiles:
     """The files that a manifest lists. Each is hashed when a part of it is first read, and not again.
 
-    So the first read of a chunk reads all of it; afterwards any range costs only itself. All methods may be called from
-    many threads; a file may then be hashed twice, which does no harm.
+    Thus the first read of a chunk reads all of it; later reads read only their range. All methods may be called from
+    many threads; a file may then be hashed twice, with the same result.
     """
 
     def __init__(self, objects: Objects, listed: Mapping[str, tuple[int, str]]) -> None:
@@ -38,12 +38,12 @@ class CheckedFiles:
         self._checked: set[str] = set()
 
     def read(self, name: str, start: int, length: int) -> memoryview:
-        """Read a range of a file, into memory that the next read of this thread may use again.
+        """Read a range of a file, into memory that the next read of this thread may reuse.
 
         Raises
         ------
         DamagedError
-            If the file is missing, or is not the one that the manifest names.
+            If the file is missing, or differs from the manifest.
         """
         if name in self._checked:
             try:
@@ -119,6 +119,7 @@ class RawArray:
             return self.read(0, len(self))
         if isinstance(rows, slice):
             return self[rows]
+        # Each row is read once and in ascending order, whatever the order of the request: near rows then share a read.
         unique_n, place_n = np.unique(rows, return_inverse=True)
         out_n = np.empty((len(unique_n), *self.shape[1:]), dtype=self.dtype)
         gap = _REMOTE_GAP_ROWS if self._files.objects.remote else _GAP_ROWS
@@ -129,14 +130,14 @@ class RawArray:
 
 
 def near_runs(row_n: NDArray[np.int64], gap: int) -> Iterator[tuple[int, int]]:
-    """Cut rising rows wherever more than `gap` lie between two: first place, last + 1."""
+    """Split ascending rows at gaps of more than `gap` rows: yield the first index and the last + 1 of each part."""
     cuts = np.flatnonzero(np.diff(row_n) > gap) + 1
     borders = [0, *cuts.tolist(), len(row_n)] if len(row_n) else [0]
     yield from itertools.pairwise(borders)
 
 
 class TextArray:
-    """An array of texts of an atlas; a few chunks are kept decoded."""
+    """An array of texts of an atlas; a few decoded chunks are cached."""
 
     def __init__(self, files: CheckedFiles, name: str, arrays: Mapping[str, ArrayInfo]) -> None:
         if name not in arrays:

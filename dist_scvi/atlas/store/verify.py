@@ -21,17 +21,17 @@ def verify_atlas(
     storage_options: Mapping[str, str] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[str]:
-    """Read a whole atlas and return what is wrong with it, a line for each problem; an empty list if it is whole.
+    """Read a whole atlas and return a line for each problem; an empty list if it is intact.
 
     Parameters
     ----------
     on_progress
-        Called with the bytes that are read and those to read.
+        Called with the number of bytes read so far and in total.
 
     Raises
     ------
     FileNotFoundError
-        If there is none.
+        If there is no atlas.
     OSError
         If the disk or storage fails.
     """
@@ -62,7 +62,7 @@ def verify_atlas(
 
 
 def _disagreements(atlas: AtlasStore) -> list[str]:
-    """Compare the parts of an atlas whose files are whole with each other."""
+    """Compare the parts of an atlas with each other, after its files were found intact."""
     assert atlas.leaves is not None
     assert atlas.neighbourhoods is not None
     found = {

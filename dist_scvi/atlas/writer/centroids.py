@@ -35,9 +35,9 @@ def n_neighbourhoods(n_cells: int) -> int:
 
 
 def sample_ranges(n_cells: int, chunk_cells: int, seed: int) -> Ranges:
-    """Choose short ranges of rows spread over all cells, enough for k-means.
+    """Choose short ranges of rows spread over all cells, with enough cells for k-means.
 
-    A range and not a row, because a store decompresses `chunk_cells` rows to read one.
+    Ranges and not single rows, because a store decompresses `chunk_cells` rows to read one.
     """
     wanted = max(_SMALLEST_SAMPLE, _SAMPLE_EACH * n_neighbourhoods(n_cells))
     rows = min(max(chunk_cells, _FEWEST_ROWS), _MOST_ROWS)
@@ -66,7 +66,7 @@ def k_means(point_sk: NDArray[np.float32], n_centroids: int, seed: int) -> NDArr
 
 
 def sum_groups(value_ng: NDArray[Any], group_n: NDArray[Any], n_groups: int) -> NDArray[np.float64]:
-    """Add up rows by group, shape (n_groups, g): in the order of the rows, so the same to the last bit each time."""
+    """Add rows by group, shape (n_groups, g), in the order of the rows: the result is always the same to the last bit."""
     n = len(group_n)
     of_group = sparse.csr_array((np.ones(n), (group_n, np.arange(n))), (n_groups, n))
     total_qg: NDArray[np.float64] = of_group @ value_ng.astype(np.float64)

@@ -22,7 +22,7 @@ from dist_scvi.loaders.name_lookup import check_list
 from dist_scvi.loaders.read_limits import PAGE_ROWS
 
 MOST_CATEGORIES = 1000
-"""Of a column that is kept by default."""
+"""Largest number of categories of a column that is kept by default."""
 DEFAULT_LEAF_BUDGET = 1 << 30
 
 
@@ -52,7 +52,7 @@ class KeptColumn:
 
 
 def choose_columns(data: CellData, obs_columns: Sequence[str]) -> tuple[list[KeptColumn], dict[str, str]]:
-    """Choose the columns of obs to keep, and say of each other one why it is dropped.
+    """Return the columns of obs to keep, and for each other one the reason why it is dropped.
 
     Kept are the model's covariates and label, every column of numbers, every column of at most 1,000 categories, and
     `obs_columns`.
@@ -97,7 +97,7 @@ class LeafTable:
 
     columns: tuple[Categorical, ...]
     keys: tuple[NDArray[np.int64], ...]
-    """Of each column: for each combination with those before it, the number of that one and the code, in one."""
+    """For each column: the key of each combination with the columns before it, made of their number and the code."""
 
     @property
     def n_leaves(self) -> int:
@@ -138,7 +138,7 @@ def choose_leaves(
     most
         Leaves that the budget allows.
     budget
-        What that budget is, for messages.
+        Description of that budget, for messages.
 
     Raises
     ------

@@ -1,9 +1,9 @@
-"""First pass of minification: encode a piece of the source, and sort what is kept of it by where it will lie.
+"""First pass of minification: encode a piece of the source, and sort its records by their final position.
 
 Each piece leaves four files in the work folder: ``records`` and ``names``, by neighbourhood; ``sketch``, the records
-whose draws make the quantiles of each leaf; ``sums``, compressed blocks of sums by leaf. ``index`` says where in them
-a neighbourhood or a leaf lies; it is written last, and so a piece with an index is done. Sums are kept by piece, and
-not by worker, because pieces are the same for any number of workers and floating-point sums depend on their parts.
+whose draws give the quantiles of each leaf; ``sums``, compressed blocks of sums by leaf. ``index`` has the positions of
+neighbourhoods and leaves in them; it is written last, so that a piece with an index is complete. Sums are kept by piece
+and not by worker: pieces are the same for any number of workers, and floating-point sums depend on their parts.
 
 Shape letters in this file
     n   cells
@@ -42,20 +42,20 @@ _FILES = ("records", "names", "sketch", "sums")
 
 @dataclass(frozen=True, slots=True)
 class PieceIndex:
-    """Where the parts of a piece lie in its files."""
+    """Positions of the parts of a piece in its files."""
 
     record_c: NDArray[np.int64]
     """First record of each neighbourhood, and the end; shape (c + 1,)."""
     name_c: NDArray[np.int64]
     """First byte of the names of each neighbourhood, and the end."""
     leaf_l: NDArray[np.int64]
-    """Leaves that are in the piece, rising."""
+    """Leaves that are in the piece, ascending."""
     size_l: NDArray[np.int64]
     """Cells of each."""
     sketch_l: NDArray[np.int64]
     """First record of each in ``sketch``, and the end."""
     sums_b: NDArray[np.int64]
-    """First byte of each block of sums, and the end; a block for each file of leaves that the piece has part in."""
+    """First byte of each block of sums, and the end; one block for each file of leaves with leaves of the piece."""
     block_b: NDArray[np.int64]
     """Number of the file of leaves of each block."""
     log_variance: NDArray[np.float64]
@@ -74,7 +74,7 @@ def piece_folder(number: int) -> str:
 
 
 def read_piece_index(work: RunStorage, number: int) -> PieceIndex | None:
-    """Read the index of a piece; None if the piece is not done."""
+    """Return the index of a piece; None if the piece is not complete."""
     try:
         content = work.read(f"{piece_folder(number)}/index.npz")
     except FileNotFoundError:
@@ -102,6 +102,7 @@ def write_piece(plan: AtlasPlan, work: RunStorage, number: int) -> None:
         part = slice(low - start, high - start)
         covariates = plan.data.columns_of([(low, high)])
         _fill_records(plan, record_n[part], cells, covariates, low, high)
+        # From the record, which is rounded as in the atlas: the sums of a leaf then agree with what queries decode.
         scale_ng = _decode(plan, record_n[part])
         touched_l, group_n = np.unique(local_n[part], return_inverse=True)
         for total_lg, add_lg in zip(sums_slg, _sums(plan, cells, scale_ng, group_n, len(touched_l)), strict=True):
@@ -113,7 +114,7 @@ def write_piece(plan: AtlasPlan, work: RunStorage, number: int) -> None:
 
 
 def sketch_order(leaf_n: NDArray[Any], row_n: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
-    """Return the places of the cells that make the sketches, by leaf: of each leaf those with the smallest hashes."""
+    """Return the indices of the cells of the sketches, by leaf: those with the smallest hashes of each leaf."""
     order = np.lexsort((hash_rows(row_n, seed, _SKETCH_KEY), leaf_n))
     sorted_n = leaf_n[order]
     first = np.searchsorted(sorted_n, sorted_n)
@@ -144,7 +145,7 @@ def _batches(plan: AtlasPlan, start: int, stop: int) -> Iterator[tuple[int, int,
 def _fill_records(
     plan: AtlasPlan, record_n: NDArray[Any], cells: Minified, covariates: ColumnValues, low: int, high: int
 ) -> None:
-    """Fill what is known of some cells before they are decoded."""
+    """Fill in the fields of some cells that are known before decoding."""
     if not (np.isfinite(cells.qzm_nk).all() and np.isfinite(cells.qzv_nk).all() and (cells.qzv_nk > 0).all()):
         at = int(np.argmin((np.isfinite(cells.qzm_nk) & (cells.qzv_nk > 0)).all(axis=1)))
         raise ValueError(
@@ -177,7 +178,7 @@ def _decode(plan: AtlasPlan, record_n: NDArray[Any]) -> NDArray[np.float32]:
 def _sums(
     plan: AtlasPlan, cells: Minified, scale_ng: NDArray[np.float32], group_n: NDArray[np.int64], n_groups: int
 ) -> Iterator[Any]:
-    """Add up counts and scales of some cells by leaf, in the order of the layers of the table of leaves."""
+    """Return the sums of counts and scales of some cells by leaf, in the order of the layers of the table of leaves."""
     n = len(group_n)
     if cells.counts is not None:
         rows = cells.counts

@@ -1,4 +1,4 @@
-"""What all workers of a minification agree on, and how cells are cut into parts that do not depend on workers.
+"""The plan that all workers of a minification share, with parts of cells that do not depend on the workers.
 
 Shape letters in this file
     n   cells
@@ -23,19 +23,19 @@ from dist_scvi.network.vae import VAE
 
 N_QUANTILES, SKETCH_CELLS = 32, 4096
 LEAF_GENE_BYTES = 40 + 2 * N_QUANTILES
-"""Bytes kept of a gene in a leaf: four sums of counts, mean, variance and maximum of the scale, and the quantiles."""
+"""Bytes per gene of a leaf: four sums of counts, mean, variance and maximum of the scale, and the quantiles."""
 
 _CHUNK_ROWS, _NAME_ROWS = 1 << 18, 1 << 16
 _PIECES, _SMALLEST_PIECE, _LARGEST_PIECE = 64, 1 << 16, 1 << 21
-"""As many pieces as workers are likely to be, if cells suffice: a piece is what a worker loses when it is killed, and
-each piece has sums of leaves of its own on the disk."""
+"""As many pieces as there are likely to be workers, if cells suffice: a killed worker loses at most one piece, and
+each piece needs space on the disk for its sums of leaves."""
 _LEAF_CHUNK_BYTES = 1 << 23
 _BATCH_VALUES, _BATCH_CELLS = 1 << 23, (256, 4096)
 
 
 @dataclass(frozen=True, slots=True)
 class Minified:
-    """What an atlas keeps of some cells, and their counts if there are any."""
+    """Data of some cells that an atlas keeps, and their counts if there are any."""
 
     qzm_nk: NDArray[np.float32]
     """Mean of q(z | x)."""
@@ -44,12 +44,12 @@ class Minified:
     library_n: NDArray[np.float32]
     """Total count."""
     factor_n: NDArray[np.float32]
-    """What shares are multiplied by: total count, size factor, or the exponential of a latent library's mean."""
+    """Factor of the shares: total count, size factor, or the exponential of the mean of a latent library."""
     counts: CsrRows | None = None
 
 
 CellSource = Callable[[Ranges], Iterable[Minified]]
-"""Is given rising ranges of rows, and returns what is kept of the cells of each."""
+"""Function that receives ascending ranges of rows, and returns the kept data of the cells of each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class AtlasPlan:
 
     @property
     def has_normalizer(self) -> bool:
-        """Whether scales of a cell add up to 1, and so have a normalizer."""
+        """Whether the scales of a cell add up to 1, and thus have a normalizer."""
         return self.spec.size_factor_key is None
 
     @property
@@ -116,7 +116,7 @@ class AtlasPlan:
 
     @property
     def record(self) -> np.dtype[Any]:
-        """All that is kept of a cell but its name, as it lies in a piece."""
+        """All kept data of a cell except its name, as stored in a piece."""
         k, n_categorical = self.spec.model.n_latent, len(self.spec.categorical_covariates)
         fields: list[Any] = [
             ("qzm", "<f2", (k,)),

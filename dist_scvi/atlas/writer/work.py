@@ -1,7 +1,7 @@
 """The work folder of a minification, and the atlas in it that is not complete yet; on a disk or in object storage.
 
-On a disk all of it lies in ``.partial-NAME`` and one rename makes the atlas appear. In object storage, which has no
-rename, the files of the atlas are written where they will stay and the rest below ``NAME.partial``; the atlas appears
+On a disk all of it is in ``.partial-NAME``, and one rename makes the atlas appear. In object storage, which has no
+rename, the files of the atlas are written to their final keys and the rest below ``NAME.partial``; the atlas appears
 with its manifest, which is written last and deleted first.
 """
 
@@ -33,7 +33,7 @@ class AtlasWork:
     uri
         Where the atlas will be: an absolute path or a URL.
     identity
-        Digest of all that decides its content. Work of another identity is never continued.
+        Digest of all inputs of its content. Work of another identity is never continued.
     """
 
     def __init__(self, uri: str, identity: str, storage_options: Mapping[str, str] | None = None) -> None:
@@ -66,7 +66,7 @@ class AtlasWork:
         return {name: (len(content), hashlib.sha256(content).hexdigest()) for name, content in contents.items()}
 
     def done(self, mark: str) -> Listed | None:
-        """Return what was listed when a part was finished; None if it is not finished."""
+        """Return the files listed when a part was finished; None if it is not finished."""
         try:
             return {name: (size, sha256) for name, (size, sha256) in json.loads(self.scratch.read(mark)).items()}
         except FileNotFoundError:
@@ -74,10 +74,11 @@ class AtlasWork:
 
     def mark(self, mark: str, listed: Listed) -> None:
         """Mark a part as finished."""
+        # After the files of the part: a kill in between repeats the part, which writes the same bytes.
         self.scratch.write(mark, json.dumps(listed).encode())
 
     def begin(self) -> None:
-        """Remove work of other identities, and in object storage what is there of the atlas that is replaced."""
+        """Remove work of other identities, and in object storage the manifest of the atlas that is replaced."""
         whole = open_run_storage(self.folder, storage_options=self._options)
         own = self._scratch_uri.rpartition("/")[2]
         for name in whole.names():
@@ -93,5 +94,5 @@ class AtlasWork:
             replace_folder(Path(self._output_uri), Path(self.uri), parts=ATLAS_PARTS)
             shutil.rmtree(self.folder, ignore_errors=True)
         else:
-            with suppress(OSError):  # the atlas is complete; what is left of the work does no harm
+            with suppress(OSError):  # the atlas is complete; remaining work files are ignored
                 open_run_storage(self.folder, storage_options=self._options).remove("")

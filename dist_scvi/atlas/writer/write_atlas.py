@@ -48,7 +48,7 @@ _CENTROIDS = "centroids.npy"
 
 @dataclass(frozen=True, slots=True)
 class AtlasOptions:
-    """What an atlas is to hold besides latents; the arguments of `dist_scvi.atlas.minify.minify`."""
+    """Content of an atlas besides latents; see the arguments of `dist_scvi.atlas.minify.minify`."""
 
     obs_columns: Sequence[str] = ()
     leaf_columns: Sequence[str] | None = None
@@ -89,22 +89,22 @@ def write_atlas(
     storage_options: Mapping[str, str] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Write the atlas `path`, whole or not at all, going on where it was killed.
+    """Write the atlas `path`, completely or not at all, and continue where an earlier call was killed.
 
     Parameters
     ----------
     data
         The cells, with the codes of the model; of its store only obs is read here.
     source
-        Is given rising ranges of rows, and returns what is kept of each.
+        Function that receives ascending ranges of rows, and returns the kept data of each.
     has_counts
         Whether it returns counts as well.
     identity
-        Plain values that decide, besides model, cells and options, what `source` returns.
+        Plain values on which, besides model, cells and options, the result of `source` depends.
     var
         Columns of the genes of the model, in its order.
     world, lineage, overwrite, storage_options, on_progress
-        As of `dist_scvi.atlas.minify.minify`.
+        As in `dist_scvi.atlas.minify.minify`.
 
     Raises
     ------
@@ -156,12 +156,12 @@ def atlas_uri(path: str | Path) -> str:
 
 
 def check_free(uri: str, *, overwrite: bool, storage_options: Mapping[str, str] | None = None) -> None:
-    """Refuse a place that is taken.
+    """Refuse a path that is in use.
 
     Raises
     ------
     ValueError
-        If an atlas is there and may not be replaced, or something else is.
+        If there is an atlas that may not be replaced, or any other file or folder.
     """
     there = open_run_storage(uri, storage_options=storage_options).names()
     if "://" not in uri and Path(uri).exists() and not there:
@@ -173,7 +173,7 @@ def check_free(uri: str, *, overwrite: bool, storage_options: Mapping[str, str] 
 
 
 def _describe(column: KeptColumn, n_cells: int) -> dict[str, Any]:
-    """Tell a column from others: its categories or type, and a few of its values."""
+    """Return an identification of a column: its categories or type, and a few of its values."""
     kind = column.source.vocabulary if isinstance(column.source, Categorical) else column.dtype.str
     return {"kind": kind, "probed": digest(*(column.values(*span) for span in probes(n_cells)))}
 
@@ -197,15 +197,15 @@ def _choose_leaves(
 
 
 def _locked(work: AtlasWork) -> AbstractContextManager[None]:
-    """Keep other processes out, where files can be locked.
+    """Lock the work folder against other processes.
 
-    In object storage they cannot, but files of two writers are never mixed unnoticed: the manifest holds their hashes.
+    Object storage has no locks. There, mixed files of two writers are detected by their hashes in the manifest.
     """
     return nullcontext() if work.remote else lock_folder(Path(work.folder))
 
 
 def _centroids(data: CellData, source: CellSource, work: AtlasWork, seed: int, world: World) -> NDArray[np.float32]:
-    """Encode a sample of the cells, and find centroids; once, also if this is started again."""
+    """Encode a sample of the cells and compute centroids, or read those of an earlier start."""
 
     def stored() -> NDArray[np.float32] | None:
         try:
@@ -220,6 +220,8 @@ def _centroids(data: CellData, source: CellSource, work: AtlasWork, seed: int, w
     ranges = sample_ranges(data.n_cells, data.store.chunk_cells, seed)
     mine = ranges[world.rank :: world.size]
     encoded = [cells.qzm_nk.astype(np.float16).astype(np.float32) for cells in source(mine)]
+    # By range and then in the order of `ranges`: k-means rounds by the order of its points, which must not depend on
+    # the number of workers.
     parts = world.from_all(dict(zip(mine, encoded, strict=True)))
     by_range = {span: mean_sk for part in parts for span, mean_sk in part.items()}
 
@@ -267,7 +269,8 @@ def _write_parts(
 
 
 def _dealt(parts: Sequence[int], world: World) -> Iterator[int]:
-    """Deal parts to workers in turn. They wait for each other after each round, and so notice soon if one is lost."""
+    """Assign parts to workers in turn. They wait for each other after each round, and thus soon detect a lost one."""
+    # No wait after a last round in which some workers have no part: these would not take part in it.
     mine = parts[world.rank :: world.size]
     for place, part in enumerate(mine):
         yield part

@@ -1,4 +1,4 @@
-"""Second pass of minification: the rows of each file of the atlas, gathered from all pieces and put in their order.
+"""Second pass of minification: gather the rows of each file of the atlas from all pieces, and order them.
 
 Shape letters in this file
     n   cells of a file and the rest of its neighbourhoods
@@ -43,7 +43,7 @@ _CODES = 255
 
 @dataclass(frozen=True, slots=True)
 class RowOrder:
-    """Where the cells of each neighbourhood lie in the atlas and in each piece."""
+    """Positions of the cells of each neighbourhood in the atlas and in each piece."""
 
     offset_c: NDArray[np.int64]
     """First row of each neighbourhood, and the end."""
@@ -110,12 +110,12 @@ def write_cells(plan: AtlasPlan, work: AtlasWork, objects: Objects, order: RowOr
 
 
 def statistics_name(number: int) -> str:
-    """Return the scratch file of what is known of the neighbourhoods that begin in a file of rows."""
+    """Return the name of the scratch file of the neighbourhoods that begin in a file of rows."""
     return f"neighbourhoods/{number:06d}.npz"
 
 
 def padded(values: NDArray[Any], rows: int) -> bytes:
-    """Return the bytes of a chunk of `rows` rows, the last ones of which are 0 where there are no more."""
+    """Return the bytes of a chunk of `rows` rows, padded with 0 at the end."""
     lacking = rows - len(values)
     if lacking:
         values = np.concatenate([values, np.zeros((lacking, *values.shape[1:]), dtype=values.dtype)])
@@ -139,7 +139,7 @@ def _gather(
 
 
 def _arrays(plan: AtlasPlan, order: RowOrder, record_n: NDArray[Any]) -> dict[str, NDArray[Any]]:
-    """Return every array of cells but the names, by its place."""
+    """Return all arrays of cells except the names, by their path."""
     low_k, step_k = np.array(order.log_variance.offset), np.array(order.log_variance.step)
     code_nk = np.rint((np.log(record_n["qzv"].astype(np.float64)) - low_k) / np.where(step_k > 0, step_k, 1))
     found: dict[str, NDArray[Any]] = {
@@ -161,7 +161,7 @@ def column_array(column: KeptColumn) -> str:
 def _write_statistics(
     plan: AtlasPlan, work: AtlasWork, order: RowOrder, record_n: NDArray[Any], number: int, first: int, last: int
 ) -> None:
-    """Write radius and leaves of the neighbourhoods that begin in file `number`, all of whose cells are at hand."""
+    """Write radius and leaves of the neighbourhoods that begin in file `number`, all of whose cells are in memory."""
     begins_c = order.offset_c[first:last]
     own = slice(*np.searchsorted(begins_c, [number * plan.chunk_rows, (number + 1) * plan.chunk_rows]).tolist())
     local_n = record_n["neighbourhood"] - first

@@ -37,7 +37,7 @@ SMALLEST_SCALE = 2.0**-100
 _BLOCK_GENES = 512
 
 COUNT_LAYERS = {COUNT_SUM: "<f8", DETECTED: "<u4", SQUARE_SUM: "<f8", NORMALIZED_SUM: "<f8"}
-"""In the order in which pieces hold them."""
+"""In the order in which pieces store them."""
 SCALE_LAYERS = {SCALE_MEAN: "<f4", SCALE_VAR: "<f4", SCALE_MAX: "<f4"}
 
 
@@ -84,7 +84,7 @@ def leaf_sizes(plan: AtlasPlan, order: RowOrder) -> NDArray[np.int64]:
 def _merge_sums(
     plan: AtlasPlan, objects: Objects, order: RowOrder, number: int, n_leaves: int
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Add up the sums of all pieces, in the order of the pieces."""
+    """Add the sums of all pieces in the order of the pieces, so that the result does not depend on the workers."""
     sums_slg = np.zeros((N_COUNT_SUMS * plan.has_counts + 2, n_leaves, plan.n_genes))
     for piece, index in enumerate(order.indices):
         found = read_sums(objects, piece, index, number, plan)

@@ -39,7 +39,7 @@ _ANNDATA = {"encoding-type": "anndata", "encoding-version": "0.1.0"}
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """What the manifest says of an atlas besides its files."""
+    """Description of an atlas in its manifest, besides its files."""
 
     model: str
     source: dict[str, Any]
@@ -50,7 +50,7 @@ class Described:
 
 
 def write_tables(plan: AtlasPlan, work: AtlasWork, order: RowOrder, described: Described) -> bytes:
-    """Write all that is left of the atlas, and return its manifest."""
+    """Write the remaining files of the atlas, and return its manifest."""
     trees = (_cells(plan, described.var), _leaves(plan, order, described.var), _neighbourhoods(plan, work, order))
     listed: Listed = {}
     for number in range(-(-plan.n_cells // plan.chunk_rows)):
@@ -97,7 +97,7 @@ def _column_info(source: Any) -> ColumnInfo:
 
 
 def _bytes_per_cell(plan: AtlasPlan, listed: Listed) -> dict[str, float]:
-    """Report what a cell takes: in the query form, in obs, and with all that is written by cell."""
+    """Log the bytes per cell: for queries, in obs, and of all arrays by cell."""
     own = sum(kind.itemsize for name, kind in own_columns(plan).items() if name != "leaf")
     n_latent = plan.spec.model.n_latent
     total = sum(size for name, (size, _) in listed.items() if name.startswith(f"{CELLS}/"))

@@ -17,16 +17,16 @@ _DICT = {"encoding-type": "dict", "encoding-version": "0.1.0"}
 
 
 class ZarrTree:
-    """A group whose large arrays get their chunks from elsewhere.
+    """A group whose large arrays have their chunks written separately.
 
     All numeric arrays are uncompressed, so that a range of rows is a range of bytes, and chunked by rows.
 
     Parameters
     ----------
     folder
-        Its place in the atlas.
+        Path of the group in the atlas.
     attributes
-        Of the group.
+        Attributes of the group.
     """
 
     def __init__(self, folder: str, attributes: dict[str, Any] | None = None) -> None:
@@ -36,7 +36,7 @@ class ZarrTree:
         self.arrays: dict[str, ArrayInfo] = {}
 
     def files(self) -> dict[str, bytes]:
-        """Return all files that are in memory, by their place in the atlas."""
+        """Return all files that are in memory, by their path in the atlas."""
         return {f"{self.folder}/{name}": content.to_bytes() for name, content in self._objects.items()}
 
     def new_dict(self, name: str) -> None:
