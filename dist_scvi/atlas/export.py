@@ -107,7 +107,7 @@ def to_dask(atlas: AtlasStore, chunk_cells: int = 1 << 16) -> dict[str, Any]:
 
 
 def write_h5ad(atlas: AtlasStore, out: Path, *, overwrite: bool = False) -> None:
-    """Write all cells as an ``.h5ad`` file, as scvi-tools minifies them; memory holds them all.
+    """Write all cells as an ``.h5ad`` file, as scvi-tools minifies them; all are in memory.
 
     Raises
     ------

@@ -34,7 +34,7 @@ def import_minified(path: str | Path, out: str | Path, *, prefix: str = "", over
     """Write the atlas `out` from a folder with a model and minified cells of scvi-tools, and open it.
 
     The latent posterior, the covariates and the other columns of obs are carried over; obsm, uns and counts that were
-    kept are not. Memory holds the former for all cells at once.
+    kept are not. The former are in memory for all cells together.
 
     Parameters
     ----------

@@ -32,7 +32,7 @@ def upgrade_atlas(
     """Write the atlas `out` of format 2 from one of format 1, and open it.
 
     The counts are not needed. So their sums by leaf are not in it; all else is: quantiles, normalizers, neighbourhoods.
-    Memory holds obs of all cells at once.
+    obs of all cells is in memory.
 
     Raises
     ------

@@ -106,7 +106,7 @@ def read_identity(storage: RunStorage, kind: str) -> Identity | None:
     Raises
     ------
     ValueError
-        If ``logger.json`` is not one of ours.
+        If ``logger.json`` is not a file of this package.
     """
     return _identities(storage).get(kind)
 
@@ -123,7 +123,7 @@ def write_identity(storage: RunStorage, kind: str, identity: Identity) -> None:
 
 
 class MetricsForwarder:
-    """Send the metrics of a run to one service, from a thread of its own, until it is closed.
+    """Send the metrics of a run to one service from a separate thread, until it is closed.
 
     Parameters
     ----------

@@ -268,7 +268,7 @@ class LatentModel(OpenedModel):
         Raises
         ------
         ValueError
-            If `sample_key` is not there.
+            If `sample_key` does not exist.
         """
         if sample_key is None:
             raise ValueError("sample_key is needed: name the obs column of the samples")

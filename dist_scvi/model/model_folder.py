@@ -117,7 +117,7 @@ def read_model(folder: Path, *, prefix: str = "") -> SavedModel:
     FileNotFoundError
         If there is no such folder.
     ValueError
-        If it holds no model, two, or a damaged one.
+        If it contains no model, two models, or a damaged one.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}: the folder of a model is needed")

@@ -162,7 +162,7 @@ class SCANVI(TrainableModel):
 
         Notes
         -----
-        scvi-tools 1.4.2, model/_scanvi.py. There `labels_key` is ignored where the SCVI model has one of its own.
+        scvi-tools 1.4.2, model/_scanvi.py. There `labels_key` is ignored if the SCVI model has one.
         """
         if not isinstance(scvi_model, SCVI):
             raise ValueError(f"scvi_model is {type(scvi_model).__name__}: a model of SCVI is needed")  # noqa: TRY004

@@ -103,7 +103,7 @@ class TrainableModel(ExpressionModel):
         lanes
             Streams that share a minibatch. With 8, say, the run can be continued by 2, 4 or 8 workers.
         run
-            Folder for checkpoints and metrics. A run that is there already is continued.
+            Folder for checkpoints and metrics. An existing run is continued.
         enable_progress_bar
             Show progress.
         trainer_kwargs

@@ -127,7 +127,7 @@ def device_number(accelerator: str, devices: object, n_gpus: int) -> int | str:
     Raises
     ------
     ValueError
-        If several devices are requested, or a GPU that is not there.
+        If several devices are requested, or a GPU that does not exist.
     """
     if accelerator == "mps":
         raise ValueError("accelerator='mps' is not offered: give 'cpu', 'gpu' or 'auto'")

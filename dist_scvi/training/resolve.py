@@ -150,7 +150,7 @@ def open_from(config: DataConfig) -> CellData:
     Raises
     ------
     FileNotFoundError, ValueError
-        As `open_store` and `open_data`, or if the file of genes is not there.
+        As `open_store` and `open_data`, or if the file of genes does not exist.
     """
     soma = None if config.soma is None else SomaOptions(**config.soma.model_dump())
     genes = read_names(Path(config.genes)) if isinstance(config.genes, str) else config.genes

@@ -1,4 +1,4 @@
-"""One optimizer step, the same whatever number of workers share it.
+"""One optimizer step, with the same result for any number of workers.
 
 Shape letters in this file
     n   cells of this worker's part of a minibatch

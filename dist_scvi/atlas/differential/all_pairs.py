@@ -1,4 +1,4 @@
-"""Compare two samples gene by gene over all their pairs, by sorting: every value of one with every value of the other.
+"""Compare two samples gene by gene over all their pairs, by sorting: each value of one with each value of the other.
 
 The probabilities are U-statistics: their standard errors come from the means of the pair indicator over each value of
 one side (Hoeffding 1948, doi:10.1214/aoms/1177730196), not from a number of pairs, which are not independent.
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 _GENE_BLOCK = 512
 
-# Columns of what the kernel returns for a gene.
+# Columns of the result of the kernel for a gene.
 _PLUS, _MINUS, _VAR_PLUS1, _VAR_PLUS2, _VAR_MINUS1, _VAR_MINUS2, _VAR_BOTH1, _VAR_BOTH2 = range(8)
 _MEAN1, _MEAN2, _VAR1, _VAR2, _MIN1, _MAX1, _MIN2, _MAX2, _MEDIAN, _N_COLUMNS = range(8, 18)
 
@@ -30,14 +30,14 @@ class SortedSample:
     """Values of a group of cells for each gene."""
 
     log2_gp: NDArray[np.float32]
-    """Binary logarithm of the scale, rising along p."""
+    """Binary logarithm of the scale, ascending along p."""
     n_effective: float
-    """Independent cells behind the values."""
+    """Number of independent cells of the values."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PairScores:
-    """What all pairs of two samples say of each gene."""
+    """Statistics of all pairs of two samples, for each gene."""
 
     plus_g: NDArray[np.float64]
     """Share of pairs whose log fold change is at least delta."""
@@ -46,11 +46,11 @@ class PairScores:
     plus_variance_g: NDArray[np.float64]
     minus_variance_g: NDArray[np.float64]
     both_variance_g: NDArray[np.float64]
-    """Variances of these shares and of their sum, as estimates."""
+    """Estimated variances of these shares and of their sum."""
     mean_g: NDArray[np.float64]
     """Mean log fold change."""
     mean_variance_g: NDArray[np.float64]
-    """Variance of the mean, as an estimate."""
+    """Estimated variance of the mean."""
     variance_g: NDArray[np.float64]
     """Variance of the log fold change over pairs."""
     median_g: NDArray[np.float64]
@@ -87,7 +87,7 @@ def compare_pairs(
 
 
 def average_scores(parts: list[PairScores]) -> PairScores:
-    """Average over batches in which pairs were formed; the cells of the batches are not the same."""
+    """Return the average over the batches in which pairs were formed; the batches have different cells."""
     if len(parts) == 1:
         return parts[0]
     means = {name: np.mean([getattr(part, name) for part in parts], axis=0) for name in PairScores.__slots__}
@@ -106,12 +106,12 @@ def sort_values(log2_gp: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def gene_blocks(n_genes: int) -> Iterator[slice]:
-    """Cut genes into blocks."""
+    """Split genes into blocks."""
     return (slice(start, min(start + _GENE_BLOCK, n_genes)) for start in range(0, n_genes, _GENE_BLOCK))
 
 
 def in_threads(work: Callable[[slice], None], blocks: Iterator[slice]) -> None:
-    """Do `work` for each block on all cores; it releases the interpreter's lock."""
+    """Call `work` for each block on all cores; it must release the interpreter's lock."""
     n_threads = len(os.sched_getaffinity(0))
     with ThreadPoolExecutor(n_threads) as pool:
         for done in pool.map(work, blocks):
@@ -124,7 +124,7 @@ def _shifted(value_p: NDArray[np.float32], pseudocounts: float, out_p: NDArray[n
     for i in range(len(value_p)):
         value = np.float64(value_p[i])
         ratio = pseudocounts * 2.0**-value
-        # Most genes lie far above the pseudocount, and two terms of the series are exact to 1e-9 there.
+        # Most genes are far above the pseudocount, where two terms of the series are exact to 1e-9.
         if ratio < 1e-3:
             out_p[i] = value + ratio * (1 - ratio * (0.5 - ratio / 3)) * 1.4426950408889634
         else:
@@ -157,7 +157,7 @@ def _compare(
 
 @njit(nogil=True, cache=True)
 def _count(a: NDArray[np.float64], b: NDArray[np.float64], delta: float, found: NDArray[np.float64], at: int) -> None:
-    """Find for each value of `a` the share of `b` that is below by delta, and above: means and variances."""
+    """Compute for each value of `a` the shares of `b` that are below and above by delta: means and variances."""
     p, m = len(a), len(b)
     below, within = 0, 0
     plus, minus, plus2, minus2, both2 = 0.0, 0.0, 0.0, 0.0, 0.0
@@ -181,7 +181,7 @@ def _count(a: NDArray[np.float64], b: NDArray[np.float64], delta: float, found: 
 
 @njit(nogil=True, cache=True)
 def _count_columns(a: NDArray[np.float64], b: NDArray[np.float64], delta: float, found: NDArray[np.float64]) -> None:
-    """Find the same variances over the values of `b`."""
+    """Compute the same variances over the values of `b`."""
     p, m = len(a), len(b)
     lower, upper = 0, 0
     plus2, minus2, both2 = 0.0, 0.0, 0.0

@@ -37,14 +37,14 @@ Engine = Literal["auto", "sketch", "pairs", "exact"]
 
 N_SAMPLES = 1000
 EXACT_BYTES = 4 << 30
-"""Decoded values of both sides that the exact engine holds at most."""
+"""Largest number of decoded values of both sides in the exact engine."""
 SKETCH_ERROR = 0.0016
 """Mean error of a probability from 32 quantiles in place of all values: benchmarks/results/atlas.json."""
 
 
 @dataclass(frozen=True, slots=True)
 class DifferentialOptions:
-    """What counts as a difference, and how it is estimated."""
+    """Definition of a difference, and how it is estimated."""
 
     mode: Literal["vanilla", "change"] = "vanilla"
     delta: float | None = 0.25
@@ -107,7 +107,7 @@ def differential_expression(  # noqa: PLR0913 - the arguments of scvi-tools
         ``"vanilla"``: the probability that a gene is higher in the first group; ``"change"``: that it differs by
         `delta`.
     delta
-        Least log2 fold change that counts; None finds it.
+        Smallest log2 fold change of a difference; None estimates it.
     fdr
         Share of false discoveries allowed in the genes flagged by mode ``"change"``.
     where
@@ -124,13 +124,13 @@ def differential_expression(  # noqa: PLR0913 - the arguments of scvi-tools
     n_samples
         Cells of each group for ``"pairs"``. Of fewer cells several draws each are taken.
     pseudocounts
-        Added to the scales; None finds it from genes with a mean count below `threshold_counts`.
+        Added to the scales; None estimates it from genes with a mean count below `threshold_counts`.
     threshold_counts
-        See there.
+        See `pseudocounts`.
     test_mode
         ``"three"`` takes increase and decrease as two hypotheses, ``"two"`` as one.
     seed
-        Chooses cells and draws.
+        Seed of the cells and draws.
 
     Returns
     -------
@@ -142,7 +142,7 @@ def differential_expression(  # noqa: PLR0913 - the arguments of scvi-tools
     Raises
     ------
     ValueError
-        If a column, value, gene or batch is not there, a group is empty, groups share cells, or the engine cannot
+        If a column, value, gene or batch does not exist, a group is empty, groups share cells, or the engine cannot
         answer.
     """
     options = DifferentialOptions(
@@ -197,7 +197,7 @@ def _engine(atlas: AtlasReader, sides: tuple[CellSet, CellSet], options: Differe
 
 
 def sketch_obstacle(atlas: AtlasReader, sides: Sequence[CellSet], *, batch_correction: bool) -> str | None:
-    """Say why sketches cannot answer, if so."""
+    """Return the reason why sketches cannot answer, if there is one."""
     if atlas.leaves is None:
         return "this atlas has no leaves"
     if any(side.leaf_l is None for side in sides):
@@ -210,7 +210,7 @@ def sketch_obstacle(atlas: AtlasReader, sides: Sequence[CellSet], *, batch_corre
 def _values(
     atlas: AtlasReader, sides: tuple[CellSet, CellSet], options: DifferentialOptions, engine: str
 ) -> tuple[list[SideValues], list[CountMeans] | None, tuple[str, ...]]:
-    """Gather the values and counts of both sides, and what to note of them."""
+    """Collect the values and counts of both sides, and notes about them."""
     notes = [
         f"{name} has {side.n_cells} cells: all are used, with several draws of each"
         for name, side in zip(("group1", "group2"), sides, strict=True)
@@ -260,7 +260,7 @@ def scored_table(
     sketched: bool,
     with_up: bool = False,
 ) -> pd.DataFrame:
-    """Compare the values of two sides and lay out the columns of scvi-tools; `with_up` adds that of an increase."""
+    """Compare the values of two sides and return the columns of scvi-tools; `with_up` adds that of an increase."""
     scales = {"scale1": values[0].mean_g, "scale2": values[1].mean_g}
     raw = {} if counts is None else count_columns(*counts)
     error = SKETCH_ERROR if sketched else 0.0

@@ -68,11 +68,11 @@ def markers(
     where
         Only these cells, in the groups and in their rests.
     n_genes
-        Genes returned for each group, those most surely higher in it first; None is all.
+        Genes returned for each group, those with the most certain increase first; None returns all.
     engine
         ``"sketch"`` for unions of leaves, else ``"pairs"``: `n_samples` cells of each group against a pool of all.
     pseudocounts
-        None finds one for each group, as `differential_expression`.
+        None estimates one for each group, as `differential_expression` does.
 
     Returns
     -------
@@ -112,7 +112,7 @@ def markers(
 
 
 def markers_obstacle(atlas: AtlasReader, groups: CellGroups, *, batch_correction: bool) -> str | None:
-    """Say why sketches cannot answer, if so."""
+    """Return the reason why sketches cannot answer, if there is one."""
     if atlas.leaves is None:
         return "this atlas has no leaves"
     if groups.group_l is None:
@@ -125,7 +125,7 @@ def markers_obstacle(atlas: AtlasReader, groups: CellGroups, *, batch_correction
 def _ranked(
     table: pd.DataFrame, groups: CellGroups, place: int, options: DifferentialOptions, n_genes: int | None
 ) -> pd.DataFrame:
-    """Order the genes of a group, the surest first, and name the group."""
+    """Order the genes of a group by certainty, and add the name of the group."""
     table[f"is_de_fdr_{options.fdr}"] = flag_by_fdr(table["proba_de"].to_numpy(), options.fdr)
     table = table.sort_values(["proba_up", "lfc_mean"], ascending=False, kind="stable").head(n_genes or len(table))
     table = table.rename_axis("gene").reset_index()
@@ -152,7 +152,7 @@ def _by_sketch(
     total, top_g = _Total(atlas, size_l), largest_scale(atlas, cells.leaf_l)
     mean_g, delta = np.empty(n_genes), options.delta
     assert delta is not None
-    # The mean is described with a pseudocount far below any scale, so that one serves all groups.
+    # The pseudocount of the mean is far below any scale, so that the same mean is used for all groups.
     in_threads(lambda genes: _grid_mean(below_gv[genes], _DESCRIBED, mean_g[genes]), gene_blocks(n_genes))
     tables = []
     for place, name in enumerate(groups.names):
@@ -258,7 +258,7 @@ def _compare_with_grid(
     pseudocounts: float,
     found: NDArray[np.float64],
 ) -> None:
-    """Find the shares of pairs above delta and below -delta, the variance of the larger, and the group's mean."""
+    """Compute the shares of pairs above delta and below -delta, the variance of the larger, and the group's mean."""
     n_genes, n_values = value_gp.shape
     up_p, down_p = np.empty(n_values), np.empty(n_values)
     factor = 2.0**-delta
@@ -344,7 +344,7 @@ def _table(
 
 
 def _with_up(table: pd.DataFrame) -> pd.DataFrame:
-    """Choose the columns of markers from those of a comparison."""
+    """Select the columns of markers from those of a comparison."""
     kept = ["proba_up", "proba_de", "bayes_factor", "lfc_mean", "scale1", "scale2", "pseudocounts", "proba_de_se"]
     raw = [name for name in table.columns if name.startswith(("raw_", "non_zeros"))]
     return table[[*kept, *raw]]

@@ -28,8 +28,8 @@ def replicate_columns(
     Raises
     ------
     ValueError
-        If the groups are no unions of leaves, the replicates no column of the leaves, a group has fewer than two of
-        them, or the atlas has no counts.
+        If the groups are not unions of leaves, the replicates are not a column of the leaves, a group has fewer than
+        two of them, or the atlas has no counts.
     """
     check_column(atlas.obs, replicate, atlas.uri)
     leaves = atlas.leaves

@@ -1,4 +1,4 @@
-"""The two sides of a comparison: which cells, what their counts say, and their values as sketch or sample.
+"""The two sides of a comparison: their cells, counts, and values as sketch or sample.
 
 Shape letters in this file
     g   genes
@@ -37,7 +37,7 @@ class SideValues:
     """Values of one side of a comparison."""
 
     parts: tuple[SortedSample, ...]
-    """One for each batch that the cells were decoded with."""
+    """One sample for each batch with which the cells were decoded."""
     mean_g: NDArray[np.float64]
     """Mean scale."""
     top_g: NDArray[np.float64]
@@ -45,7 +45,7 @@ class SideValues:
 
 
 def choose_sides(atlas: AtlasReader, group1: Cells, group2: Cells, where: Cells) -> tuple[CellSet, CellSet]:
-    """Choose the cells of both sides; without `group2` the second are all others.
+    """Choose the cells of both sides; without `group2` the second side is all other cells.
 
     Raises
     ------
@@ -74,8 +74,8 @@ def choose_sides(atlas: AtlasReader, group1: Cells, group2: Cells, where: Cells)
 def count_means(atlas: AtlasReader, cells_l: NDArray[np.int64]) -> CountMeans:
     """Average the counts of a side that has `cells_l` cells in each leaf.
 
-    Of a union of leaves that is exact. Else the counts of its cells are taken to be those of their leaves on average:
-    an atlas keeps no counts of single cells.
+    For a union of leaves this is exact. Otherwise each cell counts with the average of its leaf, because an atlas keeps
+    no counts of single cells.
     """
     leaves = atlas.leaves
     assert leaves is not None
@@ -89,7 +89,7 @@ def count_means(atlas: AtlasReader, cells_l: NDArray[np.int64]) -> CountMeans:
 
 
 def sketched_side(atlas: AtlasReader, cells: CellSet, n_points: int = POINTS) -> SideValues:
-    """Merge the sketches of the leaves of a side to `n_points` quantiles."""
+    """Merge the sketches of the leaves of a side into `n_points` quantiles."""
     leaves, leaf_l, n_genes = atlas.leaves, cells.leaf_l, len(atlas.var_names)
     assert leaves is not None
     assert leaf_l is not None
@@ -111,7 +111,7 @@ def largest_scale(atlas: AtlasReader, leaf_l: NDArray[np.int64]) -> NDArray[np.f
 
 
 def correction_batches(atlas: AtlasReader, *, batch_correction: bool, seed: int) -> tuple[int | None, ...]:
-    """Return the batches to decode with: each cell's own, or all, of very many a sample."""
+    """Return the batches to decode with: each cell's own, or all, or a sample of very many."""
     if not batch_correction:
         return (None,)
     n_batch = atlas.spec.n_batch
@@ -128,12 +128,12 @@ def correction_batches(atlas: AtlasReader, *, batch_correction: bool, seed: int)
 def decoded_side(
     atlas: AtlasReader, row_m: NDArray[np.int64], batches: tuple[int | None, ...], n_values: int | None, *, seeds: Seeds
 ) -> SideValues:
-    """Decode a sample of cells, shared out to the batches.
+    """Decode a sample of cells, distributed over the batches.
 
     Parameters
     ----------
     row_m
-        Rows to choose among, by rising hash.
+        Rows to choose from, by ascending hash.
     n_values
         Cells to decode, spread evenly over the latent space; of fewer several draws are taken. None decodes each of
         `row_m` with each batch, at its own draw.
@@ -169,13 +169,13 @@ def _decode(
     noise_pk: NDArray[np.float32],
     batch: int | None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.float64]]:
-    """Decode cells at draws: log2 scale, genes first, and the sum and the largest of the scale."""
+    """Decode cells at draws: return the log2 scale, genes first, and the sum and the maximum of the scale."""
     module, n_values, n_genes = atlas.module, len(cell_p), len(atlas.var_names)
     log2_gp = np.empty((n_genes, n_values), dtype=np.float32)
     sum_g, top_g = np.zeros(n_genes), np.zeros(n_genes)
     for at in range(0, n_values, _DECODE_CELLS):
         stop = min(at + _DECODE_CELLS, n_values)
-        # A block is filled up with its first cell: products of one shape round each cell alike.
+        # Blocks are padded with their first cell: matrix products of one shape round each cell alike.
         place = np.where(np.arange(at, at + _DECODE_CELLS) < stop, np.arange(at, at + _DECODE_CELLS), at)
         part = cells.take(cell_p[place])
         z_pk = torch.from_numpy(part.qzm_nk + np.sqrt(part.qzv_nk) * noise_pk[place]).to(module.device)

@@ -1,4 +1,4 @@
-"""Merge the quantile sketches of leaves to one sample of a group.
+"""Merge the quantile sketches of leaves into one sample of a group.
 
 Values are counted on a fixed grid with whole numbers of cells, so that the order of merging does not change a bit.
 
@@ -28,7 +28,7 @@ SHARE_BINS, FREE_BINS = 640, 1024
 def merge_sketches(
     leaves: LeafReader, leaf_l: NDArray[np.int64], n_genes: int, n_bins: int, n_points: int = POINTS
 ) -> SortedSample:
-    """Return evenly spaced quantiles of the log2 scale of the cells of some leaves, each leaf by its cells."""
+    """Return evenly spaced quantiles of the log2 scale of the cells of some leaves, weighted by their cells."""
     n_l, sketch_l = leaves.n_cells[leaf_l].astype(np.float64), leaves.n_sketch[leaf_l]
     n_effective = float(n_l.sum() ** 2 / (n_l**2 / sketch_l).sum())
     point_gp = np.empty((n_genes, n_points), dtype=np.float32)
@@ -52,7 +52,7 @@ def count_on_grid(leaves: LeafReader, leaf_l: NDArray[np.int64], n_genes: int, n
 
 @njit(nogil=True, cache=True)
 def _spread(quantile_gq: NDArray[np.float32], point_gp: NDArray[np.float32]) -> None:
-    """Interpolate between quantiles; beyond the outermost two the line goes on by half of a step."""
+    """Interpolate between quantiles; beyond the outermost two, extrapolate linearly by half a step."""
     n_genes, n_q = quantile_gq.shape
     n_p = point_gp.shape[1]
     for gene in range(n_genes):
@@ -81,7 +81,7 @@ def _deposit(quantile_lgq: NDArray[np.float32], n_l: NDArray[np.int64], count_gv
 
 @njit(nogil=True, cache=True)
 def _invert(count_gv: NDArray[np.int64], point_gp: NDArray[np.float32]) -> None:
-    """Find evenly spaced quantiles of counts on the grid, each bin taken to be uniform."""
+    """Return evenly spaced quantiles of counts on the grid; values are assumed uniform within a bin."""
     n_genes, n_bins = count_gv.shape
     n_p = point_gp.shape[1]
     for gene in range(n_genes):

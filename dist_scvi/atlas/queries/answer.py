@@ -1,4 +1,4 @@
-"""The answer to a query, with what is needed to trust and to repeat it."""
+"""The answer to a query, with the information needed to check and to repeat it."""
 
 import json
 from collections.abc import Mapping
@@ -18,31 +18,31 @@ _WRITERS = (".csv", ".json", ".parquet")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answer:
-    """A table and where it comes from. The same query of the same atlas gives the same bits."""
+    """A table and its provenance. The same query of the same atlas returns the same bits."""
 
     kind: str
-    """Which query: ``"expression"``, ``"differential_expression"``, ``"markers"`` and so on."""
+    """Name of the query: ``"expression"``, ``"differential_expression"``, ``"markers"`` and so on."""
     table: pd.DataFrame
-    """Estimates, with a column of standard errors (`se` or `..._se`) or of interval ends where they are estimated."""
+    """Estimates, with columns of standard errors (`se` or `..._se`) or of interval ends if these are estimated."""
     engine: str
-    """How it was computed."""
+    """Engine that computed the table."""
     batch: str
-    """Batch that cells were decoded with: ``"own"``, a name, or ``"average"``; ``""`` if nothing was decoded."""
+    """Batch with which cells were decoded: ``"own"``, a name, or ``"average"``; ``""`` if nothing was decoded."""
     n_cells: Mapping[str, int]
     """Cells of each group."""
     atlas: str
-    """Where the atlas lies."""
+    """Path or URL of the atlas."""
     digest: str
     """SHA-256 of the manifest of the atlas, which covers every byte of it."""
     seed: int = 0
     parameters: Mapping[str, Any] = field(default_factory=dict)
     """The other arguments of the query, as plain values."""
     notes: tuple[str, ...] = ()
-    """What to know before using the numbers: groups smaller than the sample, effects of composition."""
+    """Limitations of the numbers: groups smaller than the sample, effects of composition."""
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """All but the table, as plain values."""
+        """All fields except the table, as plain values."""
         return {
             "query": self.kind,
             "engine": self.engine,
@@ -102,7 +102,7 @@ class Answer:
         n_genes
             Genes to show, or to name in a volcano plot.
         ax
-            Where to draw; by default a figure of its own.
+            Axes to draw on; by default those of a new figure.
 
         Raises
         ------
@@ -138,7 +138,7 @@ class Answer:
 
 
 def _with_index(table: pd.DataFrame) -> pd.DataFrame:
-    """Turn a named index into columns; a plain range of numbers is none."""
+    """Convert a named index to columns; a plain range of numbers is removed."""
     if isinstance(table.index, pd.RangeIndex):
         return table
     names = [name or "index" for name in table.index.names]

@@ -1,4 +1,4 @@
-"""What to know before reading expression that was decoded with another batch than a cell's own.
+"""Notes on expression that was decoded with a batch other than a cell's own.
 
 Shape letters in this file
     n   cells
@@ -18,16 +18,16 @@ from dist_scvi.inference.encode_decode import covariates_of, decoded_with
 
 _PROBE_CELLS = 256
 _LEAST_SHIFT = 0.1
-"""Shift of the median gene, as a binary logarithm, that is worth a note: 7 percent."""
+"""Smallest shift of the median gene, as a binary logarithm, that is noted: 7 percent."""
 
 
 def composition_notes(
     atlas: AtlasReader, cells: CellSet, groups: CellGroups, batches: tuple[int | None, ...]
 ) -> tuple[str, ...]:
-    """Note where numbers decoded with another batch are those of its composition rather than of the cells.
+    """Note where numbers decoded with another batch reflect its composition rather than the cells.
 
     Shares add up to 1: a batch that raises some large genes lowers all others. And a group that has no cell in a batch
-    is decoded where the model has seen none.
+    is decoded with a batch in which the model was not trained on such cells.
     """
     if batches == (None,) or atlas.spec.batch is None:
         return ()
@@ -61,7 +61,7 @@ def _median_shift(atlas: AtlasReader, cells: CellSet, batch: int) -> float:
 
 
 def _absent_groups(atlas: AtlasReader, groups: CellGroups, batches: tuple[int | None, ...]) -> list[str]:
-    """Name the groups that have no cell in a batch, if the leaves know."""
+    """Note the groups that have no cell in a batch, if the leaves show this."""
     leaves, batch = atlas.leaves, atlas.spec.batch
     if leaves is None or groups.group_l is None or batch is None or batch.key not in leaves.columns:
         return []

@@ -1,7 +1,7 @@
 """Decode cells of an atlas in blocks of one shape.
 
-A matrix product rounds a row alike wherever it lies in a block of a given shape, but not in blocks of other shapes. So
-blocks are filled up, and an answer does not depend on chunks, workers or the order of rows.
+A matrix product rounds a row alike at any position in a block of a given shape, but not in blocks of other shapes.
+Blocks are therefore padded, so that an answer does not depend on chunks, workers or the order of rows.
 
 Shape letters in this file
     n   cells
@@ -21,16 +21,16 @@ from dist_scvi.atlas.queries.where import CellSet
 from dist_scvi.inference.encode_decode import LatentCells, covariates_of, decoded_with, draw_posterior
 
 BLOCK_CELLS = 2048
-"""Cells decoded together: their hidden units stay in the cache of a core."""
+"""Cells decoded together: their hidden units fit in the cache of a core."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CellBlock:
-    """Some cells, and what was read with them."""
+    """Some cells, with their normalizers, groups and rows."""
 
     cells: LatentCells
     normalizer_n: NDArray[np.float32] | None
-    """Logarithm of what normalizes the scale at the mean of the posterior, with the cell's own batch."""
+    """Logarithm of the normalizer of the scale at the mean of the posterior, with the cell's own batch."""
     group_n: NDArray[np.int32]
     row_n: NDArray[np.int64]
     """Rows of the atlas."""
@@ -39,13 +39,13 @@ class CellBlock:
         return len(self.group_n)
 
     def take(self, index_n: NDArray[np.int64]) -> "CellBlock":
-        """Return the cells at the places `index_n`."""
+        """Return the cells at the indices `index_n`."""
         normalizer_n = None if self.normalizer_n is None else self.normalizer_n[index_n]
         return CellBlock(self.cells.take(index_n), normalizer_n, self.group_n[index_n], self.row_n[index_n])
 
 
 def read_block(atlas: AtlasReader, rows: slice | NDArray[np.int64], group_n: NDArray[np.int32]) -> CellBlock:
-    """Read cells, the group of each of which is known."""
+    """Read cells with known groups."""
     row_n = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
     return CellBlock(atlas.read_cells(rows), atlas.read_log_normalizer(rows), group_n, row_n)
 
@@ -64,9 +64,9 @@ def cell_blocks(
 
 
 def even_blocks(blocks: Iterator[CellBlock], size: int = BLOCK_CELLS) -> Iterator[tuple[CellBlock, int]]:
-    """Cut and join blocks to ones of `size` cells; the last is filled up with its first cell. Also yield the true size.
+    """Split and join blocks to blocks of `size` cells, the last padded with its first cell. Also yield the true size.
 
-    Few cells of each chunk are thus decoded as fast as many.
+    The speed of decoding thus does not depend on the number of chosen cells per chunk.
     """
     waiting: list[CellBlock] = []
     for block in blocks:
@@ -84,7 +84,7 @@ def even_blocks(blocks: Iterator[CellBlock], size: int = BLOCK_CELLS) -> Iterato
 
 
 def join_blocks(blocks: list[CellBlock]) -> CellBlock:
-    """Join blocks to one."""
+    """Join blocks into one."""
     if len(blocks) == 1:
         return blocks[0]
     arrays = {
@@ -132,7 +132,7 @@ def decode_draws(
     size = min(BLOCK_CELLS, 512)
     for at in range(0, n, size):
         place = np.arange(at, at + size)
-        place[n - at :] = at  # filled up to one shape
+        place[n - at :] = at  # padded to one shape
         part = cells.take(place)
         z_sk, _ = draw_posterior(module, part, seed, draw_s[place])
         covariates = decoded_with(covariates_of(part, module.device), batch)

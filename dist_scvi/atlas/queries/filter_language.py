@@ -1,7 +1,7 @@
 """The language of filters over obs columns, such as ``tissue == 'lung' and n_counts > 500``: text to a tree.
 
-Nothing is ever evaluated as Python. Length, depth and number of values are bounded, so that a filter may come from
-anyone: a command line, a file, a request.
+No text is evaluated as Python. Length, depth and number of values are bounded, so that filters from untrusted sources
+can be parsed: a command line, a file, a request.
 """
 
 import re
@@ -78,13 +78,13 @@ def parse(text: str) -> Condition:
     text
         Comparisons of a column with numbers, texts in quotes, ``True`` and ``False`` or a list of these, by ``==``,
         ``!=``, ``<``, ``<=``, ``>``, ``>=``, ``in``, ``not in``, and ``is None`` for a missing value, joined by
-        ``and``, ``or``, ``not`` and parentheses. A column whose name is no plain word stands in backticks; a column of
-        True and False may stand alone.
+        ``and``, ``or``, ``not`` and parentheses. A column whose name is not a plain word is written in backticks; a
+        column of True and False may be a condition by itself.
 
     Raises
     ------
     ValueError
-        If the text is not in this language, or is too long or too deep.
+        If the text is not in this language, is too long, or is nested too deeply.
     """
     if not isinstance(text, str):
         raise ValueError(f"where={text!r}: a text such as \"cell_type == 'B'\" is needed")  # noqa: TRY004
@@ -107,7 +107,7 @@ def comparisons(condition: Condition) -> Iterator[Comparison]:
 
 
 class _Parser:
-    """Recursive descent, one token ahead."""
+    """A recursive descent parser with one token of lookahead."""
 
     def __init__(self, text: str) -> None:
         self._text, self._stop, self._values = text, 0, 0
@@ -127,7 +127,7 @@ class _Parser:
             self.kind = "keyword"
 
     def error(self, needed: str) -> ValueError:
-        """Build the error that names the place and what is needed there."""
+        """Return the error that names the position and the expected tokens."""
         shown = self._text[self._start : self._start + 30]
         found = f"{shown!r} at character {self._start + 1}" if shown else "the end"
         return ValueError(f"where={_shortened(self._text)!r} has {found}: {needed} is needed there")

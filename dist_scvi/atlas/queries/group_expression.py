@@ -28,7 +28,7 @@ from dist_scvi.atlas.queries.where import Cells, CellSet, choose_cells
 ExpressionEngine = Literal["auto", "leaves", "exact"]
 
 MAX_VALUES = 1 << 28
-"""Values of single cells in an answer: 1 GiB."""
+"""Largest number of values of single cells in an answer: 1 GiB."""
 _LARGEST = 2.0**17
 """Bound of a value that is multiplied by a total count."""
 LEAF_BYTES = 1 << 26
@@ -37,7 +37,7 @@ LEAF_BYTES = 1 << 26
 
 @dataclass(frozen=True, slots=True)
 class ExpressionQuery:
-    """How expression is computed."""
+    """Arguments by which expression is computed."""
 
     genes: tuple[str, ...]
     gene_g: NDArray[np.int64]
@@ -48,7 +48,7 @@ class ExpressionQuery:
 
     @property
     def factor(self) -> float:
-        """What shares are multiplied by, if it is the same for all cells."""
+        """Factor of the shares, if it is the same for all cells."""
         return 1.0 if self.library_size == "latent" else float(self.library_size)
 
 
@@ -99,7 +99,7 @@ def expression(
     Raises
     ------
     ValueError
-        If a gene, column, value or batch is not there (the near ones are named), or no cell is chosen.
+        If a gene, column, value or batch does not exist (the nearest are named), or no cell is chosen.
     """
     query = read_query(atlas, genes, batch, library_size, threshold)
     cells = choose_cells(atlas, where)
@@ -141,7 +141,7 @@ def read_query(
     Raises
     ------
     ValueError
-        If a gene is not there, or a number is out of range.
+        If a gene does not exist, or a number is out of range.
     """
     if isinstance(genes, str):
         genes = [genes]
@@ -181,7 +181,7 @@ def batch_codes(atlas: AtlasReader, batch: str) -> tuple[int | None, ...]:
 
 
 def leaves_obstacle(atlas: AtlasReader, groups: CellGroups, query: ExpressionQuery) -> str | None:
-    """Say why the means of leaves cannot answer, if so."""
+    """Return the reason why the means of leaves cannot answer, if there is one."""
     if atlas.leaves is None:
         return "this atlas has no leaves"
     if groups.group_l is None:
@@ -216,7 +216,7 @@ def _from_leaves(atlas: AtlasReader, groups: CellGroups, query: ExpressionQuery)
 
 
 def leaf_parts(leaf_l: NDArray[np.int64], n_genes: int, *, values: int = 1) -> list[NDArray[np.int64]]:
-    """Cut leaves into parts whose tables are read together, `values` numbers for each leaf and gene."""
+    """Split leaves into parts whose tables are read together, with `values` numbers per leaf and gene."""
     width = max(1, LEAF_BYTES // (8 * n_genes * values))
     return np.split(leaf_l, range(width, len(leaf_l), width))
 
@@ -224,7 +224,7 @@ def leaf_parts(leaf_l: NDArray[np.int64], n_genes: int, *, values: int = 1) -> l
 def _decoded(
     atlas: AtlasReader, groups: CellGroups, query: ExpressionQuery, cells: CellSet, batches: tuple[int | None, ...]
 ) -> pd.DataFrame:
-    """Decode every cell and add up."""
+    """Decode every cell and add the results by group."""
     largest = query.factor if query.library_size != "latent" and not atlas.spec.size_factor_key else _LARGEST
     sums = GroupSums.empty(len(groups.names), len(query.genes), largest=max(largest, 1.0))
     threshold = math.inf if query.threshold is None else query.threshold
@@ -283,7 +283,7 @@ def _tidy(
     fraction_qg: NDArray[np.float64] | None,
     detected_qg: NDArray[np.float64] | None,
 ) -> pd.DataFrame:
-    """List the groups, and under each the genes."""
+    """Return the table with a row for each group and, within it, each gene."""
     n_groups, n_genes = mean_qg.shape
     table = groups.table.loc[np.repeat(np.arange(n_groups), n_genes)].reset_index(drop=True)
     table.insert(len(table.columns), "group", np.repeat(np.array(groups.names, dtype=object), n_genes))

@@ -18,7 +18,7 @@ from dist_scvi.atlas.queries.reader import AtlasReader
 from dist_scvi.atlas.queries.where import CellSet, check_column
 
 MAX_CATEGORIES = 20_000
-"""Values of a column that cells are grouped by."""
+"""Largest number of values of a column for grouping."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,7 +32,7 @@ class CellGroups:
     """The values joined by ``" | "``."""
     n_cells: NDArray[np.int64]
     group_l: NDArray[np.int32] | None
-    """Group of each leaf, -1 for none; None if the groups are no unions of leaves."""
+    """Group of each leaf, -1 for none; None if the groups are not unions of leaves."""
     codes: Callable[[slice], NDArray[np.int32]]
     """Group of each of a range of cells, -1 for none."""
 
@@ -43,7 +43,7 @@ def group_cells(atlas: AtlasReader, by: Sequence[str], cells: CellSet) -> CellGr
     Raises
     ------
     ValueError
-        If a column is not there, holds numbers or too many values, or no cell has a value.
+        If a column does not exist, holds numbers or too many values, or no cell has a value.
     """
     columns = [by] if isinstance(by, str) else list(by)
     for key in columns:
@@ -89,7 +89,7 @@ def _groups_of_leaves(
 
 
 def _groups_of_cells(atlas: AtlasReader, columns: list[str], cells: CellSet) -> CellGroups:
-    """Find the combinations that occur in one pass."""
+    """Determine in one pass the combinations that occur."""
     opened = [atlas.obs.categorical(key) for key in columns]
     radix = np.cumprod([1, *(len(column.vocabulary) for column in opened)], dtype=np.float64)
     if radix[-1] > 1 << 62:
@@ -126,7 +126,7 @@ def _groups_of_cells(atlas: AtlasReader, columns: list[str], cells: CellSet) -> 
         return np.where(number_n < 0, np.int32(-1), place_n)
 
     n_q = np.array([totals[number] for number in found_q.tolist()], dtype=np.int64)
-    # Groups are listed as for leaves: by the first column, then the second.
+    # The order of groups is that of leaves: by the first column, then by the second.
     order_q = np.lexsort(code_qc[::-1]) if columns else np.arange(len(found_q))
     place_q = np.empty(len(order_q), dtype=np.int32)
     place_q[order_q] = np.arange(len(order_q))

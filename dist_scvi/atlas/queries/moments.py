@@ -1,7 +1,7 @@
-"""Sums over groups of cells that are the same in whatever order and by however many workers they are added.
+"""Sums over groups of cells that do not depend on the order of addition or the number of workers.
 
-Numbers are added as whole numbers: a value is a multiple of 2**-35 and a rest of 2**-70. Sums of floating-point numbers
-would differ in their last bits with the order.
+Values are added as whole numbers: a value is a multiple of 2**-35 and a remainder in multiples of 2**-70. The last bits
+of floating-point sums would depend on the order.
 
 Shape letters in this file
     n   cells
@@ -32,13 +32,13 @@ class GroupSums:
 
     @classmethod
     def empty(cls, n_groups: int, n_genes: int, *, largest: float = 1.0) -> "GroupSums":
-        """Begin with nothing."""
+        """Start with zero sums."""
         unit = 2.0 ** -np.ceil(np.log2(largest))
         words = np.zeros((n_groups, n_genes, 4), dtype=np.int64)
         return cls(words, np.zeros((n_groups, n_genes), np.int64), np.zeros(n_groups, np.int64), float(unit))
 
     def add(self, value_ng: NDArray[np.float32], group_n: NDArray[np.int32], threshold: float) -> None:
-        """Add cells; those of group -1 are left out."""
+        """Add cells; those of group -1 are ignored."""
         _add(value_ng, group_n, threshold, self.unit, self.word_qgw, self.above_qg, self.n_q)
 
     def mean(self) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""Drawings of answers: dots for expression by group, a volcano for differential expression, violins for cells.
+"""Plots of answers: dots for expression by group, a volcano for differential expression, violins for cells.
 
 Shape letters in this file
     g   genes
@@ -23,7 +23,7 @@ def draw(table: pd.DataFrame, kind: str, *, n_genes: int, ax: "Axes | None") -> 
     Raises
     ------
     ValueError
-        If there is no such plot, or the table lacks what it shows.
+        If there is no such plot, or the table lacks a column that it needs.
     ImportError
         If matplotlib is not installed.
     """
@@ -35,7 +35,7 @@ def draw(table: pd.DataFrame, kind: str, *, n_genes: int, ax: "Axes | None") -> 
     except ImportError as error:
         raise ImportError("plots need matplotlib: pip install 'dist-scvi[plot]'") from error
     if ax is None:
-        # A figure that pyplot does not know is freed with the answer, needs no display, and a notebook shows it.
+        # Without pyplot, the figure is freed with the answer and needs no display; a notebook still shows it.
         ax = Figure(figsize=(6, 4), layout="constrained").add_subplot()
     plots[kind](table, n_genes, ax)
     return ax
@@ -62,7 +62,7 @@ def _dots(table: pd.DataFrame, n_genes: int, ax: "Axes") -> None:
 
 
 def _volcano(table: pd.DataFrame, n_genes: int, ax: "Axes") -> None:
-    """Draw effect against evidence for each gene, and name the strongest."""
+    """Draw effect against evidence for each gene, and label the strongest."""
     if not {"lfc_mean", "proba_de"} <= set(table.columns):
         raise ValueError("a volcano needs an answer of differential_expression(mode='change')")
     flags = [name for name in table.columns if name.startswith("is_de_fdr")]

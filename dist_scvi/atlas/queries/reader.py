@@ -1,4 +1,4 @@
-"""What the queries read of an atlas. `dist_scvi.atlas.Atlas` is one; the arrows of imports point from it to here.
+"""Protocols of the parts of an atlas that queries read. `dist_scvi.atlas.Atlas` implements them and imports this file.
 
 Shape letters in this file
     n   cells
@@ -21,7 +21,7 @@ from dist_scvi.network.model_spec import ModelSpec
 from dist_scvi.network.vae import VAE
 
 Rows = slice | NDArray[np.int64] | None
-"""A range of rows, or some in any order; None is all."""
+"""A range of rows, or rows in any order; None means all."""
 
 
 class ObsReader(Protocol):
@@ -45,7 +45,7 @@ class LeafReader(Protocol):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Obs columns whose combinations the leaves are."""
+        """Obs columns whose combinations define the leaves."""
 
     @property
     def n_leaves(self) -> int:
@@ -57,7 +57,7 @@ class LeafReader(Protocol):
 
     @property
     def n_sketch(self) -> NDArray[np.int64]:
-        """Cells of each leaf whose draws the quantiles are of."""
+        """Number of cells of each leaf from whose draws the quantiles are computed."""
 
     @property
     def codes(self) -> NDArray[np.int32]:
@@ -65,7 +65,7 @@ class LeafReader(Protocol):
 
     @property
     def has_counts(self) -> bool:
-        """Whether there are sums of the counts."""
+        """Whether the atlas has sums of the counts."""
 
     @property
     def levels(self) -> NDArray[np.float64]:
@@ -100,7 +100,7 @@ class AtlasReader(Protocol):
 
     @property
     def uri(self) -> str:
-        """Where it lies."""
+        """Path or URL."""
 
     @property
     def digest(self) -> str:
@@ -131,10 +131,10 @@ class AtlasReader(Protocol):
         """Summaries by leaf, if there are any."""
 
     def gene_index(self, genes: Sequence[str]) -> NDArray[np.int64]:
-        """Find genes by name or by a column of var."""
+        """Return the indices of genes, by name or by a column of var."""
 
     def read_cells(self, rows: Rows = None) -> LatentCells:
-        """Read all that decoding needs; identities of cells are rows of the source."""
+        """Read all data for decoding; identities of cells are rows of the source."""
 
     def read_log_normalizer(self, rows: Rows = None) -> NDArray[np.float32] | None:
         """Read the logarithm of the sum over genes that scales are divided by, if it is stored."""

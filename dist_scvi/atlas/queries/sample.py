@@ -22,18 +22,18 @@ _SAMPLE_KEY = 106
 _OPEN = 2.0**-31
 """Keeps uniform numbers of 30 bits inside (0, 1)."""
 CANDIDATES_PER_CELL = 16
-"""Cells that each cell of an even sample is chosen among."""
+"""Number of candidates for each cell of an even sample."""
 
 Seeds = tuple[int, int]
-"""Seed of a query, and what it is for."""
+"""Seed of a query, and its purpose."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GroupSamples:
-    """A sample of each group, and of what leaves the groups are made."""
+    """A sample of each group, and the leaves of the groups."""
 
     rows: tuple[NDArray[np.int64], ...]
-    """Rows of the atlas, by rising hash."""
+    """Rows of the atlas, by ascending hash."""
     n_q: NDArray[np.int64]
     """Cells of each group."""
     cells_ql: NDArray[np.int64] | None
@@ -41,7 +41,7 @@ class GroupSamples:
 
 
 def sample_cells(atlas: AtlasReader, cells: CellSet, size: int, *, seed: int) -> NDArray[np.int64]:
-    """Choose `size` cells without replacement, or all; return their rows by rising hash."""
+    """Choose `size` cells without replacement, or all; return their rows by ascending hash."""
     return sample_sets(atlas, [cells], size, seed=seed).rows[0]
 
 
@@ -85,7 +85,7 @@ def sample_groups(
             drawn[group].add(hash_n[here_n], rows.start + here_n)
             if leaf_n is not None:
                 cells_ql[group] += np.bincount(leaf_n[here_n], minlength=n_leaves)
-        # A cell without a value in the columns of the groups still belongs to the rest of each.
+        # A cell without a value in the columns of the groups still belongs to the rest of each group.
         chosen_n = np.flatnonzero(cells.mask(rows))
         pooled.add(hash_n[chosen_n], rows.start + chosen_n)
     n_q = np.array([smallest.seen for smallest in drawn], dtype=np.int64)
@@ -107,10 +107,10 @@ def groups_of_rows(atlas: AtlasReader, groups: CellGroups, row_m: NDArray[np.int
 
 
 def spread_cells(qzm_mk: NDArray[np.float32], n_chosen: int) -> NDArray[np.int64]:
-    """Choose cells that lie as evenly in the latent space as all of them.
+    """Choose cells that are distributed in the latent space like all of them.
 
     The cells are halved along the widest dimension until there are `n_chosen` parts; of each part the first cell is
-    taken, which is uniform if they come by rising hash. So neighbours in the answer are neighbours in the latent space.
+    taken, which is uniform if they are sorted by hash. Neighbours in the answer are neighbours in the latent space.
     Against a plain sample that, with `even_normal`, halves the error of a probability: benchmarks/results/atlas.json.
     """
     chosen: list[int] = []
@@ -162,5 +162,5 @@ class _Smallest:
         self._hash_m, self._row_m = hash_m[order_m], row_m[order_m]
 
     def rows(self) -> NDArray[np.int64]:
-        """Return the rows, by rising hash."""
+        """Return the rows, by ascending hash."""
         return self._row_m

@@ -1,4 +1,4 @@
-"""Which cells a query is about: a filter over obs, rows, or a mask, evaluated by range.
+"""The cells of a query: a filter over obs, rows, or a mask, evaluated by range.
 
 Shape letters in this file
     n   cells
@@ -34,7 +34,7 @@ _ORDER: dict[str, Callable[[Any, Any], Any]] = {
     ">=": operator.ge,
 }
 _NEAR_OF = 10_000
-"""Values that are searched for near matches: a column may have a million."""
+"""Largest number of values searched for near matches: a column may have a million."""
 
 Columns = Callable[[str], NDArray[Any]]
 """Codes of a categorical column, or values of a numeric one, for some rows."""
@@ -45,16 +45,16 @@ Test = Callable[[Columns], NDArray[np.bool_]]
 class CellSet:
     """Some cells of an atlas.
 
-    It holds one bit for each cell of the atlas, or less: a union of leaves is held as their numbers.
+    It needs one bit for each cell of the atlas, or less: a union of leaves is stored as the numbers of the leaves.
     """
 
     text: str
-    """How the cells were chosen."""
+    """Description of how the cells were chosen."""
     n_cells: int
     leaf_l: NDArray[np.int64] | None
-    """The leaves whose union the cells are, if they are one and the atlas has leaves."""
+    """The leaves whose union is this set of cells; None if it is not such a union or the atlas has no leaves."""
     clauses: pd.DataFrame
-    """Of each clause of a filter the cells that fulfil it, and those that fulfil it and all before it."""
+    """For each clause of a filter, the cells that fulfil it, and those that fulfil it and all previous ones."""
     mask: Callable[[slice], NDArray[np.bool_]]
     """Mark the cells among a range of rows."""
 
@@ -62,7 +62,7 @@ class CellSet:
         return f"{self.n_cells:,} cells: {self.text}\n{self.clauses.to_string(index=False)}"
 
     def rows(self, atlas: AtlasReader) -> NDArray[np.int64]:
-        """List the rows, rising."""
+        """Return the rows, ascending."""
         parts = [rows.start + np.flatnonzero(self.mask(rows)) for rows in atlas.chunks()]
         return np.concatenate([np.zeros(0, np.int64), *parts])
 
@@ -84,7 +84,7 @@ def choose_cells(atlas: AtlasReader, cells: Cells = None, *, within: CellSet | N
     Raises
     ------
     ValueError
-        If a column or value is not there (near matches are named), a row is out of range, or no cell is chosen.
+        If a column or value does not exist (near matches are named), a row is out of range, or no cell is chosen.
     """
     if isinstance(cells, CellSet):
         chosen = cells
@@ -141,7 +141,7 @@ def leaf_set(atlas: AtlasReader, leaf_l: NDArray[np.int64], text: str, clauses: 
 
 
 def complement(atlas: AtlasReader, cells: CellSet, within: CellSet) -> CellSet:
-    """Choose the cells of `within` that are not in `cells`, which is a part of it; there may be none."""
+    """Choose the cells of `within` that are not in its subset `cells`; there may be none."""
     text = f"rest of {within.text}" if within.n_cells < atlas.n_cells else "rest"
     if cells.leaf_l is not None and within.leaf_l is not None:
         return leaf_set(atlas, np.setdiff1d(within.leaf_l, cells.leaf_l), text)
@@ -150,19 +150,19 @@ def complement(atlas: AtlasReader, cells: CellSet, within: CellSet) -> CellSet:
 
 
 def check_column(obs: ObsReader, key: str, uri: str) -> None:
-    """Refuse an obs column that is not there.
+    """Refuse an obs column that does not exist.
 
     Raises
     ------
     ValueError
-        With the near ones.
+        With the nearest names.
     """
     if key not in obs.columns():
         raise missing_column(key, obs.columns(), uri)
 
 
 def near_values(value: str, present: Iterable[str]) -> str:
-    """Name the values nearest to `value`, letters of either case, for a message."""
+    """Return the values nearest to `value`, ignoring case, for a message."""
     first = list(present)[:_NEAR_OF]
     folded = {name.casefold(): name for name in reversed(first)}
     near = [folded[name] for name in difflib.get_close_matches(value.casefold(), folded, n=3, cutoff=0.6)]
@@ -180,7 +180,7 @@ def _filtered(atlas: AtlasReader, condition: Condition) -> CellSet:
     tests = [_test(obs, part) for part in parts]
     texts = [str(part) for part in parts]
     if leaves is not None and set(used) <= set(leaves.columns):
-        # A filter over the columns of the leaves is decided on their table, whatever the number of cells.
+        # A filter over the columns of the leaves is evaluated on their table, independent of the number of cells.
         table = {key: leaves.codes[:, place] for place, key in enumerate(leaves.columns)}
         kept_l, counts = np.ones(leaves.n_leaves, dtype=bool), []
         for test in tests:
@@ -198,6 +198,7 @@ def _streamed(atlas: AtlasReader, tests: list[Test], texts: list[str], text: str
     for rows in atlas.chunks():
         columns = _reader(atlas.obs, rows)
         mask_n = np.ones(rows.stop - rows.start, dtype=bool)
+        # Every test sees all cells of a chunk, also those that earlier tests exclude: `alone` counts them.
         for place, test in enumerate(tests):
             passed_n = test(columns)
             mask_n &= passed_n
@@ -223,7 +224,7 @@ def _bits(packed: NDArray[np.uint8]) -> Callable[[slice], NDArray[np.bool_]]:
 
 
 def _reader(obs: ObsReader, rows: slice) -> Columns:
-    """Read each column of a chunk once, however many clauses name it."""
+    """Read each column of a chunk once for all clauses that name it."""
     read: dict[str, NDArray[Any]] = {}
 
     def columns(key: str) -> NDArray[Any]:
@@ -236,7 +237,7 @@ def _reader(obs: ObsReader, rows: slice) -> Columns:
 
 
 def _test(obs: ObsReader, condition: Condition) -> Test:
-    """Check a condition against the columns and make it a function of them."""
+    """Check a condition against the columns and convert it to a function of them."""
     if isinstance(condition, Not):
         inner = _test(obs, condition.part)
         return lambda columns: ~inner(columns)
@@ -254,7 +255,7 @@ def _test(obs: ObsReader, condition: Condition) -> Test:
 
 
 def _categorical_test(obs: ObsReader, condition: Comparison) -> Test:
-    """Decide for each category once; the last place stands for a missing value, code -1."""
+    """Evaluate a condition once per category; the last entry is that of a missing value, code -1."""
     names = obs.categorical(condition.column).vocabulary
     if condition.operator in ("is None", "is not None"):
         passes = np.full(len(names), condition.operator == "is not None")
@@ -272,7 +273,7 @@ def _categorical_test(obs: ObsReader, condition: Comparison) -> Test:
 
 
 def _matches(condition: Comparison, value: Value, names: tuple[str, ...]) -> NDArray[np.bool_]:
-    """Mark the categories that are `value`: numbers match however they are written."""
+    """Return a mask of the categories equal to `value`: numbers match in any notation."""
     found = np.array([name == str(value) for name in names], dtype=bool)
     if not found.any() and isinstance(value, int | float) and not isinstance(value, bool):
         found = np.array([_as_number(name) == value for name in names], dtype=bool)

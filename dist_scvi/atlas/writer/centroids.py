@@ -66,7 +66,7 @@ def k_means(point_sk: NDArray[np.float32], n_centroids: int, seed: int) -> NDArr
 
 
 def sum_groups(value_ng: NDArray[Any], group_n: NDArray[Any], n_groups: int) -> NDArray[np.float64]:
-    """Add rows by group, shape (n_groups, g), in the order of the rows: the result is always the same to the last bit."""
+    """Add rows by group, shape (n_groups, g), in the order of the rows: the result is the same to the last bit."""
     n = len(group_n)
     of_group = sparse.csr_array((np.ones(n), (group_n, np.arange(n))), (n_groups, n))
     total_qg: NDArray[np.float64] = of_group @ value_ng.astype(np.float64)
