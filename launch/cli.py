@@ -212,12 +212,14 @@ def _run(config: "RunConfig", options: argparse.Namespace) -> int:
     options.workers = options.workers or (1, 1)
     workers = usable_workers(config.train.lanes, *options.workers)
     devices = _devices(options)
+    # In this process, so that errors in the data or the settings are reported before any worker starts.
     found = preview(config, open_from(config.data), workers=workers, allow=options.allow, fresh=options.allow_fresh)
     for key, value in {**found, "device": devices}.items():
         print_text(f"{key:>28}  {value}")
     if options.dry_run:
         return OK
     place = storage_of_run(config)
+    # The lease names this process and not a worker: workers that Ray restarts then take it over without waiting.
     task = partial(train_worker, config, driver=Driver.this(), allow=options.allow, fresh=options.allow_fresh)
     _start(task, options, config.train, shown=place)
     print_text(f"model in {place.uri}/{MODEL}; next: dist-scvi minify {shlex.quote(config.run)}")

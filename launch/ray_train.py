@@ -317,6 +317,7 @@ def _worker(settings: dict[str, Any]) -> None:
     try:
         settings["task"](world, requests)
     except StoppedError as error:
+        # Not raised: Ray would count it as a failure and restart the workers.
         ray.get(board.say.remote("stopped", str(error)))
     except Exception as error:
         end = _end(error)

@@ -202,6 +202,7 @@ class MetricsForwarder:
 
     def _send(self, rows: Sequence[Row]) -> bool:
         """Send the rows that the service does not have; return False if that failed."""
+        # By step and not by number of lines: after a restart the file has lines that the service has already.
         try:
             last = self._service.last_steps() if self._last is None else self._last
             self._last, new = last, []

@@ -141,6 +141,7 @@ class _Parser:
 
     def any_of(self, depth: int) -> Condition:
         """Parse conditions joined by ``or``."""
+        # Only parentheses recurse, so this bound keeps any text from exceeding the stack of Python.
         if depth > MAX_DEPTH:
             raise ValueError(f"where={_shortened(self._text)!r} is more than {MAX_DEPTH} levels deep: simplify it")
         parts = [self._all_of(depth)]
@@ -155,6 +156,7 @@ class _Parser:
         return parts[0] if len(parts) == 1 else Combined("and", tuple(parts))
 
     def _negated(self, depth: int) -> Condition:
+        # A loop and not a recursion: any number of `not` needs one level of the stack.
         odd = False
         while self._take("not"):
             odd = not odd

@@ -211,6 +211,7 @@ def _from_leaves(atlas: AtlasReader, groups: CellGroups, query: ExpressionQuery)
         if detected_qg is not None:
             share_lg = leaves.detected(part_l)[:, query.gene_g] / n_q[group_l[part_l]][:, None]
             np.add.at(detected_qg, group_l[part_l], share_lg)
+    # The difference of two rounded numbers can be slightly below 0 where all values are equal.
     sd_qg = np.sqrt(np.maximum(square_qg - mean_qg**2, 0))
     return _tidy(groups, query, mean_qg * query.factor, sd_qg * query.factor, None, detected_qg)
 
@@ -226,6 +227,7 @@ def _decoded(
 ) -> pd.DataFrame:
     """Decode every cell and add the results by group."""
     largest = query.factor if query.library_size != "latent" and not atlas.spec.size_factor_key else _LARGEST
+    # Not sums of floats: their last bits would depend on how the cells are divided into blocks.
     sums = GroupSums.empty(len(groups.names), len(query.genes), largest=max(largest, 1.0))
     threshold = math.inf if query.threshold is None else query.threshold
     for block, n in even_blocks(cell_blocks(atlas, cells, groups.codes)):

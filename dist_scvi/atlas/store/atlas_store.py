@@ -85,6 +85,7 @@ class AtlasStore:
         self.uri = uri
         content_uri = uri if "://" in uri else str(resolve_replaced(Path(uri)))
         objects = open_objects(content_uri, storage_options=storage_options)
+        # The size is checked before the manifest is read: a wrong path may name a file of any size.
         size = objects.size(MANIFEST)
         if size is None or size > LARGEST_MANIFEST:
             problem = "is missing" if size is None else f"has {size} bytes, more than any atlas needs"
@@ -233,6 +234,7 @@ class AtlasStore:
             If a name does not exist.
         """
         check_list("obs_names", obs_names)
+        # Only the requested names are kept: an index of all names may exceed the memory.
         place = dict.fromkeys(obs_names, -1)
         for rows in self.chunks():
             for offset, name in enumerate(self.obs.names(rows)):
