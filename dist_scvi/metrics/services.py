@@ -96,6 +96,8 @@ class TensorBoard:
                 for key, value in values_of(row).items():
                     self._writer.add_scalar(key, value, row["step"])
             self._writer.flush()
+            # The events are synced before the step is recorded: after a loss of power, the recorded step must not be
+            # later than the events on the disk.
             for path in self._folder.glob(f"*{self._file_suffix}"):
                 sync_folder(path)
             write_file(self._folder / _SENT, str(rows[-1]["step"]).encode())

@@ -65,6 +65,7 @@ def status_of(place: RunStorage) -> Status:
     holder = holder_of(place)
     config = run_config(place) if holder is None or CONFIG in place.names() else None  # it comes after the lease
     rows = read_metrics(place)
+    # In object storage the metrics are written only with each checkpoint; the lease has the last line since then.
     if holder is not None and holder.row is not None and (not rows or holder.row["step"] > rows[-1]["step"]):
         rows.append(holder.row)
     rows = [row for row in rows if row.keys() >= _KEYS.get(row["kind"], _WHERE)]

@@ -38,6 +38,7 @@ def preview(
         check_folder_is_free(place.path)
     config = fix_soma_timestamp(config, place)
     check_not_locked(place)
+    # This process does not have the lease, so it must not rename damaged checkpoints.
     try:
         checkpoint = newest_checkpoint(place.subfolder(CHECKPOINTS), mend=False)
     except ValueError:

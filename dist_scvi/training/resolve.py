@@ -87,6 +87,8 @@ def resolve(config: RunConfig, data: CellData, spec: ModelSpec | None = None) ->
         config.model_copy(
             update={
                 "model": config.model if spec is None else spec.model,
+                # These sizes determine the order of cells, and depend on data.memory_mib, which may change on resume.
+                # They are recorded so that a checkpoint can be compared with them.
                 "data": config.data.model_copy(
                     update={"block_cells": plan.block_cells, "window_cells": plan.window_steps * plan.batch_size}
                 ),
