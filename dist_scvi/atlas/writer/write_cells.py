@@ -89,8 +89,10 @@ def cells_mark(number: int) -> str:
 def write_cells(plan: AtlasPlan, work: AtlasWork, objects: Objects, order: RowOrder, number: int) -> None:
     """Write the rows of file `number` of every array of cells."""
     start, stop = number * plan.chunk_rows, min((number + 1) * plan.chunk_rows, plan.n_cells)
+    # Whole neighbourhoods, also if they begin or end in another file: the place of a cell depends on all their cells.
     first, last = order.neighbourhoods(start, stop)
     record_n, names = _gather(plan, objects, order, first, last)
+    # By hash within a neighbourhood, so that its first rows are a uniform sample, for any order of the source.
     sorted_n = np.lexsort((hash_rows(record_n["row"], plan.seed, _ORDER_KEY), record_n["neighbourhood"]))
     record_n = record_n[sorted_n]
     base = int(order.offset_c[first])
