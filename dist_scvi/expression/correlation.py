@@ -35,7 +35,7 @@ class Moments:
     product_gg: NDArray[np.float64]
 
     def joined(self, other: "Moments") -> "Moments":
-        """Give the moments of the rows of both.
+        """Return the moments of the rows of both.
 
         Notes
         -----
@@ -48,7 +48,7 @@ class Moments:
         return Moments(rows, self.mean_g + apart_g * (other.rows / rows), product_gg)
 
     def correlation(self) -> NDArray[np.float64]:
-        """Give Pearson's correlation of each pair of features, shape (g, g); NaN where one is constant."""
+        """Return Pearson's correlation of each pair of features, shape (g, g); NaN where one is constant."""
         spread_g = np.sqrt(self.product_gg.diagonal())
         with np.errstate(invalid="ignore", divide="ignore"):
             correlation_gg = self.product_gg / spread_g[:, None] / spread_g
@@ -56,7 +56,7 @@ class Moments:
 
 
 def moments_of(value_mg: NDArray[np.floating[Any]]) -> Moments:
-    """Give the moments of rows."""
+    """Return the moments of rows."""
     value_mg = value_mg.astype(np.float64)
     mean_g = value_mg.mean(axis=0)
     value_mg -= mean_g
@@ -113,7 +113,7 @@ def spearman_correlation(
 
 
 def rank_correlation(value_mg: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Give Spearman's rank correlation of each pair of features, shape (g, g); NaN where one is constant.
+    """Return Spearman's rank correlation of each pair of features, shape (g, g); NaN where one is constant.
 
     The ranks take the place of `value_mg`, as many rows need much memory.
     """

@@ -68,7 +68,7 @@ class Groups:
         return np.not_equal(self.code_n, first) if self.second is None else np.equal(self.code_n, self.second)
 
     def counted_n(self) -> NDArray[np.int32]:
-        """Give the group of each cell whose counts are needed: those of no group are one more if they are compared."""
+        """Return the group of each cell whose counts are needed: those of no group are one more if they are compared."""
         if self.second is None:
             return np.where(self.code_n < 0, np.int32(len(self.names)), self.code_n)
         used = np.zeros(len(self.names) + 1, dtype=bool)
@@ -76,7 +76,7 @@ class Groups:
         return np.where(used[self.code_n], self.code_n, np.int32(-1))
 
     def counted_q(self, first: int, side: int) -> NDArray[np.int64]:
-        """Give the groups of `counted_n` that make up the group `first`, or on side 1 that it is compared with."""
+        """Return the groups of `counted_n` that make up the group `first`, or on side 1 that it is compared with."""
         if side == 0:
             return np.array([first])
         return np.delete(np.arange(len(self.names) + 1), first) if self.second is None else np.array([self.second])
@@ -155,7 +155,7 @@ def decoding_batches(
     *,
     batch_correction: bool,
 ) -> tuple[tuple[int | None, ...], tuple[int | None, ...]]:
-    """Give the codes of the batches to decode each group with; None is each cell's own.
+    """Return the codes of the batches to decode each group with; None is each cell's own.
 
     Parameters
     ----------
@@ -235,7 +235,7 @@ def marked_cells(
 
 
 def rows_at(member_n: NDArray[np.bool_], place_s: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Give the rows of members by their place among all members, without a list of these."""
+    """Return the rows of members by their place among all members, without a list of these."""
     start_p = np.arange(0, len(member_n), PAGE_ROWS)
     stop_p = np.cumsum(np.add.reduceat(member_n, start_p, dtype=np.int64))
     page_s = np.searchsorted(stop_p, place_s, side="right")
@@ -248,7 +248,7 @@ def rows_at(member_n: NDArray[np.bool_], place_s: NDArray[np.int64]) -> NDArray[
 
 
 def draw_numbers(row_s: NDArray[np.int64], side: int) -> NDArray[np.int64]:
-    """Give each occurrence of a row a number of its own, which keys its noise: even on side 0, odd on side 1."""
+    """Return each occurrence of a row a number of its own, which keys its noise: even on side 0, odd on side 1."""
     order = np.argsort(row_s, kind="stable")
     sorted_s = row_s[order]
     draw_s = np.empty(len(row_s), dtype=np.int64)
@@ -257,7 +257,7 @@ def draw_numbers(row_s: NDArray[np.int64], side: int) -> NDArray[np.int64]:
 
 
 def count_columns(first: CountMeans, second: CountMeans) -> dict[str, NDArray[np.float64]]:
-    """Give the columns of raw counts, under the names of scvi-tools."""
+    """Return the columns of raw counts, under the names of scvi-tools."""
     names = ("raw_mean", "non_zeros_proportion", "raw_normalized_mean")
     return {
         f"{name}{side}": mean_g

@@ -79,7 +79,7 @@ class Pairs:
     second_p: NDArray[np.int64]
 
     def blocks(self, *, whole: bool = False) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
-        """Give the two samples of every pair, each of shape (p, genes of a block); `whole` makes it one block."""
+        """Return the two samples of every pair, each of shape (p, genes of a block); `whole` makes it one block."""
         n_genes = self.first_sg.shape[1]
         width = n_genes if whole else max(1, _BLOCK_VALUES // len(self.first_p))
         for start in range(0, n_genes, width):
@@ -166,14 +166,14 @@ def change_scores(pairs: Pairs, test: ChangeTest, pseudocounts: float) -> Column
 def log_fold_change(
     first_pg: NDArray[np.float32], second_pg: NDArray[np.float32], pseudocounts: float
 ) -> NDArray[np.float64]:
-    """Give the binary logarithm of the ratio of two scales, in double precision as scvi-tools with numpy 2."""
+    """Return the binary logarithm of the ratio of two scales, in double precision as scvi-tools with numpy 2."""
     change_pg: NDArray[np.float64] = np.log2(first_pg + np.float64(pseudocounts))
     change_pg -= np.log2(second_pg + np.float64(pseudocounts))
     return change_pg
 
 
 def describe(effect_pg: NDArray[Any], levels: tuple[float, ...] = ()) -> Columns:
-    """Give mean, median, standard deviation and extremes of each gene, and its narrowest intervals of each level."""
+    """Return mean, median, standard deviation and extremes of each gene, and its narrowest intervals of each level."""
     columns: Columns = {
         "mean": effect_pg.mean(axis=0, dtype=np.float64),
         "median": np.median(effect_pg, axis=0),

@@ -272,7 +272,7 @@ class _Comparison:
     all_stats: bool
 
     def columns(self, first: int, shared: _Samples | None) -> dict[str, NDArray[Any]]:
-        """Give the columns of the comparison of group `first` with the samples `shared`, or with its own rest."""
+        """Return the columns of the comparison of group `first` with the samples `shared`, or with its own rest."""
         sampler = self.sampler
         samples = sampler.sample(self.groups.member_n(first, 0), 0)
         others = shared or sampler.sample(self.groups.member_n(first, 1), 1)

@@ -54,7 +54,7 @@ class EntryNoise:
 def negative_binomial(
     uniform: NDArray[np.float64], mean: NDArray[np.float64], theta: NDArray[np.float64]
 ) -> NDArray[np.int64]:
-    """Give the counts of a negative binomial at the quantiles `uniform`; all arrays are of one shape."""
+    """Return the counts of a negative binomial at the quantiles `uniform`; all arrays are of one shape."""
     share = theta / (theta + mean)
 
     def cdf(count_e: NDArray[np.int64], at_e: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -64,7 +64,7 @@ def negative_binomial(
 
 
 def poisson(uniform: NDArray[np.float64], mean: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Give the counts of a Poisson at the quantiles `uniform`; both arrays are of one shape."""
+    """Return the counts of a Poisson at the quantiles `uniform`; both arrays are of one shape."""
 
     def cdf(count_e: NDArray[np.int64], at_e: NDArray[np.int64]) -> NDArray[np.float64]:
         return np.asarray(pdtr(count_e, mean.flat[at_e]), dtype=np.float64)
@@ -77,7 +77,7 @@ def _quantile(
     zero: NDArray[np.float64],
     cdf: Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float64]],
 ) -> NDArray[np.int64]:
-    """Give the least counts at which `cdf`, which is `zero` at 0, reaches `uniform`: most are 0 and need no search."""
+    """Return the least counts at which `cdf`, which is `zero` at 0, reaches `uniform`: most are 0 and need no search."""
     found = np.zeros(uniform.shape, dtype=np.int64)
     at_e = np.flatnonzero(uniform.ravel() > zero.ravel())
     wanted_e = uniform.flat[at_e]

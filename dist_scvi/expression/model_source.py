@@ -78,7 +78,7 @@ class ModelSource:
 
     @torch.no_grad()
     def scale(self, row_s: NDArray[np.int64], draw_s: NDArray[np.int64], batch: int | None) -> NDArray[np.float32]:
-        """Give the scale of cells, shape (s, g), each at its draw of the posterior; rows in any order."""
+        """Return the scale of cells, shape (s, g), each at its draw of the posterior; rows in any order."""
         scale_sg = np.empty((len(row_s), len(self.var_names)), dtype=np.float32)
         for part, cells in self.encoded(row_s):
             z_sk, _ = draw_posterior(self.module, cells, self.seed, draw_s[part])
@@ -87,14 +87,14 @@ class ModelSource:
         return scale_sg
 
     def latent_mean(self, row_m: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Give the mean of the posterior of cells, shape (m, k)."""
+        """Return the mean of the posterior of cells, shape (m, k)."""
         mean_mk = np.empty((len(row_m), self.spec.model.n_latent), dtype=np.float32)
         for part, cells in self.encoded(row_m):
             mean_mk[part] = cells.qzm_nk
         return mean_mk
 
     def group_codes(self, groupby: str) -> tuple[NDArray[np.int32], Sequence[str]]:
-        """Give the category of each cell in an obs column, -1 where there is none, and the categories."""
+        """Return the category of each cell in an obs column, -1 where there is none, and the categories."""
         column = self.data.store.categorical(groupby)
         return column.codes(0, self.n_cells), column.vocabulary
 
@@ -168,7 +168,7 @@ class ModelSource:
 
 
 def _sums(minibatch: MiniBatch, group_n: NDArray[np.int32], n_groups: int) -> list[sparse.coo_array]:
-    """Give the sums of counts, of cells with counts, and of counts at a total of 1e4: each of shape (q, g)."""
+    """Return the sums of counts, of cells with counts, and of counts at a total of 1e4: each of shape (q, g)."""
     rows, n = minibatch.counts, minibatch.n_cells
     shape = (n, minibatch.n_genes)
     counts = sparse.csr_array((rows.counts_e.astype(np.float64), rows.genes_e.astype(np.int64), rows.indptr), shape)

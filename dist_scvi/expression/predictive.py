@@ -102,7 +102,7 @@ def _counts(module: VAE, px: Likelihood, noise: EntryNoise, *keys: int) -> Array
 def likelihood_parameters(
     module: VAE, cells: LatentCells, *, n_samples: int | None, give_mean: bool, seed: int
 ) -> dict[str, NDArray[np.float32]]:
-    """Give the parameters of the likelihood at each draw, shape (n, s, g), or (n, g) for one draw or their mean.
+    """Return the parameters of the likelihood at each draw, shape (n, s, g), or (n, g) for one draw or their mean.
 
     Notes
     -----

@@ -68,7 +68,7 @@ def sampled_expression(
 
 
 def _rows_at(selection: Selection, place_s: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Give the rows of the cells asked for by their place."""
+    """Return the rows of the cells asked for by their place."""
     if selection.row_n is None:
         return place_s
     return selection.row_n[place_s if isinstance(selection.order, slice) else selection.order[place_s]]

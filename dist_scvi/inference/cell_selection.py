@@ -1,4 +1,4 @@
-"""Some cells of a store, and answers about them in the order asked for, computed by one worker or shared by several.
+"""Some cells of a store, and results for them in the requested order, computed by one worker or shared by several.
 
 Shape letters in this file
     n   cells
@@ -28,27 +28,27 @@ _CHUNK_CELLS = 1024
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Cells of a store, each once and by rising row, and the order in which they were asked for."""
+    """Cells of a store, each once and sorted by row, and the order in which they were requested."""
 
     data: CellData
     row_n: NDArray[np.int64] | None
-    """None stands for all cells."""
+    """Sorted rows; None stands for all cells, so that a whole atlas needs no list of rows."""
     order: NDArray[np.int64] | slice
-    """Place of each cell asked for among the rising rows."""
+    """Position of each requested cell in the sorted rows."""
 
     @property
     def n_cells(self) -> int:
-        """Cells to read."""
+        """Number of cells to read."""
         return self.data.n_cells if self.row_n is None else len(self.row_n)
 
     def rows(self, start: int, stop: int) -> NDArray[np.int64]:
-        """Give the rising rows at the places ``[start, stop)``."""
+        """Return the sorted rows at the positions ``[start, stop)``."""
         if self.row_n is None:
             return np.arange(start, min(stop, self.data.n_cells))
         return self.row_n[start:stop]
 
     def minibatches(self, world: World | None = None, *, chunk_cells: int = _CHUNK_CELLS) -> Iterator[MiniBatch]:
-        """Read this worker's share, in chunks dealt out in turn; ``step`` is the place of the first cell of a chunk."""
+        """Read this worker's cells, every ``world.size``-th chunk; ``step`` is the position of a chunk's first cell."""
         world = world or World()
         starts = range(world.rank * chunk_cells, self.n_cells, world.size * chunk_cells)
         chunks = (rows_minibatch(self.data, self.rows(at, at + chunk_cells), step=at) for at in starts)
@@ -61,7 +61,7 @@ class Selection:
         *,
         chunk_cells: int | None = None,
     ) -> list[NDArray[Any]]:
-        """Compute some arrays with a row for each cell, in the order asked for; every worker gets all of them."""
+        """Compute some arrays with a row for each cell, in the requested order; every worker returns all rows."""
         world = world or World()
         minibatches = self.minibatches(world, chunk_cells=chunk_cells or _CHUNK_CELLS)
         mine = {minibatch.step: compute(minibatch) for minibatch in minibatches}
@@ -70,11 +70,12 @@ class Selection:
         return [np.concatenate(column)[self.order] for column in columns]
 
     def obs_names(self) -> NDArray[np.object_]:
-        """Give the names of the cells in the order asked for."""
+        """Return the names of the cells in the requested order."""
         store = self.data.store
         if self.row_n is None:
             return store.obs_names(0, self.data.n_cells)
-        # Names are stored in long chunks, which would be decompressed again for every run of rows.
+        # One read for each page: names are stored in long chunks, and reading every run of rows by itself would
+        # decompress a chunk once per run.
         pages = np.split(self.row_n, np.flatnonzero(np.diff(self.row_n // PAGE_ROWS)) + 1)
         names = [store.obs_names(int(row_n[0]), int(row_n[-1]) + 1)[row_n - row_n[0]] for row_n in pages]
         joined: NDArray[np.object_] = np.concatenate(names)
@@ -87,12 +88,12 @@ def select(data: CellData, cells: Cells | None = None) -> Selection:
     Parameters
     ----------
     cells
-        Rows in the order wanted, a mask over all cells, or values of obs columns; all cells by default.
+        Rows in the requested order, a mask over all cells, or values of obs columns; all cells by default.
 
     Raises
     ------
     ValueError
-        If a row is out of range, a mask has another length, a column or value is not there, or no cell is chosen.
+        If a row is out of range, a mask has another length, a column or value does not exist, or no cell is chosen.
     """
     if cells is None:
         return Selection(data, None, slice(None))
@@ -106,18 +107,18 @@ def select(data: CellData, cells: Cells | None = None) -> Selection:
 
 
 def rows_where(data: CellData, where: Where) -> NDArray[np.int64]:
-    """Give the rows whose obs columns have the given values.
+    """Return the rows whose obs columns have the given values.
 
     Raises
     ------
     ValueError
-        If a column or a value is not there, or no row has them.
+        If a column or a value does not exist, or no row has these values.
     """
     chosen_n = np.ones(data.n_cells, dtype=bool)
     for key, values in where.items():
         column = data.store.categorical(key)
         several = isinstance(values, Iterable) and not isinstance(values, str)
-        wanted = [str(value) for value in (values if several else [values])]  # categories are names here
+        wanted = [str(value) for value in (values if several else [values])]  # the vocabulary holds text
         unknown = [value for value in wanted if value not in column.vocabulary]
         if unknown:
             raise ValueError(

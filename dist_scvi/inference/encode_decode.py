@@ -1,8 +1,8 @@
-"""What a model says of cells, given their counts or a minified atlas: latent posterior and expected expression.
+"""Latent posterior and expected expression of cells, from their counts or from a minified atlas.
 
 Shape letters in this file
     n   cells
-    g   genes asked for
+    g   requested genes
     k   latent dimensions
     s   samples
     b   batches averaged over
@@ -25,31 +25,31 @@ from dist_scvi.network.noise import RowNoise
 from dist_scvi.network.vae import VAE, Expression
 
 Indices = Sequence[int] | NDArray[np.int64] | NDArray[np.bool_]
-"""Cells by row, in the order wanted."""
+"""Cells by row, in the requested order."""
 Batches = str | Sequence[str | None] | None
-"""A batch that all cells are decoded with, or several to average over; None is each cell's own."""
+"""A batch that all cells are decoded with, or several to average over; None is the cell's own batch."""
 
 
 @dataclass(frozen=True, slots=True)
 class LatentCells:
-    """Some cells in the latent space, with all that decoding needs."""
+    """Some cells in the latent space, with everything that decoding needs."""
 
     row_n: NDArray[np.int64]
-    """Identity of each cell, which keys its noise."""
+    """Row of each cell in the store, which keys its noise."""
     qzm_nk: NDArray[np.float32]
     qzv_nk: NDArray[np.float32]
     library_n: NDArray[np.float32]
-    """What shares are multiplied by: total count, size factor, or the exponential of the latent library's mean."""
+    """Factor of the shares: total count, size factor, or the exponential of the latent library's mean."""
     batch_n: NDArray[np.int32]
     label_n: NDArray[np.int32]
     """-1 where it is missing."""
     categorical_nc: NDArray[np.int32]
     continuous_nc: NDArray[np.float32]
     log_library_variance_n: NDArray[np.float32] | None = None
-    """Variance of the logarithm of a latent library size; None where the size is known, or no more than its mean."""
+    """Variance of the logarithm of a latent library size; None where the size is known, or only its mean."""
 
     def take(self, index_n: NDArray[np.int64]) -> "LatentCells":
-        """Give the cells at the places `index_n`."""
+        """Return the cells at the positions `index_n`."""
         held = {field.name: getattr(self, field.name) for field in fields(self)}
         chosen: dict[str, Any] = {name: None if values is None else values[index_n] for name, values in held.items()}
         return LatentCells(**chosen)
@@ -57,28 +57,28 @@ class LatentCells:
 
 @dataclass(frozen=True, slots=True)
 class ExpressionQuery:
-    """How normalized expression is to be computed; the arguments of scvi-tools."""
+    """How normalized expression is computed; the arguments of scvi-tools."""
 
     gene_index: NDArray[np.int64]
-    """Columns of the genes asked for."""
+    """Columns of the requested genes."""
     transform_batch: tuple[int | None, ...] = (None,)
-    """Batch codes to decode with and average over; None is each cell's own."""
+    """Batch codes to decode with and average over; None is the cell's own batch."""
     library_size: float | str = 1.0
-    """Factor of the shares, or ``"latent"`` for each cell's own."""
+    """Factor of the shares, or ``"latent"`` for the library size of each cell."""
     n_samples: int | None = None
     """Draws of z to average over; None decodes the mean of q, which is deterministic."""
     seed: int = 0
 
 
 def rows_asked(indices: Indices, n_cells: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Give the rows asked for, each once and rising, and the place of each of `indices` among them.
+    """Return the requested rows, each once and sorted, and the position of each of `indices` in them.
 
     As in scvi-tools, `indices` may be a mask: a bool for each cell.
 
     Raises
     ------
     ValueError
-        If one is out of range or no whole number, or a mask has another length.
+        If a row is out of range or not a whole number, or a mask has another length.
     """
     if hasattr(indices, "obs_names"):
         raise ValueError(
@@ -113,7 +113,7 @@ def expression_query(
     Raises
     ------
     ValueError
-        If a gene or batch is not known, or a number is out of range.
+        If a gene or batch is unknown, or a number is out of range.
     """
     check_list("gene_list", gene_list)
     place = {name: index for index, name in enumerate(spec.var_names)}
@@ -137,7 +137,7 @@ def expression_query(
 
 
 def batch_codes(spec: ModelSpec, transform_batch: Batches) -> tuple[int | None, ...]:
-    """Give the codes of the batches to decode with; None is each cell's own.
+    """Return the codes of the batches to decode with; None is the cell's own batch.
 
     Raises
     ------
@@ -146,7 +146,7 @@ def batch_codes(spec: ModelSpec, transform_batch: Batches) -> tuple[int | None, 
     """
     several = isinstance(transform_batch, Iterable) and not isinstance(transform_batch, str)
     asked: list[object] = list(transform_batch) if several else [transform_batch]  # type: ignore[arg-type]
-    names = [None if name is None else str(name) for name in asked]  # categories are names here
+    names = [None if name is None else str(name) for name in asked]  # categories are text in a specification
     categories = spec.batch.categories if spec.batch else ()
     missing = [name for name in names if name is not None and name not in categories]
     if missing:
@@ -160,7 +160,7 @@ def normalized_expression(module: VAE, cells: LatentCells, query: ExpressionQuer
     Notes
     -----
     scvi-tools 1.4.2, model/base/_rnamixin.py: get_normalized_expression. There two calls draw differently; here the
-    draws are keyed by the cell, and without samples the mean of q is decoded.
+    draws are keyed by the cell. Without `n_samples` the mean of q is decoded.
     """
     total_ng = np.zeros((len(cells.row_n), len(query.gene_index)))
     for draw in draws_of(query.n_samples):
@@ -178,10 +178,10 @@ def expression_samples(module: VAE, cells: LatentCells, query: ExpressionQuery) 
 def expression_at(
     module: VAE, cells: LatentCells, query: ExpressionQuery, draw: int | NDArray[np.int64] | None
 ) -> NDArray[np.float32]:
-    """Compute normalized expression at one draw, as of `draw_latent`, shape (n, g), averaged over batches."""
+    """Compute normalized expression at one draw of `draw_latent`, shape (n, g), averaged over batches."""
     gene_g = torch.from_numpy(query.gene_index).to(module.device)
     covariates = covariates_of(cells, module.device)
-    z_nk, library_n = draw_latent(module, cells, query.seed, draw)
+    z_nk, library_n = draw_latent(module, cells, query.seed, draw)  # one draw for all batches
     total_ng = torch.zeros(len(cells.row_n), len(query.gene_index), dtype=torch.float64, device=module.device)
     for batch in query.transform_batch:
         total_ng += module.shares(z_nk, decoded_with(covariates, batch), gene_g)
@@ -191,7 +191,7 @@ def expression_at(
 
 
 def draws_of(n_samples: int | None) -> Sequence[int | None]:
-    """Give the numbers of draws of the posterior; None, the only one if no number is asked for, is its mean."""
+    """Return the numbers of the draws from the posterior; without `n_samples` only None, which is its mean."""
     return [None] if n_samples is None else range(n_samples)
 
 
@@ -204,7 +204,7 @@ def draw_latent(
     Parameters
     ----------
     draw
-        Number of the draw, or one for each cell; None is the mean of the posterior.
+        Number of the draw, or one number for each cell; None is the mean of the posterior.
     """
     z_nk, library_n = draw_posterior(module, cells, seed, draw)
     return module.latent(z_nk), library_n
@@ -213,7 +213,7 @@ def draw_latent(
 def draw_posterior(
     module: VAE, cells: LatentCells, seed: int, draw: int | NDArray[np.int64] | None
 ) -> tuple[Tensor, Tensor]:
-    """Do so, before the softmax of a logistic normal."""
+    """Draw as `draw_latent` does, but before the softmax of a logistic normal."""
     device = module.device
     qzm_nk, library_n = _send(cells.qzm_nk, device), _send(cells.library_n, device)
     if draw is None:
@@ -236,14 +236,14 @@ def decode_draw(
     batch: int | None = None,
     gene_g: Tensor | None = None,
 ) -> Expression:
-    """Give the distribution of the counts of cells at a draw of the posterior; arguments as elsewhere in this file."""
+    """Return the distribution of the counts of cells at a draw of `draw_latent`, decoded with `batch` or their own."""
     z_nk, library_n = draw_latent(module, cells, seed, draw)
     covariates = decoded_with(covariates_of(cells, module.device), batch)
     return module.decode(z_nk, library_n, covariates, gene_g=gene_g)
 
 
 def decoded_with(covariates: Covariates, batch: int | None) -> Covariates:
-    """Give all cells the batch `batch`; None is their own."""
+    """Replace the batch of all cells by `batch`; None keeps their own."""
     return covariates if batch is None else replace(covariates, batch_n=torch.full_like(covariates.batch_n, batch))
 
 

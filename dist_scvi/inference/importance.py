@@ -1,10 +1,10 @@
-"""Importance weights: which draws of z explain a whole group of cells, not only the cell they were drawn for.
+"""Importance weights of draws of z, by how well they explain a whole group of cells.
 
 Boyeau et al. 2023, doi:10.1073/pnas.2209124120; scvi-tools 1.4.2, model/base/_rnamixin.py: get_importance_weights.
 
 Shape letters in this file
-    s   candidates, draws of z
-    a   anchors, cells of the group that the weights are estimated from
+    s   candidates: draws of z
+    a   anchors: cells of the group from which the weights are estimated
     g   genes
     k   latent dimensions
     e   stored entries of the anchors
@@ -28,16 +28,16 @@ _BLOCK_VALUES = 1 << 22
 
 @dataclass(frozen=True, slots=True)
 class ImportanceSampling:
-    """How weights are estimated; names and defaults of scvi-tools."""
+    """Options of the estimate of weights; names and defaults of scvi-tools."""
 
     max_cells: int = 1024
-    """Anchors at most."""
+    """Largest number of anchors."""
     truncation: bool = False
-    """Limit the largest weights."""
+    """Whether to limit the largest weights."""
     n_mc_samples: int = 500
-    """Draws for the marginal likelihood of an anchor ..."""
+    """Draws for the marginal likelihood of an anchor."""
     n_mc_samples_per_pass: int = 250
-    """... and how many of them are held at a time."""
+    """Draws in memory at a time."""
 
     def __post_init__(self) -> None:
         for name in ("max_cells", "n_mc_samples", "n_mc_samples_per_pass"):
@@ -49,12 +49,12 @@ class ImportanceSampling:
 
     @classmethod
     def of(cls, options: dict[str, Any] | None) -> "ImportanceSampling":
-        """Read the options that a user named.
+        """Build it from the options of a user.
 
         Raises
         ------
         ValueError
-            If one is unknown or out of range.
+            If an option is unknown or out of range.
         """
         known = [field.name for field in fields(cls)]
         unknown = [name for name in options or {} if name not in known]
@@ -65,7 +65,7 @@ class ImportanceSampling:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidates:
-    """Draws of z and what the decoder makes of them."""
+    """Draws of z and their decoded parameters."""
 
     z_sk: Tensor
     """Before the softmax of a logistic-normal latent distribution."""
@@ -80,11 +80,11 @@ class Anchors:
     """Some cells of the group."""
 
     indptr: Tensor
-    """Where the entries of each begin, shape (a + 1,)."""
+    """Offset of the first entry of each cell, shape (a + 1,)."""
     gene_e: Tensor
     count_e: Tensor
     library_a: Tensor
-    """Total count or size factor: what the scale is multiplied by."""
+    """Factor of the scale: total count or size factor."""
     qzm_ak: Tensor
     qzv_ak: Tensor
     log_marginal_a: Tensor
@@ -93,14 +93,14 @@ class Anchors:
 
 @runtime_checkable
 class ImportanceSource(Protocol):
-    """What a source of expression needs besides to give weights; draws are those of its `scale`."""
+    """What a source of expression additionally provides for weights; draws are those of its `scale`."""
 
     @property
     def gene_likelihood(self) -> GeneLikelihood:
         """Distribution of the counts."""
 
     def candidates(self, row_s: NDArray[np.int64], draw_s: NDArray[np.int64], batch: int | None) -> Candidates:
-        """Draw z for each row and decode it with `batch`; None is each cell's own."""
+        """Draw z for each row and decode it with `batch`; None is the cell's own batch."""
 
     def anchors(self, row_a: NDArray[np.int64], n_mc_samples: int, n_mc_samples_per_pass: int) -> Anchors:
         """Read and encode the cells `row_a` and estimate their marginal likelihood, on the device of the model."""
@@ -108,13 +108,13 @@ class ImportanceSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Importance:
-    """Chooses among candidates by weight."""
+    """A choice among candidates by weight."""
 
     source: ImportanceSource
     sampling: ImportanceSampling
 
     def anchors(self, row_a: NDArray[np.int64]) -> Anchors:
-        """Prepare the cells that weights are estimated from."""
+        """Prepare the cells from which weights are estimated."""
         return self.source.anchors(row_a, self.sampling.n_mc_samples, self.sampling.n_mc_samples_per_pass)
 
     def choose(
@@ -126,7 +126,7 @@ class Importance:
         n_chosen: int,
         rng: np.random.Generator,
     ) -> NDArray[np.int64]:
-        """Choose candidates with replacement, `n_chosen` of the equal share of them that each batch decodes.
+        """Choose candidates with replacement: `n_chosen` for each batch, from the equal part that it decodes.
 
         Raises
         ------
@@ -144,12 +144,12 @@ class Importance:
 
 
 def importance_of(source: object, weights: str | None, options: dict[str, Any] | None) -> Importance | None:
-    """Read the arguments `weights` and `importance_weighting_kwargs`; None is uniform.
+    """Check the arguments `weights` and `importance_weighting_kwargs`; return None for uniform weights.
 
     Raises
     ------
     ValueError
-        If one makes no sense, or the source cannot give weights.
+        If an argument is invalid, or the source has no counts to compute weights from.
     """
     if weights not in (None, "uniform", "importance"):
         raise ValueError(f"weights={weights!r}: 'uniform' or 'importance' is needed")
@@ -163,19 +163,20 @@ def importance_of(source: object, weights: str | None, options: dict[str, Any] |
 
 
 def normalized_weights(log_weight_s: NDArray[np.float64], *, truncation: bool) -> NDArray[np.float64]:
-    """Give probabilities in proportion to weights.
+    """Return probabilities proportional to the weights.
 
     Parameters
     ----------
     truncation
-        Limit each weight to their mean times the root of their number (Ionides 2008, doi:10.1198/106186008X320456).
-        scvi-tools 1.4.2 raises the small ones to the mean instead.
+        Limit each weight to the mean weight times the square root of their number (Ionides 2008,
+        doi:10.1198/106186008X320456). scvi-tools 1.4.2 instead raises small weights to the mean.
 
     Raises
     ------
     ValueError
-        If none is finite.
+        If no weight is finite.
     """
+    # Subtracted before exp: log-likelihoods summed over thousands of genes would underflow to weights of 0.
     top = log_weight_s.max(initial=-np.inf)
     if not np.isfinite(top):
         raise ValueError(f"none of {len(log_weight_s)} importance weights is finite ({top}): use weights='uniform'")
@@ -187,7 +188,7 @@ def normalized_weights(log_weight_s: NDArray[np.float64], *, truncation: bool) -
 
 @torch.no_grad()
 def log_weights(candidates: Candidates, anchors: Anchors, likelihood: GeneLikelihood) -> NDArray[np.float64]:
-    """Give the logarithm of the unnormalized weight of each candidate, shape (s,).
+    """Return the logarithm of the unnormalized weight of each candidate, shape (s,).
 
     Notes
     -----
@@ -204,7 +205,11 @@ def log_weights(candidates: Candidates, anchors: Anchors, likelihood: GeneLikeli
 
 
 def _log_posterior(z_sk: Tensor, anchors: Anchors) -> Tensor:
-    """Give log q(z | x), shape (s, a), without an array of (s, a, k)."""
+    """Return log q(z | x), shape (s, a).
+
+    The square is expanded into matrix products, so that no array of shape (s, a, k) is allocated. The terms cancel,
+    hence double precision.
+    """
     mean_ak, variance_ak = anchors.qzm_ak.double(), anchors.qzv_ak.double()
     log_sa = z_sk.square() @ variance_ak.reciprocal().t() - 2 * z_sk @ (mean_ak / variance_ak).t()
     log_sa += (mean_ak.square() / variance_ak + variance_ak.log() + math.log(2 * math.pi)).sum(dim=1)
@@ -214,7 +219,8 @@ def _log_posterior(z_sk: Tensor, anchors: Anchors) -> Tensor:
 def _log_likelihood(candidates: Candidates, anchors: Anchors, likelihood: GeneLikelihood) -> Tensor:
     """Return log p(x | z), shape (s, a): each anchor at its own library size, under each candidate.
 
-    Blocks of candidates and anchors are computed together: a call for each candidate would cost more than its numbers.
+    Blocks of candidates and anchors are computed together, because the overhead of a call for each candidate would
+    exceed its arithmetic.
     """
     n_candidates, n_genes = candidates.scale_sg.shape
     n_anchors, width = len(anchors.library_a), max(1, _BLOCK_VALUES // n_genes)
@@ -231,7 +237,7 @@ def _log_likelihood(candidates: Candidates, anchors: Anchors, likelihood: GeneLi
 def _log_likelihood_block(
     candidates: Candidates, anchors: Anchors, likelihood: GeneLikelihood, block: slice, start: int, stop: int
 ) -> Tensor:
-    """Return it of some candidates and the anchors from `start` to `stop`, as one minibatch of their pairs."""
+    """Return log p(x | z) of some candidates and the anchors from `start` to `stop`, as one minibatch of pairs."""
     scale_sg, n = candidates.scale_sg[block], stop - start
     n_block, n_genes = scale_sg.shape
     indptr = anchors.indptr[start : stop + 1]

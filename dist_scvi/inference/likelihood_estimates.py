@@ -34,7 +34,7 @@ Normals = tuple[Tensor, Tensor]
 
 
 def elbo(module: VAE, minibatch: MiniBatch, *, seed: int = 0) -> NDArray[np.float32]:
-    """Give the evidence lower bound of each cell at one draw, shape (n,); higher is better."""
+    """Return the evidence lower bound of each cell at one draw, shape (n,); higher is better."""
     terms = _loss_terms(module, minibatch, seed)
     return _array(-(terms.reconstruction_n + terms.latent_n + terms.kl_n + terms.kl_library_n))
 
@@ -42,7 +42,7 @@ def elbo(module: VAE, minibatch: MiniBatch, *, seed: int = 0) -> NDArray[np.floa
 def reconstruction_error(
     module: VAE, minibatch: MiniBatch, *, include_latent_terms: bool = False, seed: int = 0
 ) -> NDArray[np.float32]:
-    """Give the negative log-probability of the counts of each cell at one draw, shape (n,).
+    """Return the negative log-probability of the counts of each cell at one draw, shape (n,).
 
     Parameters
     ----------
@@ -140,7 +140,7 @@ def _log_weights(
     *,
     include_latent_terms: bool,
 ) -> Tensor:
-    """Give the logarithm of the weight of a draw for each of `noises` and each cell, shape (d,)."""
+    """Return the logarithm of the weight of a draw for each of `noises` and each cell, shape (d,)."""
     n_draws = len(noises)
     covariates = _repeated(cells.covariates, n_draws)
     z_dk, log_q_d = _draw(posterior, noises)
@@ -162,7 +162,7 @@ def _log_weights(
 
 
 def _log_likelihood(module: VAE, cells: Tensors, covariates: Covariates, z_dk: Tensor, library_d: Tensor) -> Tensor:
-    """Give log p(x | z, l), shape (d,)."""
+    """Return log p(x | z, l), shape (d,)."""
     px = module.decode(module.latent(z_dk), library_d, covariates)
     n_draws = len(z_dk) // len(cells.library_n)
     first_s1 = torch.arange(n_draws, device=z_dk.device)[:, None] * cells.counts_ng.numel()
@@ -177,7 +177,7 @@ def _log_likelihood(module: VAE, cells: Tensors, covariates: Covariates, z_dk: T
 
 
 def _given_labels(module: SCANVAE, z1_dk: Tensor, noise_dk: Tensor) -> tuple[Tensor, Tensor]:
-    """Give log p(z1 | z2, y) and log p(z2) / q(z2 | z1, y) at one draw of z2 for each label, each of shape (d, l)."""
+    """Return log p(z1 | z2, y) and log p(z2) / q(z2 | z1, y) at one draw of z2 for each label, each of shape (d, l)."""
     label_l1 = torch.arange(module.n_labels, device=z1_dk.device)[:, None]
     width = max(1, _ROWS_AT_ONCE // module.n_labels)
     log_p, log_ratio = [], []

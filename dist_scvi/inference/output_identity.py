@@ -24,7 +24,7 @@ def to_json(identity: Mapping[str, Any]) -> str:
 
 
 def model_fingerprint(module: VAE, spec: ModelSpec) -> str:
-    """Give the SHA-256 of the weights and the specification of a model."""
+    """Return the SHA-256 of the weights and the specification of a model."""
     return digest(*model_files(module, spec).values())
 
 
@@ -41,13 +41,13 @@ def cells_fingerprint(data: CellData) -> dict[str, Any]:
 
 
 def probes(n_cells: int) -> Ranges:
-    """Give a few ranges of rows spread over `n_cells`."""
+    """Return a few ranges of rows spread over `n_cells`."""
     starts = np.linspace(0, max(0, n_cells - _PROBE_CELLS), _PROBES).astype(int)
     return [(start, min(start + _PROBE_CELLS, n_cells)) for start in np.unique(starts).tolist()]
 
 
 def digest(*parts: bytes | str | NDArray[Any]) -> str:
-    """Give the SHA-256 of some parts."""
+    """Return the SHA-256 of some parts."""
     found = hashlib.sha256()
     for part in parts:
         content = part.encode() if isinstance(part, str) else part if isinstance(part, bytes) else part.tobytes()
@@ -57,7 +57,7 @@ def digest(*parts: bytes | str | NDArray[Any]) -> str:
 
 
 def _probe(data: CellData, start: int, stop: int) -> list[bytes | str | NDArray[Any]]:
-    """Give what some cells hold."""
+    """Return what some cells hold."""
     counts, columns = data.store.read(start, stop), data.columns_of([(start, stop)])
     covariates = [columns.batch_n, columns.label_n, columns.categorical_nc, columns.continuous_nc]
     sizes = [] if columns.size_factor_n is None else [columns.size_factor_n]

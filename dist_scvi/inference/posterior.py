@@ -30,7 +30,7 @@ _FACTORS = 8
 
 @torch.no_grad()
 def posterior_of(module: VAE, minibatch: MiniBatch) -> tuple[Tensor, Tensor]:
-    """Give mean and variance of the posterior of cells, before any softmax, on the device of the model."""
+    """Return mean and variance of the posterior of cells, before any softmax, on the device of the model."""
     return module.encode(minibatch.to(module.device))
 
 
@@ -57,7 +57,7 @@ def logistic_normal_mean(qzm_nk: Tensor, qzv_nk: Tensor, mc_samples: int, *, see
 def posterior_moments(
     module: VAE, selection: Selection, world: World | None = None, *, chunk_cells: int
 ) -> tuple[Tensor, Tensor]:
-    """Give mean and variance of the posterior of all cells asked for, shape (n, k), on the device of the model."""
+    """Return mean and variance of the posterior of all cells asked for, shape (n, k), on the device of the model."""
 
     def moments(minibatch: MiniBatch) -> tuple[NDArray[np.float32], ...]:
         return tuple(moment_nk.cpu().numpy() for moment_nk in posterior_of(module, minibatch))

@@ -18,7 +18,7 @@ def with_progress(
     world: World,
     chunk_cells: int,
 ) -> Callable[[MiniBatch], T]:
-    """Give `compute`, telling after each minibatch the cells that this worker has done, and its share of them.
+    """Return `compute`, telling after each minibatch the cells that this worker has done, and its share of them.
 
     Parameters
     ----------

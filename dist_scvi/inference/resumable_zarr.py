@@ -1,8 +1,8 @@
-"""An output in Zarr that workers write shard by shard, that goes on where it was killed, and appears when complete.
+"""A Zarr output that several workers write shard by shard. It resumes after a kill and appears only when complete.
 
-What is unfinished lies beside it in ``.partial-NAME``, in a folder named by the question that it answers: the output so
-far, and a mark for each shard that is safely on disk. Another question gets a folder of its own, so that not even a
-worker left over from before can mix the two.
+Unfinished work is in ``.partial-NAME`` next to the output, in a folder named by the hash of the request: the output so
+far, and a marker file for each shard that is safely on disk. A different request uses a different folder, so that a
+worker left over from an earlier start cannot mix the two.
 
 Shape letters in this file
     n   cells
@@ -35,7 +35,7 @@ _FORMAT = "dist_scvi.shards/1"
 
 @dataclass(frozen=True, slots=True)
 class Shards:
-    """The shards of an unfinished output that are left for this worker."""
+    """The shards of an unfinished output that this worker still has to write."""
 
     folder: Path
     """The Zarr group that holds the arrays."""
@@ -44,53 +44,55 @@ class Shards:
     spans: list[tuple[int, int]]
     """The rows of each shard."""
     cells_before: int
-    """Cells whose shards an earlier start has written."""
+    """Cells in shards that an earlier start has written."""
     rounds: int
-    """Shards that every worker has to write; some have one more."""
+    """Number of shards that every worker writes; some workers write one more."""
     world: World
 
     @property
     def share(self) -> int:
-        """Cells that were done before, and those of this worker."""
+        """Cells written by earlier starts plus the cells of this worker."""
         return self.cells_before + sum(stop - start for start, stop in self.spans)
 
     def write(self, start: int, stop: int, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Write the rows ``[start, stop)``, a whole shard, and mark it as done once it is on disk.
 
-        The workers wait for each other after each round of shards: so the loss of one is noticed soon, and none waits
-        at the end for all that a slower one has left.
+        The workers wait for each other after each round of shards. The loss of a worker is thus noticed soon, and no
+        worker waits at the end for all the remaining shards of a slower one.
 
         Parameters
         ----------
         arrays
-            By their places in the group. All have shards of `shard_cells` rows.
+            Arrays by their paths in the group. All have shards of `shard_cells` rows.
 
         Raises
         ------
         OSError
-            If the disk is full, fails or may not be written.
+            If the disk is full, fails or is not writable.
         """
         number = start // self.shard_cells
         mark = self.marks / f"{number:08d}"
         with explain_write_errors(self.folder):
-            if not mark.exists():  # a worker left over from an earlier start may just have done it
+            if not mark.exists():  # a worker left over from an earlier start may have written it in the meantime
                 self._put(slice(start, stop), arrays, [self.folder / name / "c" / str(number) for name in arrays])
+                # Only after the chunks are synced: a mark without its chunks would lose the shard after a power loss.
                 write_file(mark, b"")
+        # Only in rounds in which every worker has a shard: a barrier that some workers do not enter never returns.
         if self.spans.index((start, stop)) < self.rounds:
             self.world.wait()
 
     def _put(self, rows: slice, arrays: Mapping[str, NDArray[Any]], chunks: Sequence[Path]) -> None:
         root = zarr.open_group(self.folder, mode="r+")
-        # Without this a chunk of fill values alone would be left out, and an absent chunk counts as lost.
+        # By default Zarr does not write a chunk of fill values alone, and readers here report an absent chunk as lost.
         with zarr.config.set({"array.write_empty_chunks": True}):
             for chunk, (name, values) in zip(chunks, arrays.items(), strict=True):
-                _remove(chunk)  # Zarr reads what is there, and a loss of power may have torn it
+                _remove(chunk)  # Zarr would read an existing shard first, which a power loss may have left incomplete
                 array: Any = root[name]
                 array[rows] = values
         for chunk in chunks:
             sync_tree(chunk)
             sync_folder(chunk.parent)
-            if rows.start == self.spans[0][0]:  # which may have made that folder
+            if rows.start == self.spans[0][0]:  # the first shard of a worker may have created the folder
                 sync_folder(chunk.parent.parent)
 
 
@@ -107,30 +109,30 @@ def written_in_shards(
     finish: Callable[[Path], None],
     group: str = ".",
 ) -> Iterator[Shards]:
-    """Give each worker the shards that it is to write; afterwards put the output in place as the folder `path`.
+    """Yield to each worker the shards that it has to write; afterwards move the output to the folder `path`.
 
-    If an earlier start with the same question was killed, what it has finished is not done again, by whatever number of
-    workers either has. After an error, too, all that is done is kept.
+    If an earlier start with the same `identity` was killed, its finished shards are not computed again. The two starts
+    may have different numbers of workers. Finished shards are also kept after an error.
 
     Parameters
     ----------
-    question
-        Plain values that decide what is written; the same for all workers.
+    identity
+        Plain values that determine what is written; the same for all workers.
     create
-        Makes the output with empty arrays, at a path that it is given. On rank 0, as those below.
+        Creates the output with empty arrays at a given path. Called on rank 0, as are `check_free` and `finish`.
     check_free
-        Refuses `path` if it is taken.
+        Raises if `path` exists.
     finish
-        Adds, synced, what is to be written at the very end; it may be called again after a kill.
+        Adds the last parts of the output and syncs them; it may be called again after a kill.
     group
         Zarr group within the output that holds the arrays.
 
     Raises
     ------
     ValueError
-        If another process writes the same output, or workers differ in their questions.
+        If another process writes the same output, or workers differ in `identity`.
     OSError
-        If the disk is full, fails or may not be written.
+        If the disk is full, fails or is not writable.
     """
     text = to_json({"format": _FORMAT, "n_cells": n_cells, "shard_cells": shard_cells, **identity})
     check_same_on_all(world, text)
@@ -142,7 +144,7 @@ def written_in_shards(
             check_free()
             with explain_write_errors(unfinished):
                 held.enter_context(lock_folder(unfinished))
-                check_free()  # another process may have finished it in between
+                check_free()  # another process may have finished the output before the lock was acquired
                 return _begin(work, text, create, -(-n_cells // shard_cells))
 
         left = run_on_first(world, begin)
@@ -152,24 +154,24 @@ def written_in_shards(
             work / _OUTPUT / group,
             work / _DONE,
             shard_cells,
-            spans[world.rank :: world.size],
+            spans[world.rank :: world.size],  # remaining shards only, so a restart may have another number of workers
             cells_before,
             len(spans) // world.size,
             world,
         )
-        world.wait()
+        world.wait()  # the output must not be moved while another worker still writes its last shard
         run_on_first(world, lambda: _finish(work, path, finish))
 
 
 def sync_tree(path: Path) -> None:
-    """Let a file, or a folder with all in it, survive a loss of power."""
+    """Sync a file, or a folder with everything in it, so that it survives a loss of power."""
     for below in path.rglob("*") if path.is_dir() else ():
         sync_folder(below)
     sync_folder(path)
 
 
 def check_same_on_all(world: World, text: str) -> None:
-    """Refuse workers that would write other outputs than rank 0.
+    """Check that all workers would write the same output as rank 0.
 
     Raises
     ------
@@ -186,11 +188,12 @@ def check_same_on_all(world: World, text: str) -> None:
 
 
 def run_on_first(world: World, work: Callable[[], T]) -> T:
-    """Let rank 0 do `work`; every worker gets what it gives, or raises what it raises."""
+    """Call `work` on rank 0; every worker returns its result, or raises its exception."""
     done: tuple[T | None, Exception | None] = (None, None)
     if world.rank == 0:
         try:
             done = (work(), None)
+        # Raising here would leave the other workers waiting in from_all until their timeout.
         except Exception as error:  # noqa: BLE001 - raised below, by all
             done = (None, error)
     result, failure = world.from_all(done)[0]
@@ -200,10 +203,11 @@ def run_on_first(world: World, work: Callable[[], T]) -> T:
 
 
 def _begin(work: Path, identity: str, create: Callable[[Path], None], n_shards: int) -> list[int]:
-    """Make `work` ready to go on, or begin it, and give the shards that are left."""
+    """Prepare `work` to continue, or create it, and return the numbers of the remaining shards."""
     for other in work.parent.iterdir():
         if other.name not in (work.name, _LOCK):
             _remove(other)
+    # The question file is written last, after a sync: without it, the arrays below may be incomplete.
     if (work / _QUESTION).exists() and (work / _OUTPUT).exists():
         for torn in (work / _OUTPUT).rglob("*.partial"):  # files that Zarr was writing
             if torn.is_file():
@@ -221,7 +225,7 @@ def _begin(work: Path, identity: str, create: Callable[[Path], None], n_shards: 
 
 
 def _finish(work: Path, path: Path, finish: Callable[[Path], None]) -> None:
-    """Complete the output and put it in place."""
+    """Complete the output and move it to `path`."""
     with explain_write_errors(work):
         finish(work / _OUTPUT)
         sync_folder(work / _OUTPUT)
@@ -232,18 +236,19 @@ def _finish(work: Path, path: Path, finish: Callable[[Path], None]) -> None:
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Keep others out of `folder` while this process works there, where the disk can lock files.
+    """Lock `folder` against other processes, where the file system supports locks.
 
     Raises
     ------
     ValueError
-        If another is there already.
+        If another process has locked it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / _LOCK).open("w") as file:
+        # flock, not a file that exists while locked: the kernel releases it when the process is killed.
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            taken = os.fstat(file.fileno()).st_nlink == 0  # removed by another, which has just finished
+            taken = os.fstat(file.fileno()).st_nlink == 0  # removed by another process, which has just finished
         except BlockingIOError:
             taken = True
         except OSError as error:
@@ -256,7 +261,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def explain_write_errors(folder: Path) -> Iterator[None]:
-    """Say of an error of the disk where it was, and what to do."""
+    """Add to an `OSError` the path and how to continue."""
     try:
         yield
     except OSError as error:

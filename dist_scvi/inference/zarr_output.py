@@ -1,4 +1,4 @@
-"""Answers with a row for each cell, written to a Zarr folder that anndata opens, in memory that does not grow.
+"""Results with a row for each cell, written to a Zarr folder that anndata opens, in constant memory.
 
 Shape letters in this file
     n   cells
@@ -27,12 +27,15 @@ _CHUNK_CELLS = 1024
 _CHUNK_BYTES, _CHUNK_ROWS = 1 << 22, 4096
 _SHARD_CHUNKS = 16
 _SHARDS = 16
-"""A file has as many shards, if it has the rows, so that as many workers have something to do."""
+"""Least number of shards of an output with enough rows, so that up to this many workers can share it.
+
+It does not depend on the number of workers: a restart with another number finds the same shards.
+"""
 
 RowArrays = Mapping[str, NDArray[Any]]
 """Arrays with a row for each cell, by their place in an AnnData: ``X``, ``obsm/KEY``, ``layers/KEY``, ``obs/KEY``."""
 ComputeChunk = Callable[[MiniBatch], RowArrays]
-"""What is computed of the cells of a minibatch."""
+"""Computes the arrays of the cells of a minibatch."""
 
 
 def compute_or_write(
@@ -45,7 +48,7 @@ def compute_or_write(
     world: World | None = None,
     batch_size: int | None = None,
 ) -> list[NDArray[Any]] | zarr.Group:
-    """Compute `answers` and give the arrays in the order asked for, or write them to `out`, as `write_rows`.
+    """Compute `answers` and return the arrays in the requested order, or write them to `out` as `write_rows` does.
 
     Parameters
     ----------
@@ -82,44 +85,45 @@ def write_rows(
 ) -> zarr.Group:
     """Compute `answers` for the cells of `selection` and write them to the new folder `out`.
 
-    Every worker calls it with the same arguments, but for its place in `world`; each computes and writes a part. Memory
-    does not grow with the number of cells. The folder appears when it is complete, or not at all. After a kill or an
-    error the same call, by any number of workers, goes on where it was; what is unfinished lies beside it in
-    ``.partial-NAME``.
+    Every worker calls it with the same arguments, except for its rank in `world`; each computes and writes a part.
+    Memory does not grow with the number of cells. The folder appears only when it is complete. After a kill or an
+    error the same call, by any number of workers, continues from the finished shards. Unfinished work is in
+    ``.partial-NAME`` next to `out`.
 
     Parameters
     ----------
     answers
-        Is asked about the first cell alone at first, to learn what there is to write.
+        Called for the first cell alone before any other, to find the names, shapes and types of the arrays.
     out
         Folder on a disk that all workers share.
-    question
-        Plain values that decide, beside the cells, what `answers` gives: the model, the method and its arguments. What
-        was done of another question is dropped.
+    identity
+        Plain values that, together with the cells, determine what `answers` returns: the model, the method and its
+        arguments. Unfinished work of another `identity` is removed.
     var_names
         Names of the columns of X.
     chunk_cells
-        Cells computed at a time; a later call may go on with another number.
+        Cells computed at a time; a later call may continue with another number.
     attributes
         Plain values to keep in the attributes of the group.
     finish
         Adds to the group before the folder appears, on rank 0; it may be called again after a kill.
     on_progress
-        Called on rank 0 with the cells done before and by this worker, and these with its share of those left.
+        Called on rank 0 with two numbers of cells: those done by earlier calls and by this worker, and the first of
+        these plus all cells of this worker.
 
     Returns
     -------
     zarr.Group
-        What was written, open for reading: an AnnData in Zarr v3, whose rows are the cells by rising row of their
-        store; ``obs/source_row`` numbers them.
+        The output, open for reading: an AnnData in Zarr v3 whose rows are the cells in the order of their store.
+        ``obs/source_row`` is the row of each in the store.
 
     Raises
     ------
     ValueError
-        If `out` is taken or no folder, another process is writing it, or the cells were asked for in another order than
+        If `out` exists or is a URL, another process is writing it, or the cells are requested in another order than
         that of their store.
     OSError
-        If the disk is full, fails or may not be written.
+        If the disk is full, fails or is not writable.
     """
     world = world or World()
     path = _path_of(out)
@@ -144,7 +148,7 @@ def write_rows(
         "arrays": {name: [str(values.dtype), *values.shape[1:]] for name, values in one.items()},
         "var_names": digest(*map(str, var_names)),
         "attributes": kept,
-        "chunk_cells": chunk,
+        "chunk_cells": chunk,  # that of the stored arrays; the argument `chunk_cells` does not change what is written
         "question": identity,
     }
     with written_in_shards(
@@ -185,7 +189,7 @@ def _check_rising(selection: Selection) -> None:
 
 
 def _rows_together(one: RowArrays, n_cells: int) -> tuple[int, int]:
-    """Give the rows of a chunk and of a shard: the same in all arrays, so that a worker writes whole shards."""
+    """Return the rows of a chunk and of a shard: the same in all arrays, so that a worker writes whole shards."""
     row_bytes = max(values.nbytes for values in one.values())
     chunk = min(max(1, _CHUNK_BYTES // row_bytes), _CHUNK_ROWS)
     return chunk, chunk * min(max(1, -(-n_cells // (_SHARDS * chunk))), _SHARD_CHUNKS)
@@ -205,7 +209,7 @@ def _create(path: Path, n: int, one: RowArrays, var_names: Sequence[str], chunk:
 
 
 def _read(selection: Selection, shards: Shards, chunk_cells: int) -> Iterator[MiniBatch]:
-    """Read this worker's shards; ``step`` is the place of the first cell of a minibatch."""
+    """Read the cells of this worker's shards; ``step`` is the position of the first cell of a minibatch."""
     for start, stop in shards.spans:
         for at in range(start, stop, chunk_cells):
             yield rows_minibatch(selection.data, selection.rows(at, min(at + chunk_cells, stop)), step=at)
@@ -219,7 +223,7 @@ def _fill(
     chunk_cells: int,
     on_progress: Callable[[int, int], None] | None,
 ) -> None:
-    """Write this worker's shards, each in one go: a shard written in parts would be read back and packed again."""
+    """Write this worker's shards, each in one call: Zarr would read back and pack again a shard written in parts."""
     tell = on_progress if on_progress is not None and shards.world.rank == 0 else lambda *_: None
     most = min(shards.shard_cells, selection.n_cells)
     held = {name: np.empty((most, *values.shape[1:]), values.dtype) for name, values in one.items()}
@@ -241,7 +245,7 @@ def _fill(
 
 
 def chunk_cells_of(batch_size: int | None) -> int:
-    """Give the number of cells to compute at a time.
+    """Return the number of cells to compute at a time.
 
     Raises
     ------
@@ -255,12 +259,12 @@ def chunk_cells_of(batch_size: int | None) -> int:
 
 
 def check_count(name: str, value: int) -> None:
-    """Refuse what is no whole number from 1.
+    """Check that `value` is a whole number of at least 1.
 
     Raises
     ------
     ValueError
-        If it is none.
+        If it is not.
     """
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise ValueError(f"{name}={value!r}: a whole number from 1 is needed")

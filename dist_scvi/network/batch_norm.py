@@ -101,7 +101,7 @@ class _StandardiseOverWorkers(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x_nh: Tensor, eps: float, world: World) -> tuple[Tensor, Tensor, Tensor]:
-        """Give the standardised rows, and mean and unbiased variance of the units."""
+        """Return the standardised rows, and mean and unbiased variance of the units."""
         total = world.total(_moments(x_nh))
         n_rows, (mean_h, square_h) = total[0], (total[1:] / total[0]).view(2, -1)
         var_h = square_h - mean_h.square()
@@ -116,7 +116,7 @@ class _StandardiseOverWorkers(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient_nh: Tensor, *_: Tensor) -> tuple[Tensor, None, None]:
-        """Give the gradient of the rows, of which all workers' share mean and variance."""
+        """Return the gradient of the rows, of which all workers' share mean and variance."""
         standard_nh, scale_h, n_rows = ctx.saved_tensors
         sums = torch.stack([gradient_nh.sum(0), (gradient_nh * standard_nh).sum(0)])
         shift_h, slope_h = ctx.world.total(sums) / n_rows
@@ -124,7 +124,7 @@ class _StandardiseOverWorkers(torch.autograd.Function):
 
 
 def _moments(x_nh: Tensor) -> Tensor:
-    """Give the number of rows, and the sums of them and of their squares, float64, shape (1 + 2 h,)."""
+    """Return the number of rows, and the sums of them and of their squares, float64, shape (1 + 2 h,)."""
     n, h = x_nh.shape
     if not n:
         return x_nh.new_zeros(1 + 2 * h, dtype=torch.float64)

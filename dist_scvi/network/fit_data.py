@@ -38,7 +38,7 @@ def open_for(source: Any, spec: ModelSpec) -> CellData:
 
 
 def fit_to_spec(data: CellData, spec: ModelSpec) -> CellData:
-    """Give the cells of `data` the codes that the model was trained with.
+    """Return the cells of `data` the codes that the model was trained with.
 
     Raises
     ------
@@ -89,7 +89,7 @@ def _check_columns(data: CellData, spec: ModelSpec) -> None:
 
 
 def _labels(data: CellData, spec: ModelSpec) -> Categorical | None:
-    """Give the labels the codes of the model; to SCANVI, cells of which none are known are unlabelled."""
+    """Return the labels the codes of the model; to SCANVI, cells of which none are known are unlabelled."""
     if spec.label is None or (data.label is None and spec.model.model_name != "SCANVI"):
         return data.label
     if data.label is None:
@@ -103,7 +103,7 @@ def _labels(data: CellData, spec: ModelSpec) -> Categorical | None:
 
 
 def recode(column: Categorical, covariate: Covariate) -> Categorical:
-    """Give the categories of `column` the codes that the model knows them by."""
+    """Return the categories of `column` the codes that the model knows them by."""
     unknown = [name for name in column.vocabulary if name not in covariate.categories]
     if unknown:
         raise ValueError(

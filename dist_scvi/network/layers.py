@@ -156,7 +156,7 @@ class Encoder(nn.Module):
     def forward(
         self, x: Tensor | SparseRows, codes: Sequence[Tensor], micro_n: tuple[int, ...], noise: Noise | None
     ) -> tuple[Tensor, Tensor]:
-        """Give mean and variance, each of shape (n, k)."""
+        """Return mean and variance, each of shape (n, k)."""
         hidden_nh = self.encoder(x, codes, micro_n, noise)
         return self.mean_encoder(hidden_nh), torch.exp(self.var_encoder(hidden_nh)) + _VAR_EPS
 
@@ -211,7 +211,7 @@ class Decoder(nn.Module):
         zi: bool = False,
         gene_g: Tensor | None = None,
     ) -> Heads:
-        """Give the heads asked for; with `gene_g` dispersion and zero inflation of these genes only."""
+        """Return the heads asked for; with `gene_g` dispersion and zero inflation of these genes only."""
         hidden_nh = self.px_decoder(x, codes, micro_n, None)
         return Heads(
             self.px_scale_decoder(hidden_nh),
@@ -258,7 +258,7 @@ class LinearDecoder(nn.Module):
         zi: bool = False,
         gene_g: Tensor | None = None,
     ) -> Heads:
-        """Give the heads asked for, as `Decoder` does; this one has no dispersion by cell."""
+        """Return the heads asked for, as `Decoder` does; this one has no dispersion by cell."""
         assert not r
         zi_logits_ng = self.px_dropout_decoder(x, codes, micro_n, None) if zi else None
         if zi_logits_ng is not None and gene_g is not None:
@@ -300,7 +300,7 @@ class LatentDecoder(nn.Module):
         self.var_decoder = Linear(n_hidden, n_out)
 
     def forward(self, z: Tensor, codes: Sequence[Tensor], micro_n: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """Give mean and variance."""
+        """Return mean and variance."""
         hidden_nh = self.decoder(z, codes, micro_n, None)
         return self.mean_decoder(hidden_nh), torch.exp(self.var_decoder(hidden_nh))
 
@@ -336,7 +336,7 @@ class Classifier(nn.Module):
         self.classifier = nn.Sequential(*layers, Linear(n_hidden if layers else n_in, n_labels))
 
     def forward(self, z_nk: Tensor, micro_n: tuple[int, ...] = (), noise: Noise | None = None) -> Tensor:
-        """Give logits, shape (n, l)."""
+        """Return logits, shape (n, l)."""
         *layers, last = self.classifier
         for layer in layers:
             z_nk = layer(z_nk, [], micro_n, noise)

@@ -33,7 +33,7 @@ class LDVAE(VAE):
 
     @torch.no_grad()
     def loadings(self) -> Tensor:
-        """Give the weight of each latent dimension in each gene, shape (g, k), as batch normalisation scales it."""
+        """Return the weight of each latent dimension in each gene, shape (g, k), as batch normalisation scales it."""
         assert isinstance(self.decoder, LinearDecoder)
         linear, *norms = self.decoder.factor_regressor.fc_layers[0].children()
         assert isinstance(linear, nn.Linear)

@@ -160,7 +160,7 @@ def _sum_by_cell(value_e: Tensor, place_e: Tensor, n_cells: int, n_genes: int) -
 def kl_normal(
     mean_nk: Tensor, var_nk: Tensor, prior_mean: Tensor | float = 0.0, prior_var: Tensor | None = None
 ) -> Tensor:
-    """Give the KL divergence of independent normals from their priors, standard by default, over the last axis."""
+    """Return the KL divergence of independent normals from their priors, standard by default, over the last axis."""
     if prior_var is None:
         return 0.5 * (var_nk + mean_nk.square() - 1 - var_nk.log()).sum(-1)
     ratio_nk = var_nk / prior_var

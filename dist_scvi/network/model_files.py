@@ -74,7 +74,7 @@ def check_no_foreign_model_files(folder: Path, prefix: str = "") -> None:
 
 
 def model_files(module: VAE, spec: ModelSpec) -> dict[str, bytes]:
-    """Give the files of a model folder."""
+    """Return the files of a model folder."""
     return {_WEIGHTS: pack_tensors(module.state_dict()), _SPEC: spec.model_dump_json(indent=1).encode()}
 
 

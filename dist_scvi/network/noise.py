@@ -25,7 +25,7 @@ class Noise(Protocol):
         """Set each value to 0 with probability `rate` and scale up the others."""
 
     def parts(self, sizes: Sequence[int]) -> "Sequence[Noise]":
-        """Give noise of its own to each run of cells; in training these are the micro-minibatches."""
+        """Return noise of its own to each run of cells; in training these are the micro-minibatches."""
 
     @property
     def keyed(self) -> bool:
@@ -63,7 +63,7 @@ class StepNoise:
         return hidden_nh * keep.div_(1 - rate)
 
     def parts(self, sizes: Sequence[int]) -> "list[StepNoise]":
-        """Give noise of its own to each micro-minibatch."""
+        """Return noise of its own to each micro-minibatch."""
         if not self.keyed:
             return [self]
         seeds = [hash_keys(generator.initial_seed(), _PART_KEY) for generator in self.generators if generator]
@@ -117,7 +117,7 @@ class RowNoise:
         return hidden_nh
 
     def parts(self, sizes: Sequence[int]) -> "list[RowNoise]":
-        """Give noise of its own to each run of cells: of each cell it is the same."""
+        """Return noise of its own to each run of cells: of each cell it is the same."""
         cuts = np.cumsum(sizes)[:-1].tolist()
         draws = np.split(np.broadcast_to(self._draw, self._row_n.shape), cuts)
         rows = np.split(self._row_n, cuts)

@@ -95,7 +95,7 @@ class SCANVAE(VAE):
         self.y_prior = nn.Parameter(prior, requires_grad=False)
 
     def probabilities(self, z_nk: Tensor) -> Tensor:
-        """Give the probability of each label for cells at `z_nk`, shape (n, l); outside training."""
+        """Return the probability of each label for cells at `z_nk`, shape (n, l); outside training."""
         return torch.softmax(self.classifier(z_nk), dim=-1)
 
     def decode(
@@ -108,7 +108,7 @@ class SCANVAE(VAE):
         gene_g: Tensor | None = None,
         label_nl: Tensor | None = None,
     ) -> Expression:
-        """Give the distribution of the counts of cells, as `VAE.decode`.
+        """Return the distribution of the counts of cells, as `VAE.decode`.
 
         Notes
         -----
@@ -128,7 +128,7 @@ class SCANVAE(VAE):
         *,
         reference: bool = False,
     ) -> LossTerms:
-        """Give the loss terms of some cells at one draw of z and of z2 for each label, and the logits of `labelled`.
+        """Return the loss terms of some cells at one draw of z and of z2 for each label, and the logits of `labelled`.
 
         Notes
         -----
@@ -162,7 +162,7 @@ class SCANVAE(VAE):
         )
 
     def _classify(self, labelled: Labelled) -> Tensor:
-        """Give the logits of labelled cells at the mean of their posterior, shape (m, l)."""
+        """Return the logits of labelled cells at the mean of their posterior, shape (m, l)."""
         qzm_mk, _ = self.encode(labelled.cells, labelled.micro_n, labelled.noise)
         labelled.noise.normal(qzm_mk)  # scvi-tools draws z here and does not use it
         logits_ml: Tensor = self.classifier(qzm_mk, labelled.micro_n, labelled.noise)
@@ -174,7 +174,7 @@ class SCANVAE(VAE):
         return torch.where((label_n >= 0)[:, None], own_nl, label_nl)
 
     def _over_labels(self, z1_nk: Tensor, micro_n: tuple[int, ...], noise: Noise) -> tuple[Tensor, Tensor]:
-        """Give log p(z1 | z2, y) and KL(q(z2 | z1, y) | p(z2)) of each cell and label, each of shape (n, l).
+        """Return log p(z1 | z2, y) and KL(q(z2 | z1, y) | p(z2)) of each cell and label, each of shape (n, l).
 
         One micro-minibatch at a time: memory follows its cells times labels. Where these are many, what the backward
         pass needs is computed again rather than kept. Cells that are normalised together are taken together.
@@ -234,5 +234,5 @@ def _even_sizes(n_cells: int, most: int) -> tuple[int, ...]:
 
 
 def _log_normal(x_nk: Tensor, mean_nk: Tensor, var_nk: Tensor) -> Tensor:
-    """Give the log-density of independent normals, summed over the last axis."""
+    """Return the log-density of independent normals, summed over the last axis."""
     return -0.5 * ((x_nk - mean_nk).square() / var_nk + torch.log(2 * torch.pi * var_nk)).sum(-1)

@@ -161,14 +161,14 @@ class VAE(nn.Module):
     def encode(
         self, cells: Tensors, micro_n: tuple[int, ...] = (), noise: Noise | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Give the mean and variance of q(z | x), each of shape (n, k)."""
+        """Return the mean and variance of q(z | x), each of shape (n, k)."""
         qzm_nk, qzv_nk = self.z_encoder(*self._encoder_input(cells), micro_n, noise)
         return qzm_nk, qzv_nk
 
     def encode_library(
         self, cells: Tensors, micro_n: tuple[int, ...] = (), noise: Noise | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Give the mean and variance of q(l | x), the logarithm of a latent library size, each of shape (n, 1)."""
+        """Return the mean and variance of q(l | x), the logarithm of a latent library size, each of shape (n, 1)."""
         qlm_n1, qlv_n1 = self.l_encoder(*self._encoder_input(cells), micro_n, noise)
         return qlm_n1, qlv_n1
 
@@ -199,7 +199,7 @@ class VAE(nn.Module):
         return torch.softmax(z_nk, dim=-1) if self.config.latent_distribution == "ln" else z_nk
 
     def shares(self, z_nk: Tensor, covariates: Covariates, gene_g: Tensor | None = None) -> Tensor:
-        """Give the share of all genes, or of `gene_g`, in the counts of cells at `z_nk`, a latent representation."""
+        """Return the share of all genes, or of `gene_g`, in the counts of cells at `z_nk`, a latent representation."""
         heads = self.decoder(*self._with_covariates(z_nk, covariates))
         return self._shares(heads.scale_logits_ng, gene_g)
 
@@ -243,7 +243,7 @@ class VAE(nn.Module):
         gene_g: Tensor | None = None,
         label_nl: Tensor | None = None,
     ) -> Expression:
-        """Give the distribution of the counts of cells.
+        """Return the distribution of the counts of cells.
 
         Parameters
         ----------
@@ -272,7 +272,7 @@ class VAE(nn.Module):
         return Expression(scale_ng, rate_ng, torch.exp(self._of_cells(px_r, covariates, label_nl)), heads.zi_logits_ng)
 
     def _of_cells(self, px_r: Tensor, covariates: Covariates, label_nl: Tensor | None) -> Tensor:
-        """Give the logarithm of the inverse dispersion: by gene, or by cell and gene."""
+        """Return the logarithm of the inverse dispersion: by gene, or by cell and gene."""
         if self.config.dispersion == "gene":
             return px_r
         if self.config.dispersion == "gene-batch":
@@ -288,7 +288,7 @@ class VAE(nn.Module):
         *,
         reference: bool = False,
     ) -> LossTerms:
-        """Give the loss terms of some cells at one draw of z.
+        """Return the loss terms of some cells at one draw of z.
 
         Parameters
         ----------
@@ -309,7 +309,7 @@ class VAE(nn.Module):
         return LossTerms(reconstruction_n, torch.zeros_like(kl_library_n), kl_normal(qzm_nk, qzv_nk), kl_library_n)
 
     def draw_library(self, cells: Tensors, micro_n: tuple[int, ...], noise: Noise) -> tuple[Tensor, Tensor]:
-        """Give what the shares of each cell are multiplied by, and the KL term of its latent library size."""
+        """Return what the shares of each cell are multiplied by, and the KL term of its latent library size."""
         if not self.latent_library:
             return cells.library_n, torch.zeros_like(cells.library_n)
         qlm_n1, qlv_n1 = self.encode_library(cells, micro_n, noise)
@@ -318,7 +318,7 @@ class VAE(nn.Module):
         return library_n, kl_normal(qlm_n1, qlv_n1, mean_n[:, None], var_n[:, None])
 
     def library_prior(self, batch_n: Tensor) -> tuple[Tensor, Tensor]:
-        """Give mean and variance of the prior of each cell's latent library size, by its batch."""
+        """Return mean and variance of the prior of each cell's latent library size, by its batch."""
         assert isinstance(self.library_log_means, Tensor)
         assert isinstance(self.library_log_vars, Tensor)
         return self.library_log_means[0, batch_n], self.library_log_vars[0, batch_n]
@@ -379,7 +379,7 @@ class VAE(nn.Module):
         return choose_path(self.device) if self.kernels == "compiled" and known else "torch"
 
     def reconstruction(self, cells: Tensors, px: Expression, *, reference: bool = False) -> Tensor:
-        """Give the negative log-probability of the counts of each cell, shape (n,)."""
+        """Return the negative log-probability of the counts of each cell, shape (n,)."""
         likelihood = self.config.gene_likelihood
         if reference:
             return -dense_log_likelihood(likelihood, cells.counts_ng, px.rate_ng, px.theta_ng, px.zi_logits_ng)

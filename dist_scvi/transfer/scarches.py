@@ -295,7 +295,7 @@ def freeze(module: VAE, spec: ModelSpec) -> None:
 
 
 def _holds_norms(part: str, freezing: Freezing) -> bool:
-    """Say whether batch normalisations stay as they are in a part of the network."""
+    """Return whether batch normalisations stay as they are in a part of the network."""
     if "encoder" in part:
         return freezing.freeze_batchnorm_encoder
     return freezing.freeze_batchnorm_decoder if "decoder" in part else freezing.freeze_classifier
@@ -337,7 +337,7 @@ def _free(frozen: dict[str, Tensor], name: str, where: Any) -> None:
 
 
 def _trains_latent(module: VAE) -> bool:
-    """Say whether the latent representation depends on anything that is trained."""
+    """Return whether the latent representation depends on anything that is trained."""
     reaches = {"z_encoder": True, "_embeddings_dict": module.config.encode_covariates}
     return any(
         parameter.requires_grad and reaches.get(name.split(".")[0], False)
