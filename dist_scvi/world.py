@@ -1,4 +1,4 @@
-"""The processes that train together, and all that they say to each other."""
+"""The worker processes of a run and the collective operations between them."""
 
 import gc
 import traceback
@@ -22,16 +22,16 @@ _CPU = torch.device("cpu")
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """The place of a process among the workers. With one worker nothing is sent."""
+    """The rank of a process among the workers. With one worker nothing is sent."""
 
     rank: int = 0
     size: int = 1
     device: torch.device = _CPU
     group: dist.ProcessGroup | None = None
-    """The workers among all processes; None for all."""
+    """The process group of the workers; None for all processes."""
 
     def total(self, tensor: Tensor) -> Tensor:
-        """Add up `tensor` over all workers, in place."""
+        """Sum `tensor` over all workers, in place."""
         if self.size > 1:
             dist.all_reduce(tensor, group=self.group)
         return tensor
@@ -43,7 +43,7 @@ class World:
         return tensor
 
     def from_first(self, value: T) -> T:
-        """Give every worker the value of rank 0."""
+        """Return the value of rank 0 on every worker."""
         if self.size == 1:
             return value
         box = [value]
@@ -51,7 +51,7 @@ class World:
         return box[0]
 
     def from_all(self, value: T) -> list[T]:
-        """Give every worker the values of all, by rank."""
+        """Return the values of all workers by rank, on every worker."""
         if self.size == 1:
             return [value]
         values: list[T] = [value] * self.size
@@ -59,7 +59,7 @@ class World:
         return values
 
     def wait(self) -> None:
-        """Wait until all workers are here."""
+        """Wait until all workers have called this."""
         if self.size > 1:
             dist.barrier(group=self.group)
 
@@ -74,19 +74,19 @@ def worker_device(local_rank: int) -> torch.device:
 
 
 def choose_device(accelerator: str, device: int | str = "auto", *, rank: int = 0) -> torch.device:
-    """Choose where to compute by the words of scvi-tools.
+    """Choose the device from the arguments of scvi-tools.
 
     Parameters
     ----------
     accelerator
         ``"auto"`` for a GPU if there is one, ``"cpu"``, ``"gpu"`` or ``"cuda"``.
     device
-        Number of the GPU; by default that of the `rank` of this process.
+        Number of the GPU; by default chosen by the `rank` of this process.
 
     Raises
     ------
     ValueError
-        If a word is not known, or there is no GPU where one is asked for.
+        If an argument is not one of these, or a GPU is requested where there is none.
     """
     if accelerator not in ("auto", "cpu", "gpu", "cuda"):
         raise ValueError(f"accelerator={accelerator!r}: auto, cpu, gpu or cuda is needed")
@@ -102,25 +102,27 @@ def choose_device(accelerator: str, device: int | str = "auto", *, rank: int = 0
 
 @contextmanager
 def process_group(device: torch.device, *, timeout_s: float) -> Iterator[World]:
-    """Join the workers that torch's own environment variables name (``torchrun`` sets them), and leave at the end.
+    """Join the process group described by torch's environment variables, which ``torchrun`` sets; leave at the end.
 
     Raises
     ------
     WorkersFailedError
-        If workers are lost.
+        If another worker has ended or does not answer within `timeout_s`.
     """
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout_s))
     try:
         yield joined_world(device)
     except BaseException as error:
+        # The frames of the traceback refer to the model and its reducer, which the collection below must free.
         traceback.clear_frames(error.__traceback__)
         if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error)):
             reason = str(error).strip().splitlines()[0]
             raise WorkersFailedError(f"the other workers are gone, or did not answer in time ({reason})") from error
         raise
     finally:
-        # DDP's reducer must go before the group does: as the last to hold it, it would wait for gloo's threads with the
-        # interpreter's lock in its hand, for which one that drops its last message may be waiting.
+        # DDP's reducer must be freed before the group. If it holds the last reference to the group, its destructor
+        # waits for gloo's threads while holding the GIL, and deadlocks if one of them waits for the GIL to free its
+        # last message.
         gc.collect()
         dist.destroy_process_group()
 
@@ -131,16 +133,17 @@ def joined_world(device: torch.device) -> World:
 
 
 def first_workers(device: torch.device, *, lanes: int, timeout_s: float) -> World | None:
-    """Choose, of the process group that a launcher has joined, as many workers as can share the lanes equally.
+    """Use as many processes of an existing process group as can share the lanes equally.
 
     Returns
     -------
     World or None
-        None for a process that is one too many.
+        None for a process that is not used.
     """
     rank, there = dist.get_rank(), dist.get_world_size()
     size = usable_workers(lanes, 1, there)
     if size == there:
         return World(rank, there, device)
+    # Every process calls new_group, also one that is not used: it is a collective operation of the whole group.
     group = dist.new_group(list(range(size)), timeout=timedelta(seconds=timeout_s))
     return World(rank, size, device, group) if rank < size else None

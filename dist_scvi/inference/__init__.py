@@ -1,1 +1,1 @@
-"""Encode and decode cells, and write what is computed for each."""
+"""Encode and decode cells, and write the results."""

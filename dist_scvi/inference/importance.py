@@ -176,7 +176,7 @@ def normalized_weights(log_weight_s: NDArray[np.float64], *, truncation: bool) -
     ValueError
         If no weight is finite.
     """
-    # Subtracted before exp: log-likelihoods summed over thousands of genes would underflow to weights of 0.
+    # Subtracted before exp, which sums of log-likelihoods over thousands of genes could otherwise under- or overflow.
     top = log_weight_s.max(initial=-np.inf)
     if not np.isfinite(top):
         raise ValueError(f"none of {len(log_weight_s)} importance weights is finite ({top}): use weights='uniform'")

@@ -1,4 +1,4 @@
-"""How well a model explains each cell: evidence lower bound, reconstruction error, marginal likelihood.
+"""Evidence lower bound, reconstruction error and marginal likelihood of each cell.
 
 Shape letters in this file
     n   cells
@@ -27,7 +27,7 @@ from dist_scvi.network.vae import VAE
 from dist_scvi.world import World
 
 _ROWS_AT_ONCE = 1 << 14
-"""Rows of draws times labels that the networks of SCANVI take at a time."""
+"""Draws times labels in a forward pass of SCANVI's networks."""
 
 Normals = tuple[Tensor, Tensor]
 """Mean and variance of independent normals."""
@@ -60,8 +60,9 @@ def mean_over_cells(
     *,
     chunk_cells: int,
 ) -> float:
-    """Average one number of each cell over the cells asked for, on all workers together."""
+    """Average one number of each cell over the requested cells, on all workers together."""
     world = world or World()
+    # The selection has each cell once; one that is requested twice counts twice in the mean.
     times_n = None if isinstance(selection.order, slice) else np.bincount(selection.order)
     total = np.zeros(2)
     for minibatch in selection.minibatches(world, chunk_cells=chunk_cells):
@@ -69,7 +70,7 @@ def mean_over_cells(
         weight_n = np.ones(minibatch.n_cells) if times_n is None else times_n[span]
         total += weight_n @ compute(minibatch).astype(np.float64), weight_n.sum()
     value, n_cells = np.sum(world.from_all(total), axis=0)
-    return np.float64(value / n_cells)  # a float that has .item(), which scripts call
+    return np.float64(value / n_cells)  # a float with .item(), which scripts written for scvi-tools call
 
 
 @torch.no_grad()
@@ -95,21 +96,21 @@ def marginal_log_likelihood(
     n_samples
         Draws for each cell.
     n_samples_per_pass
-        How many of them are held at a time; the answer does not depend on it.
+        Draws in memory at a time; the result does not depend on it.
     include_latent_terms
-        SCANVI: weigh by what scvi-tools 1.4.2, module/_vae.py, takes for p(x | z): it contains latent terms.
+        SCANVI: use the p(x | z) of scvi-tools 1.4.2, module/_vae.py, which contains latent terms.
 
     Raises
     ------
     ValueError
-        If the model is a logistic-normal SCANVI: p(z | z2, y) is then a density over another space than q(z | x).
+        If the model is a logistic-normal SCANVI: p(z | z2, y) is then a density on another space than q(z | x).
 
     Notes
     -----
     The mean of the weights ``p(x | z, l) p(z) p(l) / (q(z | x) q(l | x))`` has the expectation p(x). For SCANVI
     ``p(z)`` is a sum over labels and an integral over z2: the expectation of
-    ``sum_y p(y) p(z | z2, y) p(z2) / q(z2 | z, y)`` at a draw of z2 for each label. The densities are those of z before
-    the softmax of a logistic normal; scvi-tools takes them after it.
+    ``sum_y p(y) p(z | z2, y) p(z2) / q(z2 | z, y)`` at a draw of z2 for each label. For a logistic normal, the
+    densities are those of z before the softmax; scvi-tools uses z after the softmax.
     """
     if isinstance(module, SCANVAE) and module.config.latent_distribution == "ln":
         raise ValueError(
@@ -119,6 +120,7 @@ def marginal_log_likelihood(
     cells, row_n = minibatch.to(module.device), minibatch.row_n
     posterior = module.encode(cells)
     library = module.encode_library(cells) if module.latent_library else None
+    # A running sum of weights on the log scale: memory follows n_samples_per_pass, not n_samples.
     total_n = torch.full((len(row_n),), -math.inf, dtype=torch.float64, device=module.device)
     for first in range(0, n_samples, n_samples_per_pass):
         draws = range(first, min(first + n_samples_per_pass, n_samples))
@@ -192,7 +194,7 @@ def _given_labels(module: SCANVAE, z1_dk: Tensor, noise_dk: Tensor) -> tuple[Ten
 
 
 def _draw(normals: Normals, noises: Sequence[RowNoise]) -> tuple[Tensor, Tensor]:
-    """Draw once for each of `noises`, and give the log-density of each draw: shapes (d, k) and (d,)."""
+    """Draw once for each of `noises`; return the draws and their log-densities, shapes (d, k) and (d,)."""
     mean_dk, sigma_dk = normals[0].repeat(len(noises), 1), normals[1].sqrt().repeat(len(noises), 1)
     value_dk = mean_dk + sigma_dk * torch.cat([noise.normal(normals[0]) for noise in noises])
     return value_dk, log_normal(value_dk, mean_dk, sigma_dk).sum(-1)

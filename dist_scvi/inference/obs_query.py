@@ -1,4 +1,4 @@
-"""Queries over obs in the language of pandas, of an AnnData or of the columns of a store.
+"""pandas query expressions over the obs of an AnnData or the obs columns of a store.
 
 Shape letters in this file
     n   cells
@@ -16,19 +16,19 @@ from dist_scvi.loaders.read_limits import PAGE_ROWS
 
 
 def queried(cells: pd.DataFrame | CellStore, text: str) -> NDArray[np.bool_]:
-    """Mark the cells for which `text` holds, shape (n,).
+    """Return a mask of the cells for which `text` is true, shape (n,).
 
     Parameters
     ----------
     cells
-        obs, or a store: of this the columns whose name occurs in `text` are read, in pages.
+        obs, or a store. From a store, only columns whose names occur in `text` are read, in pages.
     text
-        As of ``pandas.DataFrame.query``, such as ``"cell_type == 'B' and n_genes > 500"``.
+        An expression of ``pandas.DataFrame.query``, such as ``"cell_type == 'B' and n_genes > 500"``.
 
     Raises
     ------
     ValueError
-        If it cannot be understood, names what is not there, or is no condition.
+        If `text` cannot be parsed, names a missing column, or does not result in a boolean for each cell.
     """
     obs = cells if isinstance(cells, pd.DataFrame) else _named_columns(cells, text)
     try:
@@ -47,7 +47,8 @@ def queried(cells: pd.DataFrame | CellStore, text: str) -> NDArray[np.bool_]:
 
 
 def _named_columns(store: CellStore, text: str) -> pd.DataFrame:
-    """Read the columns that `text` names, as far as a search for their names can tell."""
+    """Read the columns whose names occur in `text`."""
+    # A substring search may read a column that is not used, but never misses one, and needs no parser of the language.
     columns = {key: _column(store, key) for key in store.obs_columns() if key in text}
     index = store.obs_names(0, store.n_cells) if "index" in text else range(store.n_cells)
     return pd.DataFrame(columns, index=pd.Index(index))
@@ -63,7 +64,7 @@ def _column(store: CellStore, key: str) -> Any:
 
 
 def _categories(column: Categorical, n_cells: int) -> Any:
-    """Read a column in the smallest type that holds its codes; booleans are what their names say."""
+    """Read a column in the smallest type for its codes; categories ``True`` and ``False`` become booleans."""
     code_n: NDArray[np.signedinteger[Any]] = np.empty(n_cells, dtype=np.min_scalar_type(-len(column.vocabulary) - 1))
     for start in range(0, n_cells, PAGE_ROWS):
         stop = min(start + PAGE_ROWS, n_cells)

@@ -1,4 +1,4 @@
-"""What an output answers, in plain values, so that a later start can tell whether it is asked the same."""
+"""Identity of an output in plain values, by which a later start recognizes the same request."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ _PROBE_CELLS = 64
 
 
 def to_json(identity: Mapping[str, Any]) -> str:
-    """Write a question as JSON; numpy arrays and numbers count as lists and numbers."""
+    """Serialize an identity as JSON; numpy arrays and numbers are written as lists and numbers."""
     return json.dumps(identity, indent=1, sort_keys=True, default=lambda value: value.tolist())
 
 
@@ -29,7 +29,8 @@ def model_fingerprint(module: VAE, spec: ModelSpec) -> str:
 
 
 def cells_fingerprint(data: CellData) -> dict[str, Any]:
-    """Tell cells from others: where they lie, how many, genes and columns, and what a few of them hold."""
+    """Return what identifies cells: their location, number, genes and columns, and the content of a few of them."""
+    # A few ranges of rows instead of all: a hash of all counts would read the whole store before the first result.
     described = {"layer": data.store.layer, **data.describe()}
     return {
         "uri": data.store.uri,
@@ -41,7 +42,7 @@ def cells_fingerprint(data: CellData) -> dict[str, Any]:
 
 
 def probes(n_cells: int) -> Ranges:
-    """Return a few ranges of rows spread over `n_cells`."""
+    """Return a few ranges of rows spread evenly over `n_cells`."""
     starts = np.linspace(0, max(0, n_cells - _PROBE_CELLS), _PROBES).astype(int)
     return [(start, min(start + _PROBE_CELLS, n_cells)) for start in np.unique(starts).tolist()]
 
@@ -51,13 +52,13 @@ def digest(*parts: bytes | str | NDArray[Any]) -> str:
     found = hashlib.sha256()
     for part in parts:
         content = part.encode() if isinstance(part, str) else part if isinstance(part, bytes) else part.tobytes()
-        found.update(len(content).to_bytes(8, "little"))
+        found.update(len(content).to_bytes(8, "little"))  # so that ("ab", "c") and ("a", "bc") differ
         found.update(content)
     return found.hexdigest()
 
 
 def _probe(data: CellData, start: int, stop: int) -> list[bytes | str | NDArray[Any]]:
-    """Return what some cells hold."""
+    """Return counts, covariates and names of some cells."""
     counts, columns = data.store.read(start, stop), data.columns_of([(start, stop)])
     covariates = [columns.batch_n, columns.label_n, columns.categorical_nc, columns.continuous_nc]
     sizes = [] if columns.size_factor_n is None else [columns.size_factor_n]

@@ -1,4 +1,4 @@
-"""The posterior of cells in the latent space, and that of many cells taken together.
+"""The posterior of cells in the latent space, and the aggregated posterior of many cells.
 
 Shape letters in this file
     n   cells
@@ -25,22 +25,22 @@ from dist_scvi.world import World
 
 _BLOCK_VALUES = 1 << 22
 _FACTORS = 8
-"""Dimensions whose factors are multiplied: their product stays far below the largest double."""
+"""Dimensions whose factors are multiplied before a logarithm: their product stays far below the largest double."""
 
 
 @torch.no_grad()
 def posterior_of(module: VAE, minibatch: MiniBatch) -> tuple[Tensor, Tensor]:
-    """Return mean and variance of the posterior of cells, before any softmax, on the device of the model."""
+    """Return mean and variance of the posterior of cells, before a softmax, on the device of the model."""
     return module.encode(minibatch.to(module.device))
 
 
 def logistic_normal_mean(qzm_nk: Tensor, qzv_nk: Tensor, mc_samples: int, *, seed: int = 0) -> Tensor:
-    """Average the softmax over `mc_samples` points that fill the posterior evenly, some at a time.
+    """Average the softmax over `mc_samples` quasi-random points of the posterior, in blocks of points.
 
     Notes
     -----
-    The points are a scrambled Halton sequence (Owen 2017, arXiv:1706.02808), the same for all cells. Draws for each
-    cell would be several times as far from the mean, and making them would take longer than all the rest.
+    The points are a scrambled Halton sequence (Owen 2017, arXiv:1706.02808), the same for all cells. The error of
+    separate random draws for each cell would be several times as large, and drawing them would take most of the time.
     """
     from scipy.stats.qmc import Halton
 
@@ -57,7 +57,7 @@ def logistic_normal_mean(qzm_nk: Tensor, qzv_nk: Tensor, mc_samples: int, *, see
 def posterior_moments(
     module: VAE, selection: Selection, world: World | None = None, *, chunk_cells: int
 ) -> tuple[Tensor, Tensor]:
-    """Return mean and variance of the posterior of all cells asked for, shape (n, k), on the device of the model."""
+    """Return mean and variance of the posterior of all requested cells, shape (n, k), on the device of the model."""
 
     def moments(minibatch: MiniBatch) -> tuple[NDArray[np.float32], ...]:
         return tuple(moment_nk.cpu().numpy() for moment_nk in posterior_of(module, minibatch))
@@ -69,6 +69,8 @@ def posterior_moments(
 class AggregatedPosterior(MixtureSameFamily):
     """The equal mixture of the posteriors of some cells. Memory does not grow with cells times points.
 
+    `log_prob` and `sample` of torch's mixture are replaced: they would allocate arrays of points times cells.
+
     Parameters
     ----------
     qzm_nk, qzv_nk
@@ -76,7 +78,7 @@ class AggregatedPosterior(MixtureSameFamily):
     dof
         Degrees of freedom of Student's t in place of each normal; None for normals.
     variance_as_scale
-        Take the variance for the standard deviation, as scvi-tools 1.4.2, model/base/_vaemixin.py, does.
+        Use the variance as the standard deviation, as scvi-tools 1.4.2, model/base/_vaemixin.py, does.
 
     Raises
     ------
@@ -98,7 +100,7 @@ class AggregatedPosterior(MixtureSameFamily):
         return Independent(Normal(loc, scale) if self._dof is None else StudentT(self._dof, loc, scale), 1)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Return the log-density at points in the latent space, shape (..., k); blocks of cells and points in turn."""
+        """Return the log-density at points in the latent space, shape (..., k), in blocks of cells and points."""
         n, k = self._loc_nk.shape
         width = max(1, min(n, _BLOCK_VALUES // k))
         loc, scale = torch.split(self._loc_nk.double(), width), torch.split(self._scale_nk.double(), width)
@@ -110,13 +112,13 @@ class AggregatedPosterior(MixtureSameFamily):
         return (torch.cat(parts) - math.log(n)).reshape(value.shape[:-1]).to(value.dtype)
 
     def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
-        """Draw from the mixture, with torch's own generator."""
+        """Draw from the mixture, with torch's global generator."""
         chosen = torch.randint(len(self._loc_nk), tuple(sample_shape), device=self._loc_nk.device)
         return self._components(self._loc_nk[chosen], self._scale_nk[chosen]).sample()
 
 
 def _normal_log_density(value_sk: Tensor, loc_nk: Tensor, scale_nk: Tensor) -> Tensor:
-    """Return log N(value; loc, scale), shape (s, n), by two matrix products, in double precision: terms cancel."""
+    """Return log N(value; loc, scale), shape (s, n), by two matrix products in double precision, as terms cancel."""
     precision_nk = scale_nk.square().reciprocal()
     distance_sn = value_sk.square() @ precision_nk.t() - 2 * value_sk @ (loc_nk * precision_nk).t()
     constant_n = (loc_nk.square() * precision_nk + 2 * scale_nk.log() + math.log(2 * math.pi)).sum(dim=1)
@@ -126,7 +128,8 @@ def _normal_log_density(value_sk: Tensor, loc_nk: Tensor, scale_nk: Tensor) -> T
 def _student_log_density(dof: float, value_sk: Tensor, loc_nk: Tensor, scale_nk: Tensor) -> Tensor:
     """Return the log-density of independent Student's t, shape (s, n).
 
-    The factors of several dimensions are multiplied before the logarithm, which would take most of the time.
+    The factors of several dimensions are multiplied before the logarithm. A logarithm for each dimension would take
+    most of the time.
     """
     k = value_sk.shape[1]
     constant = math.lgamma((dof + 1) / 2) - math.lgamma(dof / 2) - 0.5 * math.log(dof * math.pi)
@@ -143,14 +146,14 @@ def _student_log_density(dof: float, value_sk: Tensor, loc_nk: Tensor, scale_nk:
 def rows_by_category(
     column: Column, n_cells: int, *, most: int | None = None, seed: int = 0
 ) -> dict[str, NDArray[np.int64]]:
-    """List the rows of each category that occurs, or `most` of them chosen at random.
+    """Return the rows of each category that occurs, or `most` of them chosen at random.
 
     Parameters
     ----------
     column
         obs column.
     most
-        Rows of a category at most.
+        Largest number of rows of a category.
     """
     pages = range(0, n_cells, PAGE_ROWS)
     code_n = np.concatenate([column.codes(at, min(at + PAGE_ROWS, n_cells)) for at in pages])

@@ -1,4 +1,4 @@
-"""Computing over the cells of a selection, and telling how many are done."""
+"""Progress of a computation over the cells of a selection."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -18,12 +18,13 @@ def with_progress(
     world: World,
     chunk_cells: int,
 ) -> Callable[[MiniBatch], T]:
-    """Return `compute`, telling after each minibatch the cells that this worker has done, and its share of them.
+    """Wrap `compute` so that progress is reported after each minibatch.
 
     Parameters
     ----------
     on_progress
-        Is told, on rank 0; None for nobody.
+        Called on rank 0 with the number of cells that this worker has done and the number that it has to do; None for
+        no reports.
     """
     if on_progress is None or world.rank:
         return compute

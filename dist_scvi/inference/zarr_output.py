@@ -27,9 +27,9 @@ _CHUNK_CELLS = 1024
 _CHUNK_BYTES, _CHUNK_ROWS = 1 << 22, 4096
 _SHARD_CHUNKS = 16
 _SHARDS = 16
-"""Least number of shards of an output with enough rows, so that up to this many workers can share it.
+"""Shards to aim for in an output with enough rows, so that about as many workers can share it.
 
-It does not depend on the number of workers: a restart with another number finds the same shards.
+It does not depend on the number of workers: a restart with another number of workers finds the same shards.
 """
 
 RowArrays = Mapping[str, NDArray[Any]]
