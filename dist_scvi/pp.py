@@ -1,4 +1,4 @@
-"""``pp.scvi``: one call from counts to latent space and denoised expression, as scanpy had it.
+"""``pp.scvi``: one call from counts to latent space and denoised expression, with the interface of scanpy 1.5.
 
 Shape letters in this file
     n   cells
@@ -61,7 +61,7 @@ def scvi(  # noqa: PLR0913, PLR0917 - the arguments of scanpy
     trainer_kwargs: Mapping[str, Any] | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
 ) -> "SCVI | LinearSCVI | AnnData | tuple[AnnData, SCVI | LinearSCVI] | None":
-    """Train SCVI, or LinearSCVI, and write what it says of each cell.
+    """Train SCVI or LinearSCVI, and write latent representation and denoised expression of each cell.
 
     Parameters
     ----------
@@ -71,13 +71,13 @@ def scvi(  # noqa: PLR0913, PLR0917 - the arguments of scanpy
     n_hidden, n_latent, n_layers, dispersion
         As of `SCVI`.
     n_epochs, lr, train_size
-        Epochs, learning rate, share of the cells that is trained on.
+        Epochs, learning rate, share of the cells to train on.
     batch_key
         obs column of the batch.
     use_highly_variable_genes
         Keep the genes that ``var["highly_variable"]`` marks, if there is such a column.
     subset_genes
-        Keep these genes instead, by name or place.
+        Keep these genes instead, by name or position.
     linear_decoder
         Train LinearSCVI.
     copy
@@ -103,12 +103,12 @@ def scvi(  # noqa: PLR0913, PLR0917 - the arguments of scanpy
     Raises
     ------
     ValueError
-        If a gene is not there or none is left, the counts are no raw counts, `copy` is asked of a store, or the place
-        of its results is taken.
+        If a gene does not exist or none is left, the counts are not raw counts, `copy` is used with a store, or the
+        folder for its results exists.
 
     Notes
     -----
-    ``scanpy.external.pp.scvi`` of scanpy 1.5. Its posterior had the same methods under older names.
+    ``scanpy.external.pp.scvi`` of scanpy 1.5. The posterior that it returned had the same methods under older names.
     """
     in_memory = anndata_of(adata)
     if in_memory is None and copy:
@@ -132,7 +132,7 @@ def scvi(  # noqa: PLR0913, PLR0917 - the arguments of scanpy
 
 
 def _free_place(source: Any) -> Path:
-    """Return the folder next to a store for the results; found taken before training rather than after."""
+    """Return the folder for the results next to a store. Called before training, so that a conflict costs no run."""
     if "://" in str(source):
         raise ValueError(
             f"{source} is a URL, next to which nothing is written: train with dist_scvi.model.SCVI, and give a folder "
@@ -148,7 +148,7 @@ def _free_place(source: Any) -> Path:
 def _genes(
     source: Any, in_memory: "AnnData | None", subset_genes: Sequence[str | int] | None, *, marked: bool
 ) -> list[str] | None:
-    """Name the genes to train on; None stands for all."""
+    """Return the names of the genes to train on; None for all."""
     check_list("subset_genes", subset_genes)
     if subset_genes is None:
         genes = _marked(source, in_memory) if marked else None
@@ -162,7 +162,8 @@ def _genes(
 
 
 def _at(var_names: Any, places: Sequence[str | int]) -> list[str]:
-    """Name the genes at some places."""
+    """Return the names of the genes at some positions."""
+    # A boolean is an int in Python: a mask would otherwise choose the genes 0 and 1.
     whole = [isinstance(at, int | np.integer) and not isinstance(at, bool) for at in places]
     wrong = [
         at for at, is_whole in zip(places, whole, strict=True) if not is_whole or not 0 <= int(at) < len(var_names)
@@ -175,7 +176,7 @@ def _at(var_names: Any, places: Sequence[str | int]) -> list[str]:
 
 
 def _marked(source: Any, in_memory: "AnnData | None") -> list[str] | None:
-    """Name the genes marked as highly variable; None if there is no such column."""
+    """Return the names of the genes marked as highly variable; None if there is no such column."""
     if in_memory is not None:
         return [str(name) for name in in_memory.var_names[in_memory.var[_MARK]]] if _MARK in in_memory.var else None
     store = open_store(source)
@@ -183,7 +184,7 @@ def _marked(source: Any, in_memory: "AnnData | None") -> list[str] | None:
 
 
 def _answers(model: "SCVI | LinearSCVI", minibatch: MiniBatch) -> dict[str, NDArray[Any]]:
-    """Return the results for some cells, all from one draw of each."""
+    """Return the results for some cells; shares and rates are from the same draw of each cell."""
     cells = latent_cells(model.module, minibatch)
     px = decode_draw(model.module, cells, seed=0, draw=0)
     mean_nk = cells.qzm_nk
@@ -219,6 +220,7 @@ def _write_next_to(model: "SCVI | LinearSCVI", out: Path) -> None:
 
 def _write_loadings(model: LinearSCVI, root: zarr.Group) -> None:
     frame = model.get_loadings()
+    # overwrite: after a kill `finish` is called again on a group that may already have this table.
     table = root.create_group(f"uns/{_LOADINGS}", overwrite=True)
     new_strings(table, "_index", len(frame))[:] = frame.index.to_numpy(dtype=object)
     for name in frame.columns:

@@ -3,7 +3,7 @@
 Shape letters in this file
     n   cells
     s   samples
-    m   rows: samples of cells
+    m   rows, each a sample of a cell
     g   features (genes)
 """
 
@@ -20,7 +20,7 @@ from dist_scvi.loaders.minibatch import MiniBatch
 from dist_scvi.world import World
 
 Values = Callable[[MiniBatch], NDArray[np.float32]]
-"""Gives of the cells of a minibatch the values to correlate, shape (n, s, g)."""
+"""Returns the values to correlate for the cells of a minibatch, shape (n, s, g)."""
 
 _BLOCK_VALUES = 1 << 22
 _MOST_RANKED, _MOST_FEATURES = 1 << 28, 1 << 14
@@ -28,7 +28,7 @@ _MOST_RANKED, _MOST_FEATURES = 1 << 28, 1 << 14
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Moments:
-    """Number, means and sums of products of deviations of some rows."""
+    """Number, means and sums of products of deviations from the means of some rows."""
 
     rows: int
     mean_g: NDArray[np.float64]
@@ -36,6 +36,8 @@ class Moments:
 
     def joined(self, other: "Moments") -> "Moments":
         """Return the moments of the rows of both.
+
+        Deviations are merged instead of raw sums of products, which cancel where the means are large.
 
         Notes
         -----
@@ -48,7 +50,7 @@ class Moments:
         return Moments(rows, self.mean_g + apart_g * (other.rows / rows), product_gg)
 
     def correlation(self) -> NDArray[np.float64]:
-        """Return Pearson's correlation of each pair of features, shape (g, g); NaN where one is constant."""
+        """Return Pearson's correlation of each pair of features, shape (g, g); NaN where a feature is constant."""
         spread_g = np.sqrt(self.product_gg.diagonal())
         with np.errstate(invalid="ignore", divide="ignore"):
             correlation_gg = self.product_gg / spread_g[:, None] / spread_g
@@ -64,7 +66,7 @@ def moments_of(value_mg: NDArray[np.floating[Any]]) -> Moments:
 
 
 def _joined(chunks: Iterable[Moments | None]) -> Moments | None:
-    """Join moments, as far as there are any."""
+    """Merge moments; None is the moments of no rows, as of a worker without cells."""
     total: Moments | None = None
     for chunk in chunks:
         total = chunk if total is None else total if chunk is None else total.joined(chunk)
@@ -74,7 +76,7 @@ def _joined(chunks: Iterable[Moments | None]) -> Moments | None:
 def pearson_correlation(
     selection: Selection, values: Values, n_genes: int, n_samples: int, world: World, *, chunk_cells: int
 ) -> NDArray[np.float64]:
-    """Correlate features over the cells asked for and their samples, shape (g, g), in one pass that workers share.
+    """Correlate features over the requested cells and their samples, shape (g, g), in one pass shared by workers.
 
     Raises
     ------
@@ -87,7 +89,7 @@ def pearson_correlation(
 
     def moments(minibatch: MiniBatch) -> Moments:
         value_nsg, at = values(minibatch), minibatch.step
-        if times_n is not None:  # a cell that is asked for twice counts twice
+        if times_n is not None:  # a cell that is requested twice counts twice
             value_nsg = np.repeat(value_nsg, times_n[at : at + len(value_nsg)], axis=0)
         return moments_of(value_nsg.reshape(-1, n_genes))
 
@@ -100,12 +102,14 @@ def pearson_correlation(
 def spearman_correlation(
     selection: Selection, values: Values, n_genes: int, n_samples: int, world: World, *, chunk_cells: int
 ) -> NDArray[np.float64]:
-    """Do so by rank; the values of all cells are held.
+    """Correlate the ranks of features, shape (g, g).
+
+    The values of all cells are in memory at once: a rank depends on all of them, so ranks cannot be streamed.
 
     Raises
     ------
     ValueError
-        Also if these are too many.
+        If there are too many features for a table of all pairs, or too many values to rank.
     """
     _check_size(n_genes, selection, n_samples, ranked=True)
     value_nsg = selection.answer(lambda minibatch: (values(minibatch),), world, chunk_cells=chunk_cells)[0]
@@ -113,9 +117,9 @@ def spearman_correlation(
 
 
 def rank_correlation(value_mg: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return Spearman's rank correlation of each pair of features, shape (g, g); NaN where one is constant.
+    """Return Spearman's rank correlation of each pair of features, shape (g, g); NaN where a feature is constant.
 
-    The ranks take the place of `value_mg`, as many rows need much memory.
+    The ranks overwrite `value_mg`, so that many rows need no second array.
     """
     m, n_features = value_mg.shape
     width = max(1, _BLOCK_VALUES // m)

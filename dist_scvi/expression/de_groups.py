@@ -1,4 +1,4 @@
-"""Who is compared with whom in differential expression, which of them are outliers, and what their counts say.
+"""The groups of cells of a differential expression, their outliers, and means of their raw counts.
 
 Shape letters in this file
     n   cells
@@ -27,11 +27,11 @@ class RawMoments:
     """Sums over the counts of groups of cells."""
 
     sum_qg: NDArray[np.float64]
-    """Counts."""
+    """Sum of the counts."""
     detected_qg: NDArray[np.int64]
-    """Cells with a count above 0."""
+    """Number of cells with a count above 0."""
     normalized_qg: NDArray[np.float64]
-    """Counts * 1e4 / total count of the cell; a cell without counts adds nothing."""
+    """Sum of counts * 1e4 / total count of the cell; a cell without counts adds nothing."""
     cells_q: NDArray[np.int64]
 
     def means(self, group_q: NDArray[np.int64]) -> "CountMeans":
@@ -51,24 +51,27 @@ class CountMeans(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Groups:
-    """Cells by group, and which groups are compared with the same other one."""
+    """Cells by group, and the comparisons to make."""
 
     code_n: NDArray[np.int32]
     """Group of each cell; -1 is none."""
     names: tuple[str, ...]
     first: tuple[int, ...]
-    """Groups that are compared, in this order ..."""
+    """Groups that are compared with `second`, in this order."""
     second: int | None
-    """... with this one; None is all other cells."""
+    """Group that each of `first` is compared with; None is all other cells."""
 
     def member_n(self, first: int, side: int) -> NDArray[np.bool_]:
-        """Mark the cells of the group `first`, or on side 1 of that it is compared with."""
+        """Return a mask of the cells of the group `first`, or on side 1 of the cells that it is compared with."""
         if side == 0:
             return np.equal(self.code_n, first)
         return np.not_equal(self.code_n, first) if self.second is None else np.equal(self.code_n, self.second)
 
     def counted_n(self) -> NDArray[np.int32]:
-        """Return the group of each cell whose counts are needed: those of no group are one more if they are compared."""
+        """Return the group of each cell whose counts are needed, -1 for others.
+
+        Cells of no group have a group of their own, the last, if they are compared.
+        """
         if self.second is None:
             return np.where(self.code_n < 0, np.int32(len(self.names)), self.code_n)
         used = np.zeros(len(self.names) + 1, dtype=bool)
@@ -76,7 +79,7 @@ class Groups:
         return np.where(used[self.code_n], self.code_n, np.int32(-1))
 
     def counted_q(self, first: int, side: int) -> NDArray[np.int64]:
-        """Return the groups of `counted_n` that make up the group `first`, or on side 1 that it is compared with."""
+        """Return the groups of `counted_n` that form the group `first`, or on side 1 the cells it is compared with."""
         if side == 0:
             return np.array([first])
         return np.delete(np.arange(len(self.names) + 1), first) if self.second is None else np.array([self.second])
@@ -97,12 +100,12 @@ def groups_by_column(
     group1
         Categories, by default all that have cells.
     group2
-        Category to compare with, by default all other cells, also those without a category.
+        Category to compare with, by default all other cells, including those without a category.
 
     Raises
     ------
     ValueError
-        If a category is unknown or has no cells, or there is nothing to compare with.
+        If a category is unknown or has no cells, or there are no cells to compare with.
     """
     size_q = np.bincount(code_n[code_n >= 0], minlength=len(categories))
     present = [name for name, size in zip(categories, size_q, strict=True) if size]
@@ -125,12 +128,12 @@ def groups_by_column(
 
 
 def groups_by_cells(first_n: NDArray[np.bool_], second_n: NDArray[np.bool_] | None) -> Groups:
-    """Compare marked cells with others that are marked, or with all others.
+    """Compare the cells of one mask with those of another, or with all other cells.
 
     Raises
     ------
     ValueError
-        If one of the two has no cells, or they share some.
+        If one of the two groups has no cells, or a cell is in both.
     """
     code_n = np.where(first_n, np.int32(0), np.int32(-1))
     if second_n is not None:
@@ -155,7 +158,7 @@ def decoding_batches(
     *,
     batch_correction: bool,
 ) -> tuple[tuple[int | None, ...], tuple[int | None, ...]]:
-    """Return the codes of the batches to decode each group with; None is each cell's own.
+    """Return the codes of the batches to decode each group with; None is the cell's own batch.
 
     Parameters
     ----------
@@ -164,12 +167,12 @@ def decoding_batches(
     batchid1, batchid2
         Batches for each group, by default all.
     batch_correction
-        Whether to decode with other batches than a cell's own.
+        Whether to decode with other batches than that of the cell.
 
     Raises
     ------
     ValueError
-        If a batch is unknown, or the groups have some in common but not all.
+        If a batch is unknown, or the groups have some batches in common but not all.
     """
     if not batch_correction:
         if batchid1 is not None or batchid2 is not None:
@@ -202,14 +205,14 @@ def decoding_batches(
 def marked_cells(
     name: str, cells: CellChoice, n_cells: int, query: Callable[[str], NDArray[np.bool_]] | None
 ) -> NDArray[np.bool_]:
-    """Mark the cells that the argument `name` chooses.
+    """Return a mask of the cells that the argument `name` selects.
 
     Parameters
     ----------
     cells
-        A query over obs in the language of pandas, a mask of all cells, or row numbers.
+        A pandas query expression over obs, a mask of all cells, or row numbers.
     query
-        Answers queries, where the source can.
+        Evaluates query expressions; None if the source has no obs.
 
     Raises
     ------
@@ -235,7 +238,11 @@ def marked_cells(
 
 
 def rows_at(member_n: NDArray[np.bool_], place_s: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the rows of members by their place among all members, without a list of these."""
+    """Return the rows of members by their position among all members.
+
+    Only the pages that contain a requested position are expanded: a list of the rows of all members of a large group
+    would need eight bytes per cell.
+    """
     start_p = np.arange(0, len(member_n), PAGE_ROWS)
     stop_p = np.cumsum(np.add.reduceat(member_n, start_p, dtype=np.int64))
     page_s = np.searchsorted(stop_p, place_s, side="right")
@@ -248,7 +255,10 @@ def rows_at(member_n: NDArray[np.bool_], place_s: NDArray[np.int64]) -> NDArray[
 
 
 def draw_numbers(row_s: NDArray[np.int64], side: int) -> NDArray[np.int64]:
-    """Return each occurrence of a row a number of its own, which keys its noise: even on side 0, odd on side 1."""
+    """Number the occurrences of each row; the numbers key the noise: even on side 0, odd on side 1.
+
+    A cell that is sampled several times, or on both sides, thus has different noise each time.
+    """
     order = np.argsort(row_s, kind="stable")
     sorted_s = row_s[order]
     draw_s = np.empty(len(row_s), dtype=np.int64)
@@ -257,7 +267,7 @@ def draw_numbers(row_s: NDArray[np.int64], side: int) -> NDArray[np.int64]:
 
 
 def count_columns(first: CountMeans, second: CountMeans) -> dict[str, NDArray[np.float64]]:
-    """Return the columns of raw counts, under the names of scvi-tools."""
+    """Return the columns of raw counts under the names of scvi-tools."""
     names = ("raw_mean", "non_zeros_proportion", "raw_normalized_mean")
     return {
         f"{name}{side}": mean_g
@@ -267,18 +277,18 @@ def count_columns(first: CountMeans, second: CountMeans) -> dict[str, NDArray[np
 
 
 def inliers(latent_mk: ArrayLike, rng: np.random.Generator, contamination: float = 0.1) -> NDArray[np.bool_] | None:
-    """Mark all but the share `contamination` of cells that lie farthest out, by a robust covariance.
+    """Return a mask of all cells but the share `contamination` that is farthest from the centre, by robust covariance.
 
     Returns
     -------
     numpy.ndarray or None
-        None if the cells are too few, or too alike, for a covariance.
+        None if the cells are too few, or too similar, for a covariance.
 
     Notes
     -----
     EllipticEnvelope of scikit-learn, which scvi-tools 1.4.2 uses as well.
     """
-    # scikit-learn takes half a second to import, and few queries leave out outliers.
+    # Imported here: scikit-learn takes half a second to import, and few queries filter outliers.
     from sklearn.covariance import EllipticEnvelope
 
     value_mk = np.asarray(latent_mk, dtype=np.float64)

@@ -1,6 +1,6 @@
 """Differential expression from samples of two groups: probabilities, effect sizes and decisions.
 
-Nothing larger than a block of genes is made beside the samples. Maths: scvi-tools 1.4.2, model/base/_differential.py
+Temporary arrays are no larger than a block of genes. Maths: scvi-tools 1.4.2, model/base/_differential.py
 (Lopez et al. 2018, doi:10.1038/s41592-018-0229-2; Boyeau et al. 2019, doi:10.1101/794289).
 
 Shape letters in this file
@@ -19,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 Change = Callable[[NDArray[Any], NDArray[Any], float], NDArray[Any]]
-"""Effect of two samples of shape (p, g) and the pseudocount, in that shape."""
+"""Returns the effect, shape (p, g), of two samples of that shape and the pseudocount."""
 Domain = Callable[[NDArray[Any]], tuple[NDArray[Any], NDArray[Any]]]
-"""Where effects of shape (p, g) are an increase and where a decrease, two masks."""
+"""Returns masks of increase and of decrease for effects of shape (p, g)."""
 Columns = dict[str, NDArray[Any]]
-"""Columns of the answer, each of shape (g,)."""
+"""Columns of the result, each of shape (g,)."""
 
 _EPS = 1e-8
 _LEAST_PSEUDOCOUNT, _LEAST_DELTA = 1e-10, 0.1
@@ -32,18 +32,18 @@ _BLOCK_VALUES = 1 << 22
 
 @dataclass(frozen=True, slots=True)
 class ChangeTest:
-    """What counts as a change; names and defaults of scvi-tools."""
+    """Options of the test for a change; names and defaults of scvi-tools."""
 
     delta: float | None = 0.25
-    """Least effect; None finds it from the effects of all genes."""
+    """Least effect; None estimates it from the effects of all genes."""
     pseudocounts: float | None = None
-    """Added to the scales; None finds it from the genes that are not expressed."""
+    """Added to the scales; None estimates it from the genes that are not expressed."""
     threshold_counts: float = 0.01
     """A gene whose mean count in a group is below this is not expressed there."""
     change_fn: Change | Literal["log-fold"] | None = None
     m1_domain_fn: Domain | None = None
     test_mode: Literal["two", "three"] = "three"
-    """Whether increase and decrease are one hypothesis or two."""
+    """``"two"`` for one hypothesis of increase or decrease, ``"three"`` for separate hypotheses."""
     cred_interval_lvls: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
@@ -64,13 +64,13 @@ class ChangeTest:
 
     @property
     def is_elementwise(self) -> bool:
-        """Whether genes may be taken in blocks: a function of the user's may look at all together."""
+        """Whether genes may be processed in blocks: a user's function may depend on all genes together."""
         return not callable(self.change_fn) and self.m1_domain_fn is None
 
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """Samples of two groups, and which is compared with which."""
+    """Samples of two groups, and the pairs of them that are compared."""
 
     first_sg: NDArray[np.float32]
     second_sg: NDArray[np.float32]
@@ -79,7 +79,7 @@ class Pairs:
     second_p: NDArray[np.int64]
 
     def blocks(self, *, whole: bool = False) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
-        """Return the two samples of every pair, each of shape (p, genes of a block); `whole` makes it one block."""
+        """Yield the two samples of every pair, each of shape (p, genes of a block); with `whole` in one block."""
         n_genes = self.first_sg.shape[1]
         width = n_genes if whole else max(1, _BLOCK_VALUES // len(self.first_p))
         for start in range(0, n_genes, width):
@@ -95,7 +95,7 @@ def pair_samples(
     n_pairs: int | None,
     rng: np.random.Generator,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Choose which sample of the first group is compared with which of the second.
+    """Choose the pairs of samples that are compared.
 
     Parameters
     ----------
@@ -104,7 +104,7 @@ def pair_samples(
     within_batch
         Pair only samples of one batch.
     n_pairs
-        Pairs drawn at random, over all batches; None pairs the samples in their order, up to the end of the shorter.
+        Random pairs, over all batches; None pairs the samples in order, up to the end of the shorter group.
     """
     parts = []
     batches = np.unique(first_batch_s).tolist() if within_batch else [None]
@@ -121,7 +121,7 @@ def pair_samples(
 
 
 def vanilla_scores(pairs: Pairs) -> Columns:
-    """Compare the hypotheses that a gene is higher in the first group, or is not."""
+    """Compare the hypotheses that the expression of a gene is higher in the first group, or is not."""
     higher_g = np.concatenate([np.mean(first > second, axis=0) for first, second in pairs.blocks()])
     lower_g = 1.0 - higher_g
     return {"proba_m1": higher_g, "proba_m2": lower_g, "bayes_factor": bayes_factor(higher_g, lower_g)} | _means(pairs)
@@ -133,13 +133,13 @@ def change_scores(pairs: Pairs, test: ChangeTest, pseudocounts: float) -> Column
     Parameters
     ----------
     pseudocounts
-        The one to use, given or found by `pseudocount_offset`. As in scvi-tools the change is described with a
-        thousandth of it.
+        The pseudocount, given or estimated by `pseudocount_offset`. As in scvi-tools, the columns that describe the
+        change use a thousandth of it.
 
     Raises
     ------
     ValueError
-        If a function of the user's gives other shapes than it has to.
+        If a user's function returns an array of another shape than required.
     """
     whole = not test.is_elementwise
     delta = test.delta
@@ -166,14 +166,14 @@ def change_scores(pairs: Pairs, test: ChangeTest, pseudocounts: float) -> Column
 def log_fold_change(
     first_pg: NDArray[np.float32], second_pg: NDArray[np.float32], pseudocounts: float
 ) -> NDArray[np.float64]:
-    """Return the binary logarithm of the ratio of two scales, in double precision as scvi-tools with numpy 2."""
+    """Return log2 of the ratio of two scales, in double precision as scvi-tools with numpy 2."""
     change_pg: NDArray[np.float64] = np.log2(first_pg + np.float64(pseudocounts))
     change_pg -= np.log2(second_pg + np.float64(pseudocounts))
     return change_pg
 
 
 def describe(effect_pg: NDArray[Any], levels: tuple[float, ...] = ()) -> Columns:
-    """Return mean, median, standard deviation and extremes of each gene, and its narrowest intervals of each level."""
+    """Return mean, median, standard deviation and extremes of each gene, and its narrowest interval at each level."""
     columns: Columns = {
         "mean": effect_pg.mean(axis=0, dtype=np.float64),
         "median": np.median(effect_pg, axis=0),
@@ -189,7 +189,7 @@ def describe(effect_pg: NDArray[Any], levels: tuple[float, ...] = ()) -> Columns
 
 
 def pseudocount_offset(pairs: Pairs, silent_first_g: NDArray[np.bool_], silent_second_g: NDArray[np.bool_]) -> float:
-    """Find a pseudocount that draws the changes of genes that are not expressed to zero.
+    """Estimate a pseudocount that shrinks the changes of genes that are not expressed to zero.
 
     Parameters
     ----------
@@ -198,15 +198,15 @@ def pseudocount_offset(pairs: Pairs, silent_first_g: NDArray[np.bool_], silent_s
 
     Notes
     -----
-    scvi-tools 1.4.2, estimate_pseudocounts_offset: of the largest sample of each silent gene the 0.9 quantile, of both
-    groups the larger, over the number of genes; at least 1e-10.
+    scvi-tools 1.4.2, estimate_pseudocounts_offset: the 0.9 quantile over silent genes of the largest sample of each,
+    the larger one of the two groups, divided by the number of genes; at least 1e-10.
     """
     tops = [(first.max(axis=0), second.max(axis=0)) for first, second in pairs.blocks()]
     return offset_of_silent([*map(np.concatenate, zip(*tops, strict=True))], [silent_first_g, silent_second_g])
 
 
 def offset_of_silent(tops: Sequence[NDArray[Any]], silent: Sequence[NDArray[np.bool_]]) -> float:
-    """Find it from the largest scale of each gene in each group, and the genes that are not expressed there."""
+    """Estimate the pseudocount from the largest scale of each gene and the genes not expressed, in each group."""
     offsets = [_LEAST_PSEUDOCOUNT]
     for top_g, silent_g in zip(tops, silent, strict=True):
         if silent_g.any():
@@ -215,48 +215,47 @@ def offset_of_silent(tops: Sequence[NDArray[Any]], silent: Sequence[NDArray[np.b
 
 
 def estimate_delta(mean_g: NDArray[np.float64], coef: float = 0.6) -> float:
-    """Find the least effect that counts from the mean effects of all genes.
+    """Estimate the least effect to count as a change from the mean effects of all genes.
 
     Notes
     -----
     scvi-tools 1.4.2, estimate_delta: `coef` times the mean distance from zero of the lowest and the highest of three
-    normal components, at least 0.1. There the fit starts at random, and on heavy tails ends differently from call to
-    call; here it starts at quantiles.
+    normal components, at least 0.1. There the fit starts at random, so that with heavy tails the result differs from
+    call to call; here it starts at quantiles.
     """
     mean_c = mixture_means(mean_g)
     return max(_LEAST_DELTA, coef * float(np.abs(mean_c[[0, -1]]).mean()))
 
 
 def mixture_means(value_g: NDArray[np.float64], n_components: int = 3) -> NDArray[np.float64]:
-    """Fit a mixture of normals to numbers and return its means, rising.
+    """Fit a mixture of normals to numbers and return its means, sorted.
 
-    The fit begins at evenly spaced quantiles, so that two calls agree.
+    The fit starts at evenly spaced quantiles, so that two calls agree.
 
     Raises
     ------
     ValueError
-        If there are fewer numbers than components, or one is not finite.
+        If there are fewer numbers than components, or a number is not finite.
     """
     if len(value_g) < n_components or not np.isfinite(value_g).all():
         raise ValueError(
             f"delta=None: there are effects of {len(value_g)} genes; at least {n_components} are needed, all finite: "
             "give delta as a number"
         )
-    # scikit-learn takes half a second to import, and most queries name their delta.
+    # Imported here: scikit-learn takes half a second to import, and most queries pass delta.
     from sklearn.cluster import KMeans
     from sklearn.mixture import GaussianMixture
 
     quantile_c1 = np.quantile(value_g, (np.arange(n_components) + 0.5) / n_components)[:, None]
-    if quantile_c1[0, 0] == quantile_c1[-1, 0]:  # no clusters to tell apart
-        return np.sort(quantile_c1[:, 0])
-    sorted_g1 = np.sort(value_g)[:, None]  # where the fit ends depends on the order in its last bits
+    if quantile_c1[0, 0] == quantile_c1[-1, 0]:  # no clusters to separate    return np.sort(quantile_c1[:, 0])
+    sorted_g1 = np.sort(value_g)[:, None]  # the last bits of the fit depend on the order of its input
     begun = KMeans(n_components, init=quantile_c1, n_init=1, random_state=0).fit(sorted_g1).cluster_centers_
     mixture = GaussianMixture(n_components, means_init=begun, random_state=0).fit(sorted_g1)
     return np.sort(mixture.means_[:, 0])
 
 
 def flag_by_fdr(proba_g: NDArray[np.float64], target: float) -> NDArray[np.bool_]:
-    """Flag as many of the likeliest genes as keep the expected share of false discoveries within `target`."""
+    """Flag the most probable genes, as many as keep the expected share of false discoveries within `target`."""
     order = np.argsort(-proba_g, kind="stable")
     expected_g = np.cumsum(1.0 - proba_g[order]) / np.arange(1, len(proba_g) + 1)
     flag_g = np.zeros(len(proba_g), dtype=bool)
@@ -267,7 +266,7 @@ def flag_by_fdr(proba_g: NDArray[np.float64], target: float) -> NDArray[np.bool_
 def _takes(function: Callable[..., Any], n_arguments: int) -> bool:
     try:
         inspect.signature(function).bind(*[None] * n_arguments)
-    except ValueError:  # numpy's own functions tell nothing of themselves
+    except ValueError:  # many of numpy's functions have no signature
         return True
     except TypeError:
         return False
