@@ -247,7 +247,8 @@ def mixture_means(value_g: NDArray[np.float64], n_components: int = 3) -> NDArra
     from sklearn.mixture import GaussianMixture
 
     quantile_c1 = np.quantile(value_g, (np.arange(n_components) + 0.5) / n_components)[:, None]
-    if quantile_c1[0, 0] == quantile_c1[-1, 0]:  # no clusters to separate    return np.sort(quantile_c1[:, 0])
+    if quantile_c1[0, 0] == quantile_c1[-1, 0]:  # no clusters to separate
+        return np.sort(quantile_c1[:, 0])
     sorted_g1 = np.sort(value_g)[:, None]  # the last bits of the fit depend on the order of its input
     begun = KMeans(n_components, init=quantile_c1, n_init=1, random_state=0).fit(sorted_g1).cluster_centers_
     mixture = GaussianMixture(n_components, means_init=begun, random_state=0).fit(sorted_g1)

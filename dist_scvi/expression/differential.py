@@ -1,7 +1,7 @@
-"""Differential expression: choose cells first, ask for the scale of these only, and compare.
+"""Differential expression: sample cells first, decode only these, and compare.
 
 scvi-tools 1.4.2, model/base/_de_core.py and _differential.py. There every cell of a group is decoded for every batch
-before samples are taken; here cost and memory follow the number of samples.
+before samples are drawn; here time and memory grow with the number of samples, not of cells.
 
 Shape letters in this file
     n   cells
@@ -55,8 +55,9 @@ log = logging.getLogger(__name__)
 
 _PASS_CELLS, _ENVELOPE_CELLS = 1024, 10_000
 _LONG_S = 60.0
-"""An estimate is logged when the comparisons left take longer than this."""
+"""An estimate of the remaining time is logged if it is longer than this."""
 _CHOICE_KEY, _PAIR_KEY, _ENVELOPE_KEY, _WEIGHT_KEY = 1, 2, 3, 4
+"""Keys of independent random streams: an option that draws from one does not change what is drawn from another."""
 
 
 def differential_expression(  # noqa: PLR0913 - the arguments of scvi-tools
@@ -101,13 +102,13 @@ def differential_expression(  # noqa: PLR0913 - the arguments of scvi-tools
     idx1, idx2
         The two groups as row numbers, mask, or query over obs, in place of a column. `idx2` is by default all others.
     mode
-        ``"vanilla"`` asks whether a gene is higher in the first group, ``"change"`` whether it differs by `delta`.
+        ``"vanilla"`` tests whether a gene is higher in the first group, ``"change"`` whether it differs by `delta`.
     delta
-        Least change that counts; None finds it.
+        Least change that counts; None estimates it.
     all_stats
         Add means of the raw counts.
     batch_correction
-        Decode every cell with each batch rather than with its own.
+        Decode every cell with each batch instead of its own.
     batchid1, batchid2
         The batches to decode each group with, by default all. Either the same for both, and then samples are compared
         within a batch, or none in common.
@@ -116,29 +117,29 @@ def differential_expression(  # noqa: PLR0913 - the arguments of scvi-tools
     weights
         ``"importance"`` prefers draws of the posterior that explain the whole group.
     filter_outlier_cells
-        Leave out the tenth of each group that lies farthest from its centre in latent space. The centre is found from,
-        and samples are taken from, at most 10,000 cells of a group; raw counts are of the whole group.
+        Leave out the tenth of each group that is farthest from its centre in latent space. The centre is estimated
+        from, and samples are drawn from, at most 10,000 cells of a group; raw counts are of the whole group.
     importance_weighting_kwargs
         Fields of `ImportanceSampling`.
     n_samples_overall
         Samples of each group, over all batches.
     use_permutation, m_permutation
-        Compare this many random pairs of samples, rather than each sample with one.
+        Compare this many random pairs of samples instead of each sample with one other.
     change_fn
         Effect of two arrays of samples, (pairs, genes), and a pseudocount; by default the binary logarithm of their
-        ratio. Arrays of all genes are made for a function given here.
+        ratio. A function receives arrays of all genes at once.
     m1_domain_fn
-        Gives of an array of effects two masks, of increase and of decrease.
+        Returns two masks, of increase and of decrease, for an array of effects.
     pseudocounts
-        Added to the scales; None finds it from genes with a mean count below `threshold_counts`.
+        Added to the scales; None estimates it from genes with a mean count below `threshold_counts`.
     threshold_counts
-        See there.
+        See `pseudocounts`.
     test_mode
-        ``"three"`` takes increase and decrease as two hypotheses, ``"two"`` as one.
+        ``"three"`` treats increase and decrease as two hypotheses, ``"two"`` as one.
     cred_interval_lvls
         Levels of credible intervals of the change, in [0, 1).
     seed
-        Seed of the choice of cells. A group's cells do not depend on which others are compared.
+        Seed of the choice of cells. The cells chosen from a group do not depend on which other groups are compared.
 
     Returns
     -------
@@ -148,7 +149,7 @@ def differential_expression(  # noqa: PLR0913 - the arguments of scvi-tools
     Raises
     ------
     ValueError
-        If a group, batch or argument makes no sense, or counts are needed that the source does not have.
+        If a group, batch or argument is invalid, or counts are needed that the source does not have.
     """
     _check(mode=mode, fdr_target=fdr_target, n_samples=n_samples_overall, pairs=m_permutation, seed=seed)
     levels = () if cred_interval_lvls is None else tuple(cred_interval_lvls)
@@ -172,6 +173,7 @@ def differential_expression(  # noqa: PLR0913 - the arguments of scvi-tools
         m_permutation if use_permutation else None,
         all_stats,
     )
+    # The second group is sampled once, not once per comparison; the rest of a group differs between comparisons.
     shared = None if groups.second is None else sampler.sample(groups.member_n(0, 1), 1)
     frames: list[pd.DataFrame] = []
     began = time.perf_counter()
@@ -194,12 +196,12 @@ def differential_expression(  # noqa: PLR0913 - the arguments of scvi-tools
 class _Samples:
     scale_sg: NDArray[np.float32]
     batch_s: NDArray[np.int32]
-    """Batch each was decoded with, -1 for the cell's own."""
+    """Batch that each was decoded with; -1 for the cell's own."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Sampler:
-    """Chooses cells of a group and asks for their scale. Sides 0 and 1 are the two groups of a comparison."""
+    """Samples cells of a group and decodes their scale. Sides 0 and 1 are the two groups of a comparison."""
 
     source: ExpressionSource
     batches: tuple[tuple[int | None, ...], tuple[int | None, ...]]
@@ -210,7 +212,7 @@ class _Sampler:
     importance: Importance | None
 
     def sample(self, member_n: NDArray[np.bool_], side: int) -> _Samples:
-        """Sample the scale of the cells marked in `member_n`."""
+        """Sample the scale of the cells in the mask `member_n`."""
         if self.filter_outliers:
             member_n = self._without_outliers(member_n, side)
         batches = self.batches[side]
@@ -219,7 +221,7 @@ class _Sampler:
         scale_sg = np.empty((len(row_s), len(self.source.var_names)), dtype=np.float32)
         for place, batch in enumerate(batches):
             start, stop = place * n_each, (place + 1) * n_each
-            order = start + np.argsort(row_s[start:stop], kind="stable")  # neighbours are read together
+            order = start + np.argsort(row_s[start:stop], kind="stable")  # neighbouring rows are read together
             for part in np.split(order, range(_PASS_CELLS, n_each, _PASS_CELLS)):
                 scale_sg[part] = self.source.scale(row_s[part], draw_s[part], batch)
         codes = np.array([-1 if batch is None else batch for batch in batches], dtype=np.int32)
@@ -228,9 +230,9 @@ class _Sampler:
     def _choose(
         self, member_n: NDArray[np.bool_], side: int, n_each: int
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Choose cells with replacement, `n_each` for each batch, and give row and draw of each."""
+        """Choose cells with replacement, `n_each` for each batch; return row and draw of each."""
         batches, n_members = self.batches[side], int(np.count_nonzero(member_n))
-        # As many candidates as samples, as scvi-tools: importance weights choose among them with replacement.
+        # As many candidates as samples, as in scvi-tools: importance weights choose among them with replacement.
         places = [self._rng(_CHOICE_KEY, side, batch).integers(n_members, size=n_each) for batch in batches]
         row_c = rows_at(member_n, np.concatenate(places))
         draw_c = draw_numbers(row_c, side)
@@ -261,7 +263,7 @@ class _Sampler:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Comparison:
-    """How one group is compared; its samples live no longer than that."""
+    """Computes the comparison of one group; its samples are freed afterwards."""
 
     groups: Groups
     moments: RawMoments | None
@@ -272,7 +274,7 @@ class _Comparison:
     all_stats: bool
 
     def columns(self, first: int, shared: _Samples | None) -> dict[str, NDArray[Any]]:
-        """Return the columns of the comparison of group `first` with the samples `shared`, or with its own rest."""
+        """Return the columns of the comparison of group `first` with the samples `shared`, or with all other cells."""
         sampler = self.sampler
         samples = sampler.sample(self.groups.member_n(first, 0), 0)
         others = shared or sampler.sample(self.groups.member_n(first, 1), 1)
@@ -343,7 +345,7 @@ def _moments(
 
 
 def _log_estimate(one_s: float, n_left: int) -> None:
-    """Log how long the comparisons left take, if that is long."""
+    """Log how long the remaining comparisons take, if that is long."""
     if one_s * n_left > _LONG_S:
         log.warning(
             "differential expression: %d more comparisons of about %.1f s each, %.0f min in all; fewer groups "

@@ -1,4 +1,4 @@
-"""Random values keyed by cell and gene: what is drawn for a cell does not depend on which others are drawn with it.
+"""Random values keyed by cell and gene: a value does not depend on which other cells are drawn with it.
 
 Shape letters in this file
     n   cells
@@ -24,9 +24,9 @@ _MOST_COUNTS = 1 << 27
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EntryNoise:
-    """Noise of its own for each cell and gene.
+    """Independent noise for each cell and gene.
 
-    It rests on the number of a gene in the model, so that choosing genes does not change what is drawn for them.
+    It is keyed by the index of a gene in the model, so that a choice of genes does not change their values.
     """
 
     seed: int
@@ -42,11 +42,12 @@ class EntryNoise:
         """Draw uniformly from the open interval (0, 1): shape (n, g), or for the entries `at_e` of it alone."""
         cell_n, gene_g = hash_rows(self.row_n, self.seed, _CELL_KEY, *keys), hash_rows(self.gene_g, _GENE_KEY)
         cells, genes = (np.s_[:, None], np.s_[:]) if at_e is None else (at_e // len(gene_g), at_e % len(gene_g))
+        # The keys are hashed once for each row and gene; an entry then needs one further hash only.
         bits = hash_rows((cell_n[cells] ^ gene_g[genes]).view(np.int64))
         return ((bits >> np.uint64(64 - _BITS)).astype(np.float64) + 0.5) / (1 << _BITS)
 
     def normal(self, *keys: int, at_e: NDArray[np.int64] | None = None) -> NDArray[np.float64]:
-        """Draw standard normals, likewise."""
+        """Draw standard normals; arguments as for `uniform`."""
         normal: NDArray[np.float64] = ndtri(self.uniform(*keys, at_e=at_e))
         return normal
 
@@ -77,7 +78,10 @@ def _quantile(
     zero: NDArray[np.float64],
     cdf: Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float64]],
 ) -> NDArray[np.int64]:
-    """Return the least counts at which `cdf`, which is `zero` at 0, reaches `uniform`: most are 0 and need no search."""
+    """Return the least counts at which `cdf` reaches `uniform`; `zero` is its value at 0.
+
+    Most counts are 0 and need no search. The others are bracketed by doubling and found by bisection.
+    """
     found = np.zeros(uniform.shape, dtype=np.int64)
     at_e = np.flatnonzero(uniform.ravel() > zero.ravel())
     wanted_e = uniform.flat[at_e]
@@ -104,13 +108,14 @@ def gamma(noise: EntryNoise, shape: NDArray[np.float64], *keys: int) -> NDArray[
 
     Notes
     -----
-    Marsaglia and Tsang 2000, doi:10.1145/358407.358414; attempt by attempt, until all entries have been accepted.
+    Marsaglia and Tsang 2000, doi:10.1145/358407.358414; attempts are repeated until all entries are accepted.
     """
     shape_e = np.broadcast_to(shape, noise.shape).ravel()
-    boosted_e = shape_e < 1
+    boosted_e = shape_e < 1  # the method needs a shape of at least 1: drawn at shape + 1 and scaled down below
     d_e = shape_e + boosted_e - 1 / 3
     drawn_e, open_e, attempt = np.empty(len(d_e)), np.arange(len(d_e)), 0
     while len(open_e):
+        # Keyed by the attempt: a rejected entry does not shift the noise of the others.
         normal_e = noise.normal(*keys, attempt, _NORMAL, at_e=open_e)
         log_uniform_e = np.log(noise.uniform(*keys, attempt, _ACCEPT, at_e=open_e))
         cube_e = np.maximum(1 + normal_e / np.sqrt(9 * d_e[open_e]), _TINY) ** 3

@@ -1,4 +1,4 @@
-"""A model and its cells as differential expression and importance weights ask them.
+"""A model and its cells as a source for differential expression and importance weights.
 
 Shape letters in this file
     n   cells of the store
@@ -37,7 +37,7 @@ from dist_scvi.world import World
 
 _MARGINAL_VALUES = 1 << 26
 _MARGINAL_KEY = 1 << 40
-"""Keeps the noise of the marginal likelihood apart from that of candidates."""
+"""Added to the seed, so that the marginal likelihood uses other noise than the candidates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +52,9 @@ class ModelSource:
     """Cells computed at a time."""
     world: World = World()  # noqa: RUF009 - a frozen record
     obs: pd.DataFrame | None = None
-    """obs of an AnnData, which is queried in place of the columns of the store."""
+    """obs of an AnnData, which is queried instead of the columns of the store."""
     on_progress: Callable[[int, int], None] | None = None
-    """Is told of the pass over the counts: cells that this worker has read, and its share of them."""
+    """Called during the pass over the counts: cells that this worker has read, and cells that it has to read."""
 
     @property
     def n_cells(self) -> int:
@@ -78,7 +78,7 @@ class ModelSource:
 
     @torch.no_grad()
     def scale(self, row_s: NDArray[np.int64], draw_s: NDArray[np.int64], batch: int | None) -> NDArray[np.float32]:
-        """Return the scale of cells, shape (s, g), each at its draw of the posterior; rows in any order."""
+        """Return the scale of cells, shape (s, g), each at its draw of the posterior; rows may be in any order."""
         scale_sg = np.empty((len(row_s), len(self.var_names)), dtype=np.float32)
         for part, cells in self.encoded(row_s):
             z_sk, _ = draw_posterior(self.module, cells, self.seed, draw_s[part])
@@ -99,11 +99,11 @@ class ModelSource:
         return column.codes(0, self.n_cells), column.vocabulary
 
     def obs_query(self, text: str) -> NDArray[np.bool_]:
-        """Mark the cells for which the expression `text`, in the language of pandas, holds."""
+        """Return a mask of the cells for which the pandas expression `text` is true."""
         return queried(self.data.store if self.obs is None else self.obs, text)
 
     def raw_moments(self, group_n: NDArray[np.int32], n_groups: int) -> RawMoments:
-        """Add up the counts of each group in one pass that all workers share; cells of group -1 are left out."""
+        """Sum the counts of each group in one pass that all workers share; cells of group -1 are left out."""
         sums = np.zeros((3, n_groups, len(self.var_names)))
         selection = select(self.data, group_n >= 0)
 
@@ -121,7 +121,7 @@ class ModelSource:
 
     @torch.no_grad()
     def candidates(self, row_s: NDArray[np.int64], draw_s: NDArray[np.int64], batch: int | None) -> Candidates:
-        """Draw z for each row and decode it with `batch`; None is each cell's own. Draws are those of `scale`."""
+        """Draw z for each row and decode it with `batch`; None is the cell's own. The draws are those of `scale`."""
         parts: list[tuple[Any, ...]] = []
         for part, cells in self.encoded(row_s):
             z_sk, library_s = draw_posterior(self.module, cells, self.seed, draw_s[part])
@@ -139,7 +139,7 @@ class ModelSource:
 
     @torch.no_grad()
     def anchors(self, row_a: NDArray[np.int64], n_mc_samples: int, n_mc_samples_per_pass: int) -> Anchors:
-        """Read and encode the rising rows `row_a` and estimate their marginal likelihood."""
+        """Read and encode the sorted rows `row_a` and estimate their marginal likelihood."""
         device, width = self.module.device, max(1, _MARGINAL_VALUES // (n_mc_samples_per_pass * len(self.var_names)))
         minibatch = rows_minibatch(self.data, row_a)
         cells = latent_cells(self.module, minibatch)
@@ -159,7 +159,10 @@ class ModelSource:
         return Anchors(indptr, gene_e, count_e.float(), *(torch.from_numpy(array).to(device) for array in floats))
 
     def encoded(self, row_s: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], LatentCells]]:
-        """Encode rows, each once though it may come several times: places in `row_s`, and the cells there."""
+        """Encode rows in chunks; yield the positions of a chunk in `row_s`, and the cells at these positions.
+
+        A row that occurs several times in a chunk is read and encoded once.
+        """
         order_s = np.argsort(row_s, kind="stable")
         for start in range(0, len(row_s), self.chunk_cells):
             part = order_s[start : start + self.chunk_cells]
@@ -168,7 +171,7 @@ class ModelSource:
 
 
 def _sums(minibatch: MiniBatch, group_n: NDArray[np.int32], n_groups: int) -> list[sparse.coo_array]:
-    """Return the sums of counts, of cells with counts, and of counts at a total of 1e4: each of shape (q, g)."""
+    """Return sums of counts, numbers of cells with counts, and sums of counts at a total of 1e4, each (q, g)."""
     rows, n = minibatch.counts, minibatch.n_cells
     shape = (n, minibatch.n_genes)
     counts = sparse.csr_array((rows.counts_e.astype(np.float64), rows.genes_e.astype(np.int64), rows.indptr), shape)

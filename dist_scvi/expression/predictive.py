@@ -1,8 +1,8 @@
-"""What the likelihood of a model says of cells: counts drawn from it, its parameters, rates behind the counts.
+"""Posterior predictive counts, parameters of the likelihood, and denoised rates of cells.
 
 Shape letters in this file
     n   cells
-    g   genes asked for
+    g   requested genes
     s   samples
 """
 
@@ -25,7 +25,7 @@ PARAMETERS = {
     "poisson": {"mean": "mean_ng"},
     "normal": _NB,
 }
-"""Parameters of each likelihood, by the names of scvi-tools, and where they are."""
+"""Parameters of each likelihood by the names of scvi-tools, and the fields of `Likelihood` that hold them."""
 
 Array = NDArray[np.float64]
 
@@ -39,9 +39,9 @@ class Likelihood:
     mean_ng: Array
     """Expected count, before zero inflation."""
     theta_ng: Array
-    """Inverse dispersion; standard deviation if normal."""
+    """Inverse dispersion; standard deviation for normal."""
     zero_ng: Array | None
-    """Probability of zero inflation, of zinb."""
+    """Probability of zero inflation, for zinb."""
 
 
 def likelihood_at(
@@ -53,7 +53,7 @@ def likelihood_at(
     draw: int | None,
     batch: int | None = None,
 ) -> Likelihood:
-    """Decode cells at a draw of the posterior; None is its mean. `batch` None is each cell's own."""
+    """Decode cells at a draw of the posterior; a `draw` of None is its mean, a `batch` of None the cell's own."""
     gene_g = torch.from_numpy(gene_index).to(module.device)
     with torch.no_grad():
         px = decode_draw(module, cells, seed=seed, draw=draw, batch=batch, gene_g=gene_g)
@@ -75,8 +75,8 @@ def predictive_counts(
 
     Notes
     -----
-    scvi-tools 1.4.2, module/_vae.py: sample. The counts are the quantiles of uniform numbers that belong to cell, gene
-    and draw.
+    scvi-tools 1.4.2, module/_vae.py: sample. The counts are quantiles at uniform numbers keyed by cell, gene and draw:
+    rejection sampling would use up a number of random values that depends on the parameters.
     """
     noise = EntryNoise(seed, cells.row_n, gene_index)
     total = np.zeros((*noise.shape, n_samples))
@@ -94,7 +94,7 @@ def _counts(module: VAE, px: Likelihood, noise: EntryNoise, *keys: int) -> Array
     uniform_ng = noise.uniform(_COUNT_KEY, *keys)
     if likelihood == "poisson":
         return poisson(uniform_ng, px.mean_ng)
-    if px.zero_ng is not None:  # the lowest quantiles are the inflated zeros
+    if px.zero_ng is not None:  # the lowest quantiles are the inflated zeros, so one uniform number is enough
         uniform_ng = np.maximum(uniform_ng - px.zero_ng, 0) / (1 - px.zero_ng)
     return negative_binomial(uniform_ng, px.mean_ng, px.theta_ng)
 
@@ -127,12 +127,12 @@ def denoised_rates(
     n_samples: int,
     seed: int,
 ) -> NDArray[np.float32]:
-    """Draw the rates of the Poisson that counts are drawn from, at one library size, shape (n, s, g).
+    """Draw the rates of the Poisson distribution of the counts, at one library size, shape (n, s, g).
 
     Notes
     -----
-    scvi-tools 1.4.2, model/base/_rnamixin.py: _get_denoised_samples: a gamma for zinb and nb. Poisson and normal, where
-    that fails, have none, and the rate is the expected count.
+    scvi-tools 1.4.2, model/base/_rnamixin.py: _get_denoised_samples: a gamma for zinb and nb. It fails for Poisson and
+    normal; here the rate is then the expected count.
     """
     noise = EntryNoise(seed, cells.row_n, gene_index)
     rates = np.empty((len(cells.row_n), n_samples, len(gene_index)), dtype=np.float32)

@@ -1,4 +1,4 @@
-"""What differential expression asks of cells and their model.
+"""Protocols of the cells and models that differential expression works on.
 
 Shape letters in this file
     n   cells
@@ -18,7 +18,7 @@ from dist_scvi.expression.de_groups import RawMoments
 
 
 class ExpressionSource(Protocol):
-    """Cells and a model of their expression, whose noise depends on row, draw and a seed of its own alone."""
+    """Cells and a model of their expression. Noise depends only on row, draw and the source's own seed."""
 
     @property
     def n_cells(self) -> int:
@@ -38,18 +38,18 @@ class ExpressionSource(Protocol):
         Parameters
         ----------
         row_s
-            Cells, rising; one may come several times.
+            Sorted rows of the cells; a row may occur several times.
         draw_s
             Number of the draw of each, from 0.
         batch
-            Code of the batch to decode with; None is each cell's own.
+            Code of the batch to decode with; None is the cell's own batch.
         """
 
     def group_codes(self, groupby: str) -> tuple[NDArray[np.int32], Sequence[str]]:
         """Return the category of each cell in an obs column, -1 where there is none, and the categories."""
 
     def latent_mean(self, row_m: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the mean of the posterior of cells, shape (m, k); rows rise."""
+        """Return the mean of the posterior of cells, shape (m, k); rows are sorted."""
 
 
 @runtime_checkable
@@ -57,7 +57,7 @@ class CountSource(Protocol):
     """A source that also has the counts."""
 
     def raw_moments(self, group_n: NDArray[np.int32], n_groups: int) -> RawMoments:
-        """Add up the counts of each group in one pass; cells of group -1 are left out."""
+        """Sum the counts of each group in one pass; cells of group -1 are left out."""
 
 
 @runtime_checkable
@@ -65,4 +65,4 @@ class ObsSource(Protocol):
     """A source whose obs can be queried."""
 
     def obs_query(self, text: str) -> NDArray[np.bool_]:
-        """Mark the cells for which the expression `text`, in the language of pandas, holds."""
+        """Return a mask of the cells for which the pandas expression `text` is true."""

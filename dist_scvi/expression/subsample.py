@@ -1,9 +1,9 @@
-"""A number of draws that stand for many cells: some are chosen, and only these are decoded.
+"""Normalized expression of a sample of cells, of which only the sampled ones are decoded.
 
 Shape letters in this file
     s   samples, or candidates for them
     a   anchors
-    g   genes asked for
+    g   requested genes
 """
 
 from dataclasses import asdict
@@ -24,12 +24,12 @@ _CHOICE_KEY = 5
 
 
 def checked_importance(source: ModelSource, weights: Weights | None, sampling: ImportanceSampling) -> Importance | None:
-    """Read the arguments of importance weights; None is uniform.
+    """Check the arguments of importance weights; return None for uniform weights.
 
     Raises
     ------
     ValueError
-        If `weights` makes no sense, or `sampling` is changed for weights that make no use of it.
+        If `weights` is invalid, or `sampling` is changed for weights that do not use it.
     """
     options: dict[str, Any] = asdict(sampling)
     if weights != "importance":
@@ -41,12 +41,12 @@ def checked_importance(source: ModelSource, weights: Weights | None, sampling: I
 def sampled_expression(
     source: ModelSource, selection: Selection, query: ExpressionQuery, n_samples: int, importance: Importance | None
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Choose cells with replacement, and give normalized expression at one draw of each, shape (s, g), and their rows.
+    """Choose cells with replacement; return normalized expression at one draw of each, shape (s, g), and their rows.
 
     Raises
     ------
     ValueError
-        If the draws of several batches are to be weighed.
+        If importance weights are requested for several batches.
     """
     if importance is not None and len(query.transform_batch) > 1:
         raise ValueError(
@@ -68,7 +68,7 @@ def sampled_expression(
 
 
 def _rows_at(selection: Selection, place_s: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the rows of the cells asked for by their place."""
+    """Return the rows of the requested cells at some positions."""
     if selection.row_n is None:
         return place_s
     return selection.row_n[place_s if isinstance(selection.order, slice) else selection.order[place_s]]
