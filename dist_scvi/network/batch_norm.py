@@ -17,15 +17,16 @@ from dist_scvi.world import World
 class MicroBatchNorm(nn.BatchNorm1d):
     """Batch normalisation within each micro-minibatch, or over all cells of the global minibatch.
 
-    In training `normalise` leaves the running statistics alone and keeps this process's weighted sums in `sums`; the
-    training step adds them up over all processes and passes the totals to `update`.
+    In training `normalise` does not change the running statistics. It keeps this process's weighted sums in `sums`; the
+    training step adds them up over all processes and passes the totals to `update`. Otherwise the running statistics
+    of the processes would differ.
     """
 
     sums: list[Tensor]
-    """For each pass of the step the sums over micro-minibatches of cells times mean and cells times unbiased variance,
+    """For each pass of the step, the sums over micro-minibatches of cells times mean and cells times unbiased variance,
     shape (2, h)."""
     world: World | None
-    """The workers whose cells are normalised together in training; None for each micro-minibatch by itself."""
+    """The workers whose cells are normalised together in training; None normalises each micro-minibatch by itself."""
 
     def __init__(self, n_hidden: int) -> None:
         super().__init__(n_hidden, momentum=0.01, eps=0.001)
@@ -34,11 +35,11 @@ class MicroBatchNorm(nn.BatchNorm1d):
         self.world = None
 
     def normalise(self, hidden_nh: Tensor, micro_n: tuple[int, ...]) -> Tensor:
-        """Normalise by the statistics of the cells in training, by the running ones otherwise.
+        """Normalise by the statistics of the cells in training, by the running statistics otherwise.
 
         Dimensions before that of the cells are further rows of the same micro-minibatch.
         """
-        if not self.training or self.momentum == 0:  # held: the statistics are those of a reference
+        if not self.training or self.momentum == 0:  # momentum 0: frozen statistics of a reference
             return self._normalised(hidden_nh, self.running_mean, self.running_var)
         if self.world is not None and self.world.size > 1:
             return self._over_workers(hidden_nh, sum(micro_n), self.world)
@@ -52,7 +53,7 @@ class MicroBatchNorm(nn.BatchNorm1d):
             sums.append(weighted)
         if self.recording:
             self.sums.append(torch.stack(sums).sum(0) if sums else self.weight.new_zeros(2, self.num_features))
-        if not normalised:  # there is nothing to normalise, but every weight must have a gradient
+        if not normalised:  # no cells, but every weight must have a gradient for the reduction over workers
             return hidden_nh * self.weight + self.bias
         return normalised[0] if len(normalised) == 1 else torch.cat(normalised, dim=-2)
 
@@ -62,7 +63,10 @@ class MicroBatchNorm(nn.BatchNorm1d):
         return flat.view(hidden_nh.shape)
 
     def _with_statistics(self, flat: Tensor, n_cells: int) -> tuple[Tensor, Tensor]:
-        """Normalise rows by their own statistics; return these as well, times cells, which torch computes anyway."""
+        """Normalise rows by their own statistics; return also these, times cells.
+
+        `torch.native_batch_norm` returns the statistics that it computes, so they need no second pass over the rows.
+        """
         if len(flat) == 1:
             raise ValueError(
                 "batch normalisation of a single cell: its variance is not defined; change train.batch_size"
@@ -82,7 +86,7 @@ class MicroBatchNorm(nn.BatchNorm1d):
 
     @torch.no_grad()
     def update(self, sums: Tensor, global_cells: float) -> None:
-        """Move the running statistics towards the mean over all micro-minibatches of the step."""
+        """Move the running statistics towards the mean of all micro-minibatches of the step."""
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
@@ -94,9 +98,10 @@ class MicroBatchNorm(nn.BatchNorm1d):
 
 
 class _StandardiseOverWorkers(torch.autograd.Function):
-    """Make mean 0 and variance 1 of each unit over the rows of all workers.
+    """Standardise each unit to mean 0 and variance 1 over the rows of all workers.
 
-    Each worker sends one message going forward and one going backward, also if it has no rows.
+    Each worker takes part in one reduction in the forward and one in the backward pass, also if it has no rows: the
+    others would wait for it forever.
     """
 
     @staticmethod
@@ -116,7 +121,7 @@ class _StandardiseOverWorkers(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient_nh: Tensor, *_: Tensor) -> tuple[Tensor, None, None]:
-        """Return the gradient of the rows, of which all workers' share mean and variance."""
+        """Return the gradient of the rows; mean and variance depend on the rows of all workers."""
         standard_nh, scale_h, n_rows = ctx.saved_tensors
         sums = torch.stack([gradient_nh.sum(0), (gradient_nh * standard_nh).sum(0)])
         shift_h, slope_h = ctx.world.total(sums) / n_rows
@@ -124,7 +129,10 @@ class _StandardiseOverWorkers(torch.autograd.Function):
 
 
 def _moments(x_nh: Tensor) -> Tensor:
-    """Return the number of rows, and the sums of them and of their squares, float64, shape (1 + 2 h,)."""
+    """Return the number of rows, and sums of the rows and of their squares, shape (1 + 2 h,).
+
+    Sums are in float64: the variance is computed as a difference of them, which cancels in float32.
+    """
     n, h = x_nh.shape
     if not n:
         return x_nh.new_zeros(1 + 2 * h, dtype=torch.float64)
@@ -133,5 +141,5 @@ def _moments(x_nh: Tensor) -> Tensor:
 
 
 def norms_of(part: nn.Module) -> list[MicroBatchNorm]:
-    """List the batch normalisations of a network, in a fixed order."""
+    """Return the batch normalisations of a network in a fixed order."""
     return [module for module in part.modules() if isinstance(module, MicroBatchNorm)]

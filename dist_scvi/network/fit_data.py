@@ -1,4 +1,4 @@
-"""Cells as a model needs them: its genes in its order, its codes of categories."""
+"""Cells in the form that a model needs: its genes in its order, and its codes of categories."""
 
 from dataclasses import replace
 from typing import Any
@@ -14,7 +14,7 @@ from dist_scvi.network.model_spec import Covariate, ModelSpec
 
 
 def open_for(source: Any, spec: ModelSpec) -> CellData:
-    """Open an AnnData or a store as a model needs it, its genes in any order.
+    """Open an AnnData or a store for a model; the genes of the source may be in any order.
 
     Raises
     ------
@@ -38,12 +38,12 @@ def open_for(source: Any, spec: ModelSpec) -> CellData:
 
 
 def fit_to_spec(data: CellData, spec: ModelSpec) -> CellData:
-    """Return the cells of `data` the codes that the model was trained with.
+    """Return `data` with the codes of categories that the model was trained with.
 
     Raises
     ------
     ValueError
-        If genes differ, a covariate is missing, or has categories the model was not trained on.
+        If genes differ, or a covariate is missing or has categories that the model was not trained on.
     """
     found = tuple(str(name) for name in data.store.var_names)
     if found != spec.var_names:
@@ -68,7 +68,7 @@ def fit_to_spec(data: CellData, spec: ModelSpec) -> CellData:
 
 
 def _check_columns(data: CellData, spec: ModelSpec) -> None:
-    """Refuse data that was opened without what the model needs."""
+    """Check that `data` was opened with the columns that the model needs."""
     found: dict[str, Any] = {
         "batch_key": data.batch.key if data.batch else None,
         "size_factor_key": data.size_factor.key if data.size_factor else None,
@@ -89,10 +89,11 @@ def _check_columns(data: CellData, spec: ModelSpec) -> None:
 
 
 def _labels(data: CellData, spec: ModelSpec) -> Categorical | None:
-    """Return the labels the codes of the model; to SCANVI, cells of which none are known are unlabelled."""
+    """Return the labels with the codes of the model; for SCANVI, all cells are unlabelled if `data` has no labels."""
     if spec.label is None or (data.label is None and spec.model.model_name != "SCANVI"):
         return data.label
     if data.label is None:
+        # A broadcast scalar stands for the column: no memory for each cell of an atlas without labels.
         nothing = np.broadcast_to(np.int8(0), (data.n_cells,))
         no_code = np.array([-1], dtype=np.int32)
         return Categorical(spec.label.key, spec.label.categories, nothing, no_code, spec.label.dtype)
@@ -103,7 +104,7 @@ def _labels(data: CellData, spec: ModelSpec) -> Categorical | None:
 
 
 def recode(column: Categorical, covariate: Covariate) -> Categorical:
-    """Return the categories of `column` the codes that the model knows them by."""
+    """Return `column` with the codes that the model has for its categories."""
     unknown = [name for name in column.vocabulary if name not in covariate.categories]
     if unknown:
         raise ValueError(

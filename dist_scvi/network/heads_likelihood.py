@@ -1,8 +1,8 @@
-"""From the decoder's last hidden layer to the log-probability of the counts, as a single function of autograd.
+"""Log-probability of the counts from the decoder's last hidden layer, as a single autograd function.
 
 The logits of a few cells at a time are computed, turned into log-probabilities and gradients by compiled loops
-(`count_kernels`) while they are in the cache, and multiplied back onto the weights. So nothing of the size of cells
-times genes is ever allocated: fresh memory of that size costs as much as the product that fills it.
+(`count_kernels`) while they are in the cache, and multiplied with the weights for the gradients. No array of the size
+of cells times genes is allocated: fresh memory of that size costs as much as the product that fills it.
 
 Shape letters in this file
     n   cells
@@ -25,14 +25,14 @@ from dist_scvi.network.kernels.thread_parts import run_parts
 from dist_scvi.network.linear import Linear
 
 _CELLS = 256
-"""Cells whose logits are held at the same time."""
+"""Cells whose logits are in memory at the same time."""
 _ROWS, _COLUMNS = 32, 2048
-"""Cells, and genes, of a part that a thread takes. They fix the order of additions, whatever the number of threads."""
+"""Cells and genes of a thread's part. They fix the order of additions, so results do not depend on the threads."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """What does not change from tile to tile."""
+    """Values that are the same for all tiles."""
 
     likelihood: str
     cells: Tensors
@@ -42,10 +42,10 @@ class _Job:
     """Inverse dispersion, shape (g,) or (n, g); None if it is a head, or for Poisson."""
     library_n: Tensor
     weights: list[Tensor]
-    """Of the heads: shares; zero inflation if any; dispersion by cell if any."""
+    """Weights of the heads: shares; zero inflation if any; dispersion by cell if any."""
     biases: list[Tensor]
     weight_n: Tensor | None
-    """Of the cells in the gradients; all 1 by default."""
+    """Weights of the cells in the gradients; None for all 1."""
 
 
 def heads_log_likelihood(
@@ -65,12 +65,12 @@ def heads_log_likelihood(
     hidden_nh
         The decoder's last hidden layer.
     heads
-        The linear layers that give the logits of the shares; of zero inflation, for ``zinb``; and the logarithm of the
+        The linear layers of the logits of the shares; of zero inflation, for ``zinb``; and of the logarithm of the
         inverse dispersion, if `theta` is None and the likelihood has one.
     theta
         Inverse dispersion, shape (g,), or (n, g) by cell.
     library_n
-        What shares are multiplied by.
+        Factor of the shares.
     """
     operands = heads[0].operands or hidden_nh.dtype
     tensors = [value for head in heads for value in (head.weight, head.bias)]
@@ -81,9 +81,10 @@ def heads_log_likelihood(
 
 
 class _HeadsLogLikelihood(torch.autograd.Function):
-    """The gradients are computed on the way forward, for cells that weigh the same.
+    """Computes the gradients in the forward pass already, for cells of equal weight.
 
-    If they turn out to weigh differently, all is computed again.
+    Otherwise the backward pass would have to keep or compute the logits again. The mean loss of a minibatch weighs all
+    its cells the same; if the weights differ nevertheless, `backward` computes everything again.
     """
 
     @staticmethod
@@ -115,7 +116,7 @@ class _HeadsLogLikelihood(torch.autograd.Function):
 
 
 def _compute(job: _Job, *, gradients: bool) -> tuple[Tensor, list[Tensor | None]]:
-    """Return the log-probabilities and the gradients of hidden layer, theta, library size and heads."""
+    """Return the log-probabilities, and the gradients of hidden layer, theta, library size and heads."""
     hidden_nh, library_n = job.hidden_nh, job.library_n
     n, (n_genes, _) = len(hidden_nh), job.weights[0].shape
     value_n, slope_n = hidden_nh.new_empty(n, dtype=torch.float64), torch.empty_like(hidden_nh[:, 0])
@@ -193,7 +194,7 @@ def _differentiate(
 def _multiply_back(
     job: _Job, first: int, stop: int, logits: list[Tensor], d_hidden_nh: Tensor, d_heads: list[Tensor]
 ) -> None:
-    """Add the gradients of the weights and of the hidden layer, given those of the logits."""
+    """Add the gradients of the weights and of the hidden layer from those of the logits."""
     n_parts = _n_parts(logits[0])
     hidden_nh = job.hidden_nh[first:stop].to(job.operands)
     shares: list[Tensor] = [hidden_nh] * (n_parts * len(logits))
@@ -210,6 +211,7 @@ def _multiply_back(
         shares[part] = d_logits_ng @ job.weights[head][genes].to(job.operands)
 
     _without_autograd(multiply, len(shares))
+    # Added up here in the order of the parts: threads adding to one array would race, and change the order.
     for share in shares:
         d_hidden_nh[first:stop] += share
 
@@ -223,7 +225,7 @@ def _genes(part: int) -> slice:
 
 
 def _without_autograd(work: Callable[[int], None], n_parts: int) -> None:
-    @torch.no_grad()  # which is a setting of each thread
+    @torch.no_grad()  # inside the work: the mode is local to a thread
     def quietly(part: int) -> None:
         work(part)
 
@@ -231,7 +233,7 @@ def _without_autograd(work: Callable[[int], None], n_parts: int) -> None:
 
 
 class _Buffers(threading.local):
-    """The logits of a tile, kept from step to step."""
+    """Buffers for the logits of a tile, reused from step to step."""
 
     def __init__(self) -> None:
         self.held: list[Tensor] = []
@@ -246,7 +248,7 @@ def _buffers(n_heads: int, n_cells: int, n_genes: int, dtype: torch.dtype) -> li
     if len(held) != n_heads or not all(
         len(buffer) >= n_cells and buffer.shape[1] == n_genes and buffer.dtype == dtype for buffer in held
     ):
-        # numpy asks for large pages, torch does not
+        # Allocated by numpy, which requests huge pages from the kernel; torch does not.
         kind = torch.empty(0, dtype=dtype).numpy().dtype
         _kept.held = [torch.from_numpy(np.empty((n_cells, n_genes), kind)) for _ in range(n_heads)]
     return [buffer[:n_cells] for buffer in _kept.held]

@@ -16,8 +16,8 @@ from dist_scvi.network.vae import VAE
 class LDVAE(VAE):
     """The network of LinearSCVI: that of SCVI with a linear decoder.
 
-    scvi-tools 1.4.2 builds the networks of SCVI first and then replaces them; so does this class, for the same weights
-    under the same seed.
+    scvi-tools 1.4.2 builds the networks of SCVI first and then replaces them. So does this class: the networks that are
+    discarded draw from the generator, and without them the weights under the same seed would differ.
     """
 
     def _build(self, n_encoder_in: int, n_decoder_in: int) -> None:
@@ -33,7 +33,7 @@ class LDVAE(VAE):
 
     @torch.no_grad()
     def loadings(self) -> Tensor:
-        """Return the weight of each latent dimension in each gene, shape (g, k), as batch normalisation scales it."""
+        """Return the weight of each latent dimension in each gene, shape (g, k), scaled by batch normalisation."""
         assert isinstance(self.decoder, LinearDecoder)
         linear, *norms = self.decoder.factor_regressor.fc_layers[0].children()
         assert isinstance(linear, nn.Linear)

@@ -1,4 +1,4 @@
-"""Log-likelihoods of counts: the formulas of scvi-tools, and the same sums with the costly terms spared at zeros.
+"""Log-likelihoods of counts: the formulas of scvi-tools, and the same sums with fewer operations for zeros.
 
 Shape letters in this file
     n   cells
@@ -22,14 +22,14 @@ from torch import Tensor
 GeneLikelihood = Literal["zinb", "nb", "poisson", "normal"]
 
 Path = Literal["torch", "numba", "triton"]
-"""What computes the likelihood: torch's operations, loops compiled for the CPU, or a kernel compiled for the GPU."""
+"""Implementation of the likelihood: torch operations, loops compiled for the CPU, or a kernel compiled for the GPU."""
 
 _EPS = 1e-8
 _HALF_LOG_2_PI = 0.5 * math.log(2 * math.pi)
 
 
 def choose_path(device: torch.device) -> Path:
-    """Choose what is compiled for `device`: nothing where there is no compiler for it."""
+    """Return the fastest implementation for `device`; ``"torch"`` where no compiler for it is installed."""
     if device.type == "cpu":
         return "numba"
     return "triton" if device.type == "cuda" and find_spec("triton") else "torch"
@@ -67,8 +67,8 @@ def log_zinb(x_ng: Tensor, mu_ng: Tensor, theta_ng: Tensor, zi_logits_ng: Tensor
 def log_poisson(x_ng: Tensor, mu_ng: Tensor) -> Tensor:
     """Log-probability of a Poisson of mean `mu_ng`.
 
-    Where the count is 0 the rate may be 0 too (a cell without counts): the logarithm is then not taken, so neither the
-    value nor the gradient is NaN, as the gradient is in scvi-tools.
+    Where the count is 0 the rate may be 0 too (a cell without counts). The logarithm is then of 1, so that neither
+    value nor gradient is NaN; in scvi-tools the gradient is NaN.
     """
     log_mu = torch.log(torch.where(x_ng > 0, mu_ng, 1.0))
     return x_ng * log_mu - mu_ng - torch.lgamma(x_ng + 1)
@@ -101,13 +101,13 @@ def sparse_log_likelihood(
     theta_ng: Tensor,
     zi_logits_ng: Tensor | None,
 ) -> Tensor:
-    """Sum the log-probability of each cell over its genes, shape (n,), in value and gradient that of the reference.
+    """Sum the log-probability of each cell over its genes, shape (n,); same value and gradient as the dense formula.
 
     Parameters
     ----------
     place_e, count_e
-        Where the stored entries lie in the flattened (n, g) counts, rising by cell, and their values. Stored zeros are
-        allowed.
+        Positions of the stored entries in the flattened (n, g) counts, sorted by cell, and their values. Stored zeros
+        are allowed.
     mu_ng
         Mean, shape (n, g).
     theta_ng
@@ -117,7 +117,8 @@ def sparse_log_likelihood(
 
     Notes
     -----
-    Every gene is taken as 0 first; the stored entries then add the difference.
+    All counts are treated as 0 first; the stored entries then add the difference. The three lgamma of an entry, the
+    most expensive terms, are thus computed for stored entries only.
     """
     n, g = mu_ng.shape
     mu_e = mu_ng.reshape(-1)[place_e]

@@ -6,10 +6,10 @@ from torch import Tensor, nn
 
 
 class Linear(nn.Linear):
-    """A linear layer of which a training step may ask to multiply in bfloat16; its result is float32 all the same."""
+    """A linear layer with an option to multiply in bfloat16; its result is float32 in any case."""
 
     operands: torch.dtype | None = None
-    """Type that the factors of the product are rounded to; None leaves them as they are."""
+    """Type that the factors of the product are rounded to; None does not round them."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to `x`."""

@@ -1,8 +1,8 @@
-"""What a network is given besides cells in a step, and what it returns.
+"""Inputs of a network's training step besides the cells, and its result.
 
 Shape letters in this file
     n   cells of a minibatch
-    m   labelled cells that go with it
+    m   labelled cells of the step
     l   labels
 """
 
@@ -16,7 +16,7 @@ from dist_scvi.network.noise import Noise
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """Labelled cells that SCANVI learns to classify in a step."""
+    """Labelled cells for the classification loss of SCANVI in a step."""
 
     cells: Tensors
     micro_n: tuple[int, ...]
@@ -25,15 +25,15 @@ class Labelled:
 
 @dataclass(frozen=True, slots=True)
 class LossTerms:
-    """The parts of the negative ELBO, for each cell, and what is classified."""
+    """The terms of the negative ELBO of each cell, and the logits of labelled cells."""
 
     reconstruction_n: Tensor
     """Negative log-probability of the counts given z."""
     latent_n: Tensor
     """SCANVI: log q(z | x) - log p(z | z2, y), which scvi-tools counts as reconstruction; else 0."""
     kl_n: Tensor
-    """What the weight of the KL term applies to."""
+    """KL terms that the KL weight applies to."""
     kl_library_n: Tensor
-    """KL term of the library size where that weight does not apply."""
+    """KL term of the library size where the KL weight does not apply."""
     logits_ml: Tensor | None = None
     """Logits of the labelled cells."""
