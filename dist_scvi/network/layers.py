@@ -24,14 +24,14 @@ _VAR_EPS = 1e-4
 
 
 class FCLayers(nn.Module):
-    """Fully connected layers, given the one-hot covariates with their input.
+    """Fully connected layers whose input includes one-hot covariates.
 
     Parameters
     ----------
     n_in, n_out, n_hidden
         Widths.
     n_cat_list
-        Categories of each covariate; one with a single category says nothing and is left out.
+        Number of categories of each covariate; one with a single category is constant and left out.
     n_layers
         Number of layers.
     dropout_rate
@@ -39,7 +39,7 @@ class FCLayers(nn.Module):
     use_batch_norm, use_layer_norm, use_activation, bias
         Parts of a layer.
     inject_covariates
-        Give the covariates to every layer, else to the first.
+        Whether every layer receives the covariates, or only the first.
     """
 
     def __init__(
@@ -69,20 +69,21 @@ class FCLayers(nn.Module):
         self.fc_layers = nn.Sequential(layers)
 
     def n_covariate_columns(self, layer: int) -> int:
-        """Columns at the end of the weight of `layer` that belong to categories."""
+        """Return the number of columns at the end of the weight of `layer` that belong to categories."""
         return sum(self.n_cat_list) if layer == 0 or self.inject_covariates else 0
 
     def forward(
         self, x: Tensor | SparseRows, codes: Sequence[Tensor], micro_n: tuple[int, ...], noise: Noise | None
     ) -> Tensor:
-        """Send `x` through all layers.
+        """Apply all layers to `x`.
 
         Parameters
         ----------
         x
             Shape (n, n_in), or with further dimensions before.
         codes
-            A code for each cell and each entry of `n_cat_list`; shapes broadcast with those of `x` but for its last.
+            A code for each cell and each entry of `n_cat_list`; shapes broadcast with that of `x` without its last
+            dimension.
         micro_n
             Sizes of the micro-minibatches.
         noise
@@ -104,13 +105,17 @@ class FCLayers(nn.Module):
         return hidden
 
     def _columns(self, codes: Sequence[Tensor]) -> list[Tensor]:
-        """Place of each cell's category among all columns of covariates."""
+        """Return the index of each cell's category among all columns of covariates."""
         starts = [sum(self.n_cat_list[:i]) for i in range(len(self.n_cat_list))]
         return [code + at for code, at, n in zip(codes, starts, self.n_cat_list, strict=True) if n]
 
 
 def _affine(linear: nn.Module, x: Tensor | SparseRows, columns: Sequence[Tensor]) -> Tensor:
-    """Apply `linear` to `x` joined with one-hot covariates, of which only the columns that are 1 are touched."""
+    """Apply `linear` to `x` joined with one-hot covariates.
+
+    The columns of the weight for the categories are looked up instead of multiplied: almost all factors of the product
+    would be 0.
+    """
     assert isinstance(linear, Linear)
     if isinstance(x, SparseRows):
         n_x, product = x.n_columns, sparse_product(x, linear.weight, linear.bias)
@@ -123,7 +128,7 @@ def _affine(linear: nn.Module, x: Tensor | SparseRows, columns: Sequence[Tensor]
 
 
 class Encoder(nn.Module):
-    """From counts to the mean and variance of the latent posterior."""
+    """Encoder of counts into mean and variance of the latent posterior."""
 
     def __init__(
         self,
@@ -162,16 +167,16 @@ class Encoder(nn.Module):
 
 
 class Heads(NamedTuple):
-    """What a decoder says of each gene, before it becomes a distribution."""
+    """Outputs of a decoder for each gene, from which the distribution is computed."""
 
     scale_logits_ng: Tensor
-    """Logits of the shares, always of all genes: each share depends on all of them."""
+    """Logits of the shares, always of all genes, as each share depends on all logits."""
     r_ng: Tensor | None
     zi_logits_ng: Tensor | None
 
 
 class Decoder(nn.Module):
-    """From the latent space and covariates to the parameters of the counts."""
+    """Decoder of latent representation and covariates into the parameters of the counts."""
 
     def __init__(
         self,
@@ -211,7 +216,7 @@ class Decoder(nn.Module):
         zi: bool = False,
         gene_g: Tensor | None = None,
     ) -> Heads:
-        """Return the heads asked for; with `gene_g` dispersion and zero inflation of these genes only."""
+        """Return the requested heads; with `gene_g`, dispersion and zero inflation of these genes only."""
         hidden_nh = self.px_decoder(x, codes, micro_n, None)
         return Heads(
             self.px_scale_decoder(hidden_nh),
@@ -220,7 +225,7 @@ class Decoder(nn.Module):
         )
 
     def scale_logits(self, x: Tensor, codes: Sequence[Tensor], gene_g: Tensor) -> Tensor:
-        """Return the logits of the shares of the genes `gene_g`, and compute no others."""
+        """Return the logits of the shares of the genes `gene_g`, without computing others."""
         return _of_genes(self.px_scale_decoder[0], self.px_decoder(x, codes, (), None), gene_g)  # type: ignore[arg-type]
 
 
@@ -231,7 +236,7 @@ def _of_genes(head: nn.Linear, hidden_nh: Tensor, gene_g: Tensor | None) -> Tens
 
 
 class LinearDecoder(nn.Module):
-    """Factors of genes in place of a network (Svensson et al. 2020, doi:10.1093/bioinformatics/btaa169)."""
+    """A linear decoder into genes (Svensson et al. 2020, doi:10.1093/bioinformatics/btaa169)."""
 
     def __init__(self, n_in: int, n_genes: int, *, n_cat_list: Sequence[int], use_batch_norm: bool, bias: bool) -> None:
         super().__init__()
@@ -258,7 +263,7 @@ class LinearDecoder(nn.Module):
         zi: bool = False,
         gene_g: Tensor | None = None,
     ) -> Heads:
-        """Return the heads asked for, as `Decoder` does; this one has no dispersion by cell."""
+        """Return the requested heads, as `Decoder` does; a linear decoder has no dispersion by cell."""
         assert not r
         zi_logits_ng = self.px_dropout_decoder(x, codes, micro_n, None) if zi else None
         if zi_logits_ng is not None and gene_g is not None:
@@ -272,7 +277,7 @@ class LinearDecoder(nn.Module):
 
 
 class LatentDecoder(nn.Module):
-    """From one latent space to the mean and variance of another."""
+    """Decoder of one latent representation into mean and variance of another."""
 
     def __init__(
         self,
@@ -306,7 +311,7 @@ class LatentDecoder(nn.Module):
 
 
 class Classifier(nn.Module):
-    """From the latent space to the logits of labels; without layers it is linear."""
+    """Classifier of latent representations into logits of labels; without hidden layers it is linear."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""A model on disk: the record of its options in JSON, its weights in safetensors."""
+"""A model on disk: its specification in JSON, its weights in safetensors."""
 
 import json
 from collections.abc import Mapping
@@ -35,19 +35,19 @@ def save_model(
     split: Mapping[str, NDArray[np.bool_]] | None = None,
     prefix: str = "",
 ) -> None:
-    """Write weights, specification and history, as plain values, to a folder, whole or not at all.
+    """Write weights, specification and history to a folder; after a failure, no partial model is left.
 
     Parameters
     ----------
     split
-        Which cells were in ``train``, ``validation`` and ``test``: masks over all cells.
+        Cells in ``train``, ``validation`` and ``test``, as masks over all cells.
     prefix
-        Begins the names of all files; for a folder on a disk.
+        Prefix of all file names; only for a folder on a disk.
     """
     files = model_files(module, spec)
     files[_HISTORY] = json.dumps({"is_trained": is_trained, "history": history or {}}).encode()
     if split:
-        # A bit for each cell: row numbers of 10^8 cells would be 800 MB.
+        # A bit for each cell: row numbers of 10^8 cells would need 800 MB.
         packed = {name: np.packbits(mask_n) for name, mask_n in split.items()}
         n_cells = np.array([len(mask_n) for mask_n in split.values()][:1], dtype=np.int64)
         files[_SPLIT] = safetensors.numpy.save({**packed, "n_cells": n_cells})
@@ -58,17 +58,17 @@ def save_model(
 
 
 def has_model(folder: Path, prefix: str = "") -> bool:
-    """Whether `save_model` wrote a model with this prefix to the folder."""
+    """Return whether `save_model` wrote a model with this prefix to the folder."""
     return {_SPEC, _WEIGHTS} <= atomic_files.written_names(folder, prefix=prefix)
 
 
 def check_no_foreign_model_files(folder: Path, prefix: str = "") -> None:
-    """Refuse a folder with files of others under the names of a model's files.
+    """Check that a folder has no files under the names of a model's files that `save_model` did not write.
 
     Raises
     ------
     FileExistsError
-        If there is one.
+        If there is such a file.
     """
     atomic_files.check_no_foreign_files(folder, (_SPEC, _WEIGHTS, _HISTORY, _SPLIT), prefix=prefix)
 
@@ -84,21 +84,21 @@ def pack_tensors(tensors: Mapping[str, Tensor]) -> bytes:
 
 
 def differing_names(module: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
-    """Name the weights that `module` and `weights` do not share, or hold in different shapes."""
+    """Return the names of weights that only one of `module` and `weights` has, or that differ in shape."""
     expected = {name: value.shape for name, value in module.state_dict().items()}
     found = {name: value.shape for name, value in weights.items()}
     return sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
 
 
 def load_model(folder: Path | RunStorage, *, prefix: str = "") -> tuple[VAE, ModelSpec]:
-    """Read a model folder. Its files hold numbers and text; nothing in them is executed.
+    """Read a model folder. Its files contain numbers and text; nothing in them is executed.
 
     Raises
     ------
     FileNotFoundError
         If there is no such folder.
     ValueError
-        If the folder is damaged, or weights and specification do not belong together.
+        If the folder is damaged, or weights and specification do not match.
     """
     files, where = _read_files(folder, prefix), _where(folder)
     if not {_WEIGHTS, _SPEC} <= files.keys():
@@ -111,7 +111,8 @@ def load_model(folder: Path | RunStorage, *, prefix: str = "") -> tuple[VAE, Mod
         raise ValueError(f"the model in {where} cannot be read: {_first_error(error)}") from error
     except (ValueError, safetensors.SafetensorError) as error:
         raise ValueError(f"the model in {where} cannot be read: {printable(error)}") from error
-    with torch.device("meta"):  # without memory: a file of a kilobyte may ask for a network of a terabyte
+    # Compared on the meta device, which allocates nothing: a damaged file may describe a network of a terabyte.
+    with torch.device("meta"):
         differ = differing_names(spec.build(), weights)
     if differ:
         named = printable(", ".join(differ[:5]))
@@ -141,7 +142,7 @@ def load_history(folder: Path | RunStorage, *, prefix: str = "") -> tuple[dict[s
 
 
 def load_split(folder: Path | RunStorage, *, prefix: str = "") -> dict[str, NDArray[np.bool_]]:
-    """Read which cells were in ``train``, ``validation`` and ``test``, as masks; empty where it was not saved.
+    """Read the masks of cells in ``train``, ``validation`` and ``test``; empty if no split was saved.
 
     Raises
     ------
@@ -165,13 +166,13 @@ def load_split(folder: Path | RunStorage, *, prefix: str = "") -> dict[str, NDAr
 
 
 def _first_error(error: ValidationError) -> str:
-    """Describe in a line what does not fit; pydantic's own text has several."""
+    """Describe the first error in one line; the message of pydantic has several."""
     first = error.errors()[0]
     return f"{_SPEC} at {printable('.'.join(map(str, first['loc'])))}: {first['msg']}, found {shorten(first['input'])}"
 
 
 def _read_files(folder: Path | RunStorage, prefix: str) -> dict[str, bytes]:
-    """Read the files of a model by their names without the prefix."""
+    """Read the files of a model; keys are names without the prefix."""
     if not prefix:
         return open_run_storage(folder).read_folder("")
     return atomic_files.read_folder(_on_disk(folder), prefix=prefix)

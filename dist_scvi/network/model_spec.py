@@ -1,4 +1,4 @@
-"""What a trained model must know besides its weights, as JSON; and the folder that holds both."""
+"""The specification of a model: everything but its weights, as JSON."""
 
 from typing import Any, Literal, Self
 
@@ -29,27 +29,27 @@ class Covariate(BaseModel):
     key: str
     categories: tuple[str, ...]
     dtype: str = Field("str", pattern=r"^(str|bool|u?int(8|16|32|64)|float(16|32|64))$")
-    """NumPy type that the categories have in obs. They are named by texts here, whatever they are."""
+    """NumPy type that the categories have in obs. `categories` holds their names as text for every type."""
 
     def values(self) -> NDArray[Any]:
-        """Categories in the type that they have in obs, in the order of their codes."""
+        """Return the categories in the type that they have in obs, in the order of their codes."""
         return typed_categories(self.categories, self.dtype)
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.dtype != "str":
-            self.values()  # a ValueError if a category is no such number
+            self.values()  # raises a ValueError if a category is not a number of this type
         return self
 
     @model_serializer(mode="wrap")
     def _without_default(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out the type of texts: files of models without numbers stay readable by earlier versions."""
+        """Leave out a type of text: files of models without numeric categories stay readable by earlier versions."""
         written: dict[str, Any] = serialize(self)
         return {key: value for key, value in written.items() if (key, value) != ("dtype", "str")}
 
 
 class ModelSpec(BaseModel):
-    """A model without its weights: the network, the genes in their order, the covariates and their categories."""
+    """A model without its weights: the network, the genes in order, the covariates and their categories."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
@@ -60,41 +60,41 @@ class ModelSpec(BaseModel):
     var_names: tuple[str, ...]
     batch: Covariate | None
     label: Covariate | None
-    """The labels that cells may have; the unlabeled category is none of them."""
+    """The labels that cells may have, without the unlabeled category."""
     unlabeled_category: str | None = None
     size_factor_key: str | None = None
     categorical_covariates: tuple[Covariate, ...]
     continuous_covariates: tuple[str, ...]
     lineage: dict[str, Any] = {}
-    """Where the weights come from: the model they were taken over from, the version that wrote them."""
+    """Origin of the weights: the model that they were initialized from, the version that wrote them."""
 
     @property
     def n_batch(self) -> int:
-        """Categories of the batch covariate."""
+        """Number of categories of the batch covariate."""
         return len(self.batch.categories) if self.batch else 1
 
     @property
     def n_labels(self) -> int:
-        """Labels that cells may have."""
+        """Number of labels that cells may have."""
         return len(self.label.categories) if self.label else 1
 
     @property
     def own_library(self) -> bool:
-        """Whether shares are multiplied by something else than the total count."""
+        """Whether shares are multiplied by a factor other than the total count."""
         return self.size_factor_key is not None or not self.model.use_observed_lib_size
 
     @property
     def decodes_labels(self) -> bool:
-        """Whether decoding takes the label of a cell."""
+        """Whether decoding depends on the label of a cell."""
         return self.label is not None and self.model.dispersion == "gene-label"
 
     def build(self) -> VAE:
-        """Make the network untrained; under one seed its weights are bit for bit those of scvi-tools.
+        """Build the untrained network; with the same seed, its weights are bit for bit those of scvi-tools.
 
-        The prior of a latent library size is yet to be set; see `set_library_prior`.
+        The prior of a latent library size is not set; see `set_library_prior`.
         """
         kinds: dict[str, type[VAE]] = {"SCVI": VAE, "SCANVI": SCANVAE, "LinearSCVI": LDVAE}
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]):  # the caller's generator is not changed
             torch.manual_seed(self.seed)
             return kinds[self.model.model_name](
                 len(self.var_names),
@@ -113,7 +113,7 @@ def spec_of(model: ModelConfig, seed: int, data: CellData) -> ModelSpec:
     Raises
     ------
     ValueError
-        If the model does not fit the data: SCANVI without two labels, LinearSCVI with covariates.
+        If the model does not fit the data: SCANVI with fewer than two labels, LinearSCVI with covariates.
     """
     described = data.describe()
     known = {key: value for key, value in described.items() if key in ModelSpec.model_fields} | {

@@ -1,4 +1,4 @@
-"""Random numbers that belong to a cell or a micro-minibatch, not to the process that happens to draw them."""
+"""Random numbers keyed by cell or micro-minibatch, so that they do not depend on the process that draws them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ _STEP_KEY, _ROW_KEY, _PART_KEY = 101, 102, 103
 
 
 class Noise(Protocol):
-    """Where a network takes its random numbers from, in the order in which it asks."""
+    """Source of the random numbers of a network, which depend on the order of the calls."""
 
     def normal(self, like_nk: Tensor) -> Tensor:
         """Draw standard normals in the shape of `like_nk`, whose last dimension but one is that of the cells."""
@@ -25,14 +25,14 @@ class Noise(Protocol):
         """Set each value to 0 with probability `rate` and scale up the others."""
 
     def parts(self, sizes: Sequence[int]) -> "Sequence[Noise]":
-        """Return noise of its own to each run of cells; in training these are the micro-minibatches."""
+        """Return separate noise for each run of cells; in training these are the micro-minibatches."""
 
     @property
     def keyed(self) -> bool:
-        """Whether `anew` gives the same numbers once more."""
+        """Whether `anew` repeats the same numbers."""
 
     def anew(self) -> "Noise":
-        """Begin again."""
+        """Return the noise restarted from its first number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class StepNoise:
     """The noise of one minibatch in training: a generator for each of its micro-minibatches."""
 
     generators: tuple[torch.Generator | None, ...]
-    """None stands for torch's own generator."""
+    """None stands for torch's global generator."""
     sizes: list[int]
     """Cells of each micro-minibatch."""
 
@@ -63,7 +63,7 @@ class StepNoise:
         return hidden_nh * keep.div_(1 - rate)
 
     def parts(self, sizes: Sequence[int]) -> "list[StepNoise]":
-        """Return noise of its own to each micro-minibatch."""
+        """Return separate noise for each micro-minibatch."""
         if not self.keyed:
             return [self]
         seeds = [hash_keys(generator.initial_seed(), _PART_KEY) for generator in self.generators if generator]
@@ -75,11 +75,11 @@ class StepNoise:
 
     @property
     def keyed(self) -> bool:
-        """Whether `anew` gives the same numbers once more."""
+        """Whether `anew` repeats the same numbers."""
         return None not in self.generators
 
     def anew(self) -> "StepNoise":
-        """Begin again."""
+        """Return the noise restarted from its first number."""
         for generator in self.generators:
             assert generator is not None
             generator.manual_seed(generator.initial_seed())
@@ -87,16 +87,16 @@ class StepNoise:
 
 
 class RowNoise:
-    """Noise keyed by the cell, for inference: the answer of a query does not change with its chunks or workers.
+    """Noise keyed by the cell, for inference: results do not depend on chunks or on the number of workers.
 
     Parameters
     ----------
     seed, draw
-        Key of the draw, which is one for all cells or one for each.
+        Key of the noise; `draw` is one number for all cells, or one for each.
     row_n
-        Identity of each cell.
+        Row of each cell in the store.
     asked
-        How often it was asked before.
+        Number of earlier calls of `normal`.
     """
 
     def __init__(self, seed: int, row_n: NDArray[np.int64], draw: int | NDArray[np.int64] = 0, asked: int = 0) -> None:
@@ -106,18 +106,18 @@ class RowNoise:
         self._asked = asked
 
     def normal(self, like_nk: Tensor) -> Tensor:
-        """Draw standard normals in the shape of `like_nk`; along dimensions before that of the cells they repeat."""
+        """Draw standard normals in the shape of `like_nk`; dimensions before that of the cells repeat them."""
         seed = hash_keys(self._seed, self._asked) if self._asked else self._seed
         self._asked += 1
         drawn = row_normal(seed, self._row_n, self._draw, like_nk.shape[-1])
         return torch.from_numpy(drawn).to(like_nk.device).expand_as(like_nk)
 
     def dropout(self, hidden_nh: Tensor, rate: float) -> Tensor:
-        """Drop nothing: inference has no dropout."""
+        """Return `hidden_nh` unchanged: inference has no dropout."""
         return hidden_nh
 
     def parts(self, sizes: Sequence[int]) -> "list[RowNoise]":
-        """Return noise of its own to each run of cells: of each cell it is the same."""
+        """Return the noise of each run of cells; that of a cell does not depend on the runs."""
         cuts = np.cumsum(sizes)[:-1].tolist()
         draws = np.split(np.broadcast_to(self._draw, self._row_n.shape), cuts)
         rows = np.split(self._row_n, cuts)
@@ -125,23 +125,27 @@ class RowNoise:
 
     @property
     def keyed(self) -> bool:
-        """Whether `anew` gives the same numbers once more."""
+        """Whether `anew` repeats the same numbers."""
         return False
 
     def anew(self) -> "RowNoise":
-        """Begin again."""
+        """Return the noise restarted from its first call."""
         return RowNoise(self._seed, self._row_n, self._draw)
 
 
 def global_noise(n_cells: int) -> StepNoise:
-    """Draw from torch's own generator in the order of scvi-tools, so that one seed gives both the same numbers."""
+    """Return noise from torch's global generator, in the order of scvi-tools: the same seed gives the same numbers."""
     return StepNoise((None,), [n_cells])
 
 
 def step_noise(
     seed: int, epoch: int, step: int, micro_keys: tuple[int, ...], sizes: tuple[int, ...], device: torch.device
 ) -> StepNoise:
-    """Key the noise of a training step by its place in the run: the same for every world size, and after a restart."""
+    """Return the noise of a training step, keyed by its position in the run.
+
+    A single generator that advances from step to step would need its state in a checkpoint, and its numbers would
+    depend on the number of workers.
+    """
     generators = []
     for key in micro_keys:
         generator = torch.Generator(device)
@@ -155,10 +159,10 @@ def row_normal(
 ) -> NDArray[np.float32]:
     """Draw standard normals of shape (n, `n_columns`) that depend on (`seed`, row, `draw` of the row) alone.
 
-    The answer of a query does not change with its chunks or workers.
+    Results do not depend on chunks or on the number of workers.
     """
     draw_n1 = draw[:, None] if isinstance(draw, np.ndarray) else draw
     bits = hash_rows(row_n[:, None], seed, _ROW_KEY, draw_n1, np.arange(n_columns))
-    # 52 bits and a half: with one more, the largest would round to 1 and give infinity.
+    # 52 bits plus a half: with 53 bits the largest value would round to 1, whose quantile is infinite.
     uniform = ((bits >> np.uint64(12)).astype(np.float64) + 0.5) / (1 << 52)
     return ndtri(uniform).astype(np.float32)

@@ -1,10 +1,10 @@
-"""SCANVI: SCVI that also learns labels, of which some cells have none (Xu et al. 2021, doi:10.15252/msb.20209620).
+"""SCANVI: SCVI with labels, which may be missing for some cells (Xu et al. 2021, doi:10.15252/msb.20209620).
 
 The maths, the names of the weights and their order of construction are those of scvi-tools 1.4.2, module/_scanvae.py.
 
 Shape letters in this file
     n   cells of a minibatch
-    m   labelled cells that go with it
+    m   labelled cells of the step
     k   latent dimensions
     l   labels
 """
@@ -27,7 +27,7 @@ from dist_scvi.network.noise import Noise
 from dist_scvi.network.vae import VAE, Expression
 
 _ROWS_AT_ONCE = 1 << 14
-"""Rows of cells times labels that inference takes at a time; training keeps an eighth of it for the backward pass."""
+"""Cells times labels that inference computes at a time; with more than an eighth of it, training uses checkpointing."""
 
 
 class SCANVAE(VAE):
@@ -95,7 +95,7 @@ class SCANVAE(VAE):
         self.y_prior = nn.Parameter(prior, requires_grad=False)
 
     def probabilities(self, z_nk: Tensor) -> Tensor:
-        """Return the probability of each label for cells at `z_nk`, shape (n, l); outside training."""
+        """Return the probability of each label for cells at `z_nk`, shape (n, l); only for inference."""
         return torch.softmax(self.classifier(z_nk), dim=-1)
 
     def decode(
@@ -112,8 +112,8 @@ class SCANVAE(VAE):
 
         Notes
         -----
-        With a dispersion by label, that of a cell without one is the geometric mean over labels, by their probability.
-        scvi-tools cannot train this.
+        With a dispersion by label, that of a cell without a label is the geometric mean over labels, weighted by their
+        probability. scvi-tools cannot train this.
         """
         if label_nl is None and self.config.dispersion == "gene-label":
             label_nl = self._known(self.probabilities(z_nk), covariates.label_n)
@@ -128,18 +128,20 @@ class SCANVAE(VAE):
         *,
         reference: bool = False,
     ) -> LossTerms:
-        """Return the loss terms of some cells at one draw of z and of z2 for each label, and the logits of `labelled`.
+        """Return the loss terms of cells at one draw of z, and of z2 for each label, and the logits of `labelled`.
 
         Notes
         -----
-        In the objective of scvi-tools the bound of a labelled cell is summed over all labels by their probability, as
-        if it had none (issues 841 and 1784 there). In that of the paper it is given its own.
+        In the objective of scvi-tools, the bound of a labelled cell is averaged over all labels by their probability,
+        as if it had no label (issues 841 and 1784 there). In that of the paper its own label is used.
         """
         qzm_nk, qzv_nk = self.encode(cells, micro_n, noise)
         z_nk = qzm_nk + qzv_nk.sqrt() * noise.normal(qzm_nk)
         library_n, kl_library_n = self.draw_library(cells, micro_n, noise)
         z1_nk, label_n = self.latent(z_nk), cells.covariates.label_n
         by_label = self.config.dispersion == "gene-label"
+        # Without a dispersion by label the classifier runs only after the draws of z2: scvi-tools draws in this order,
+        # and dropout of the classifier draws from the same generator.
         label_nl = torch.softmax(self.classifier(z1_nk, micro_n, noise), dim=-1) if by_label else None
         known_nl = None if label_nl is None else self._known(label_nl, label_n)
         reconstruction_n = self.reconstruction_at(
@@ -164,20 +166,21 @@ class SCANVAE(VAE):
     def _classify(self, labelled: Labelled) -> Tensor:
         """Return the logits of labelled cells at the mean of their posterior, shape (m, l)."""
         qzm_mk, _ = self.encode(labelled.cells, labelled.micro_n, labelled.noise)
-        labelled.noise.normal(qzm_mk)  # scvi-tools draws z here and does not use it
+        labelled.noise.normal(qzm_mk)  # unused, but scvi-tools draws z here, before the dropout of the classifier
         logits_ml: Tensor = self.classifier(qzm_mk, labelled.micro_n, labelled.noise)
         return logits_ml
 
     def _known(self, label_nl: Tensor, label_n: Tensor) -> Tensor:
-        """Make the label of each labelled cell certain."""
+        """Replace the probabilities of labelled cells by 1 for their own label."""
         own_nl = F.one_hot(label_n.clamp(min=0), self.n_labels).to(label_nl.dtype)
         return torch.where((label_n >= 0)[:, None], own_nl, label_nl)
 
     def _over_labels(self, z1_nk: Tensor, micro_n: tuple[int, ...], noise: Noise) -> tuple[Tensor, Tensor]:
         """Return log p(z1 | z2, y) and KL(q(z2 | z1, y) | p(z2)) of each cell and label, each of shape (n, l).
 
-        One micro-minibatch at a time: memory follows its cells times labels. Where these are many, what the backward
-        pass needs is computed again rather than kept. Cells that are normalised together are taken together.
+        One micro-minibatch is computed at a time, so that memory grows with its cells times labels. If these are many,
+        the backward pass computes activations again instead of keeping them. Cells that are normalised together must
+        be computed together.
         """
         norms = [norm for part in (self.encoder_z2_z1, self.decoder_z1_z2) for norm in norms_of(part)]
         if self.training and (not micro_n or any(norm.world is not None for norm in norms)):
@@ -196,7 +199,7 @@ class SCANVAE(VAE):
         return torch.cat(log_p), torch.cat(kl)
 
     def _given_labels(self, z1_nk: Tensor, micro_n: tuple[int, ...], noise: Noise) -> tuple[Tensor, Tensor]:
-        """Do so for all cells at once."""
+        """Compute the results of `_over_labels` for all cells at once."""
         label_l1 = torch.arange(self.n_labels, device=z1_nk.device)[:, None]
         qz2m_lnk, qz2v_lnk = self.encoder_z2_z1(z1_nk, [label_l1], micro_n, noise)
         z2_lnk = qz2m_lnk + qz2v_lnk.sqrt() * noise.normal(qz2m_lnk)
@@ -204,7 +207,10 @@ class SCANVAE(VAE):
         return _log_normal(z1_nk, mean_lnk, var_lnk).t(), kl_normal(qz2m_lnk, qz2v_lnk).t()
 
     def _computed_again(self, z1_nk: Tensor, noise: Noise, norms: list[MicroBatchNorm]) -> tuple[Tensor, Tensor]:
-        """Do so, and once more in the backward pass, from the same noise and without counting statistics twice."""
+        """Compute them with checkpointing: again in the backward pass, with the same noise.
+
+        Batch normalisations do not record statistics the second time, which would count the cells twice.
+        """
 
         def given_labels(part_nk: Tensor) -> tuple[Tensor, Tensor]:
             return self._given_labels(part_nk, (len(part_nk),), noise.anew())
@@ -212,6 +218,7 @@ class SCANVAE(VAE):
         def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
             return nullcontext(), _not_recording(norms)
 
+        # preserve_rng_state=False: the noise is restarted by `anew`, so the global generators need not be saved.
         log_p_nl, kl_nl = checkpoint(
             given_labels, z1_nk, use_reentrant=False, context_fn=contexts, preserve_rng_state=False
         )

@@ -4,7 +4,7 @@ The maths, the names of the weights and their order of construction are those of
 
 Shape letters in this file
     n   cells of a minibatch
-    m   labelled cells that go with it
+    m   labelled cells of the step
     g   genes
     b   batches
     k   latent dimensions
@@ -41,14 +41,14 @@ from dist_scvi.network.noise import Noise
 
 @dataclass(frozen=True, slots=True)
 class Expression:
-    """What the decoder says of some cells."""
+    """Parameters of the distribution of the counts of some cells."""
 
     scale_ng: Tensor
-    """Share of each gene in a cell's counts; those of all genes add up to 1, unless there are size factors."""
+    """Share of each gene in a cell's counts. The shares of all genes sum to 1, unless there are size factors."""
     rate_ng: Tensor
     """Expected counts, before zero inflation."""
     theta_ng: Tensor
-    """Inverse dispersion, or standard deviation if normal; shape (g,), or (n, g) where it differs by cell."""
+    """Inverse dispersion, or standard deviation for normal; shape (g,), or (n, g) where it differs by cell."""
     zi_logits_ng: Tensor | None
     """Logits of zero inflation."""
 
@@ -59,9 +59,9 @@ class VAE(nn.Module):
     Parameters
     ----------
     n_genes, n_batch, n_labels
-        Genes, categories of the batch covariate, labels.
+        Numbers of genes, of categories of the batch covariate, and of labels.
     n_cats_per_cov
-        Categories of each further covariate.
+        Number of categories of each further covariate.
     n_continuous_cov
         Number of continuous covariates.
     use_size_factor
@@ -100,13 +100,13 @@ class VAE(nn.Module):
         self._build(n_genes + config.encode_covariates * n_extra, config.n_latent + n_extra)
         self._freeze_unused()
         self.frozen: dict[str, Tensor] = {}
-        """Of some weights, by name, the entries that training must leave as they are (True)."""
+        """Masks of entries of weights, by name, that training must not change (True)."""
         self.kernels: Literal["torch", "compiled"] = "torch"
-        """How the loss is computed: by torch's operations, or by loops compiled for it."""
+        """Implementation of the loss: torch operations or compiled loops."""
         self._norms: list[MicroBatchNorm] | None = None
 
     def _build(self, n_encoder_in: int, n_decoder_in: int) -> None:
-        """Make encoders and decoder, in the order of scvi-tools."""
+        """Build encoders and decoder, in the order of scvi-tools: the order determines the weights under a seed."""
         self._build_encoders(n_encoder_in)
         self.decoder: Decoder | LinearDecoder = Decoder(
             n_decoder_in,
@@ -137,10 +137,10 @@ class VAE(nn.Module):
         )
 
     def _freeze_unused(self) -> None:
-        """Make constants of what these options never use.
+        """Freeze the parameters that these options never use.
 
-        It is made, and saved, because scvi-tools makes and saves it; so it costs no gradient, no optimizer state and no
-        traffic between workers.
+        They exist because scvi-tools creates and saves them. Frozen, they need no gradient, no optimizer state and no
+        communication between workers.
         """
         used: dict[nn.Module | nn.Parameter | None, bool] = {
             self.l_encoder: self.latent_library,
@@ -155,7 +155,7 @@ class VAE(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.z_encoder.mean_encoder.weight.device
 
     def encode(
@@ -174,7 +174,7 @@ class VAE(nn.Module):
 
     def _encoder_input(self, cells: Tensors) -> tuple[Tensor | SparseRows, list[Tensor]]:
         log = self.config.log_variational
-        if self.kernels == "compiled" and self.device.type == "cpu":  # on a GPU the dense product is the faster one
+        if self.kernels == "compiled" and self.device.type == "cpu":  # on a GPU the dense product is faster
             count_e = torch.log1p(cells.count_e) if log else cells.count_e
             rows = SparseRows(cells.indptr, cells.gene_e, count_e, cells.n_genes)
             if not self.config.encode_covariates:
@@ -185,7 +185,7 @@ class VAE(nn.Module):
         return self._with_covariates(x_ng, cells.covariates) if self.config.encode_covariates else (x_ng, [])
 
     def _with_covariates(self, x: Tensor, covariates: Covariates) -> tuple[Tensor, list[Tensor]]:
-        """Append the continuous covariates and the embedding of the batch to `x`, and list the codes of the others."""
+        """Append continuous covariates and the embedding of the batch to `x`; return also the codes of the others."""
         codes = list(covariates.categorical_nc.unbind(1))
         parts = [x, covariates.continuous_nc]
         if self.config.batch_representation == "embedding":
@@ -195,7 +195,7 @@ class VAE(nn.Module):
         return torch.cat(parts, dim=-1), codes
 
     def latent(self, z_nk: Tensor) -> Tensor:
-        """Turn a draw of q into the latent representation: itself, or shares if logistic normal."""
+        """Return the latent representation of a draw of q: the draw, or its softmax for a logistic normal."""
         return torch.softmax(z_nk, dim=-1) if self.config.latent_distribution == "ln" else z_nk
 
     def shares(self, z_nk: Tensor, covariates: Covariates, gene_g: Tensor | None = None) -> Tensor:
@@ -209,15 +209,15 @@ class VAE(nn.Module):
         Parameters
         ----------
         normalizer_n
-            Logarithm of what normalizes the shares of each cell to 1: the log-sum-exp of all its logits.
+            Logarithm of the normalizer of the shares of each cell: the log-sum-exp of all its logits.
         """
         logits_ng = self.decoder.scale_logits(*self._with_covariates(z_nk, covariates), gene_g)
         return torch.exp(logits_ng - normalizer_n[:, None])
 
     def shares_and_normalizer(self, z_nk: Tensor, covariates: Covariates) -> tuple[Tensor, Tensor | None]:
-        """Return the share of all genes, and the logarithm of what normalizes each cell's to 1, shape (n,).
+        """Return the shares of all genes, and the logarithm of the normalizer of each cell, shape (n,).
 
-        A share is ``exp(logit - normalizer)``. With size factors nothing is normalized, and the normalizer is None.
+        A share is ``exp(logit - normalizer)``. With size factors shares are not normalized, and the normalizer is None.
         """
         logits_ng = self.decoder(*self._with_covariates(z_nk, covariates)).scale_logits_ng
         if self.use_size_factor:
@@ -248,11 +248,11 @@ class VAE(nn.Module):
         Parameters
         ----------
         z_nk
-            Their latent representation.
+            Latent representation of the cells.
         library_n
-            What shares are multiplied by: total count, size factor, or the exponential of a latent library size.
+            Factor of the shares: total count, size factor, or the exponential of a latent library size.
         gene_g
-            Only these genes; outside training.
+            Only these genes; only for inference.
         label_nl
             Probability of each label, instead of the one in `covariates`, for the dispersion by label.
         """
@@ -299,7 +299,7 @@ class VAE(nn.Module):
         labelled
             For SCANVI only.
         reference
-            Use the plain formula of the likelihood rather than the one that spares the zeros.
+            Use the dense formula of the likelihood instead of the sparse one.
         """
         assert labelled is None
         qzm_nk, qzv_nk = self.encode(cells, micro_n, noise)
@@ -309,7 +309,7 @@ class VAE(nn.Module):
         return LossTerms(reconstruction_n, torch.zeros_like(kl_library_n), kl_normal(qzm_nk, qzv_nk), kl_library_n)
 
     def draw_library(self, cells: Tensors, micro_n: tuple[int, ...], noise: Noise) -> tuple[Tensor, Tensor]:
-        """Return what the shares of each cell are multiplied by, and the KL term of its latent library size."""
+        """Return the factor of the shares of each cell, and the KL term of its latent library size."""
         if not self.latent_library:
             return cells.library_n, torch.zeros_like(cells.library_n)
         qlm_n1, qlv_n1 = self.encode_library(cells, micro_n, noise)
@@ -346,9 +346,11 @@ class VAE(nn.Module):
         Parameters
         ----------
         label_nl, reference
-            As of `decode` and `forward`.
+            As in `decode` and `forward`.
         """
         path, likelihood, decoder = self.path(), self.config.gene_likelihood, self.decoder
+        # The compiled kernels work on the logits of the heads. They never build `Expression`, which would allocate
+        # further arrays of cells times genes.
         if path == "torch" or reference or not isinstance(decoder, Decoder):
             px = self.decode(z_nk, library_n, cells.covariates, micro_n, label_nl=label_nl)
             return self.reconstruction(cells, px, reference=reference)
@@ -372,7 +374,7 @@ class VAE(nn.Module):
         return -triton_log_likelihood(likelihood, logits[0], zi_ng, theta, library_n, *counts)
 
     def path(self) -> Path:
-        """Choose how the likelihood is computed here; the results are the same up to rounding."""
+        """Return the implementation of the likelihood; results are the same up to rounding."""
         known = (
             isinstance(self.decoder, Decoder) and not self.use_size_factor and self.config.gene_likelihood != "normal"
         )
@@ -388,8 +390,8 @@ class VAE(nn.Module):
         )
 
     def norms(self) -> list[MicroBatchNorm]:
-        """Batch normalisations that training passes through, in a fixed order."""
-        if self._norms is None:  # a walk through all modules takes longer than a small product
+        """Return the batch normalisations that training passes through, in a fixed order."""
+        if self._norms is None:  # cached: a walk through all modules takes longer than a small matrix product
             unused = [] if self.latent_library else norms_of(self.l_encoder)
             if self.config.gene_likelihood != "zinb":
                 unused += norms_of(self.decoder.px_dropout_decoder)
