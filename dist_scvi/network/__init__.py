@@ -1,1 +1,1 @@
-"""The networks of scvi-tools, their likelihoods, and the record that rebuilds them."""
+"""The networks of scvi-tools, their likelihoods, and the specification to rebuild them."""

@@ -1,1 +1,1 @@
-"""Loops compiled for the CPU and the GPU: what a training step spends its time in."""
+"""Loops compiled for the CPU and the GPU, in which a training step spends most of its time."""

@@ -1,12 +1,12 @@
 """Log-probabilities of counts and their gradients in closed form, row by row, compiled by numba.
 
-A row is a cell. Every gene is first taken as 0, in loops that LLVM vectorises; the stored entries then add what
-differs, gathered into short arrays so that these loops vectorise too. The logits are overwritten with their gradients,
-so nothing else of the size of the logits is allocated.
+A row is a cell. All counts are first treated as 0, in loops that LLVM vectorises. The stored entries then add the
+difference; they are gathered into short arrays so that these loops vectorise too. The logits are overwritten with their
+gradients, so no other array of the size of the logits is allocated.
 
-Each loop runs over a block of genes that stays in the fastest cache, and refers to few arrays: LLVM must prove that no
-two of them overlap, and gives up beyond eight comparisons. Scratch space is one array, of which each block begins at a
-constant.
+Each loop runs over a block of genes that stays in the L1 cache, and uses few arrays: LLVM must prove that no two of
+them overlap, and stops vectorising if this needs more than eight comparisons. Scratch space is therefore one array with
+blocks at constant offsets.
 
 Shape letters in this file
     n   cells
@@ -27,14 +27,15 @@ from dist_scvi.network.kernels.fast_math import exp, log, log_of_sum, select
 
 _BLOCK = 512
 _EXACT = 8
-"""Counts up to this have their ratio of gamma functions multiplied out; larger ones use Stirling's series."""
+"""Up to this count, the ratio of gamma functions is computed as a product; above, by Stirling's series."""
 _LARGE_THETA = np.float32(1e4)
 _EPS = np.float32(1e-8)
 _ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
 _LOWEST = np.float32(-3e38)
 _HALF_LOG_2_PI = 0.5 * math.log(2 * math.pi)
 
-# NaN keeps its meaning nowhere in these loops; `_sum` looks for it.
+# The flags let LLVM assume that there is no NaN or infinity, so a NaN in a `_vector` loop may turn into any number.
+# `_plain` functions therefore add `_ZERO * sum` of the inputs to the results, which is NaN if an input is not finite.
 _Loop = TypeVar("_Loop", bound=Callable[..., Any])
 _vector = cast(
     "Callable[[_Loop], _Loop]",
@@ -71,7 +72,7 @@ def _exponentials(a: NDArray[Any], shift: Any) -> Any:
 
 @_plain
 def _softmax(logits_g: NDArray[Any]) -> Any:
-    """Replace logits by exponentials; return what turns these into shares, NaN if a logit is not finite."""
+    """Replace logits by exponentials; return the factor that scales these to shares, NaN if a logit is not finite."""
     check = _sum(logits_g)
     total = _exponentials(logits_g, _max(logits_g))
     return _ONE / total + _ZERO * check
@@ -79,7 +80,7 @@ def _softmax(logits_g: NDArray[Any]) -> Any:
 
 @_vector
 def _logarithms(exp_g: NDArray[Any], theta_g: NDArray[Any], scale: Any, work: NDArray[Any]) -> None:
-    """Note mu / (theta + mu) and the logarithm of 1 + mu / theta."""
+    """Store mu / (theta + mu) and the logarithm of 1 + mu / theta in `work`."""
     for i in range(len(exp_g)):
         y = exp_g[i] * scale / (theta_g[i] + _EPS)
         z = _ONE + y
@@ -100,7 +101,10 @@ def _zeros(theta_g: NDArray[Any], work: NDArray[Any]) -> Any:
 
 @_vector
 def _inflated_zeros(zi_g: NDArray[Any], theta_g: NDArray[Any], work: NDArray[Any]) -> Any:
-    """Do so with zero inflation: ``softplus(t) - softplus(-zi)``; note the sigmoid of t and replace zi by its slope."""
+    """Sum them with zero inflation, as ``softplus(t) - softplus(-zi)``.
+
+    Stores the sigmoid of t in `work`, and replaces the logits of zero inflation by their gradients.
+    """
     total = theta_g.dtype.type(0)
     for i in range(len(zi_g)):
         zi = zi_g[i]
@@ -116,7 +120,7 @@ def _inflated_zeros(zi_g: NDArray[Any], theta_g: NDArray[Any], work: NDArray[Any
 
 @_vector
 def _slopes(theta_g: NDArray[Any], work: NDArray[Any], slope_g: NDArray[Any], d_theta_g: NDArray[Any]) -> Any:
-    """Note the slope in log mu, add that in theta, and return the sum of the former."""
+    """Store the derivative in log mu, add that in theta, and return the sum of the former."""
     total = theta_g.dtype.type(0)
     for i in range(len(theta_g)):
         theta = theta_g[i]
@@ -130,26 +134,26 @@ def _slopes(theta_g: NDArray[Any], work: NDArray[Any], slope_g: NDArray[Any], d_
 
 @_vector
 def _finish(exp_g: NDArray[Any], slope_g: NDArray[Any], factor: Any) -> None:
-    """Turn slopes in log mu into those in the logits of the shares."""
+    """Turn derivatives in log mu into derivatives in the logits of the shares."""
     for i in range(len(exp_g)):
         exp_g[i] = slope_g[i] - exp_g[i] * factor
 
 
 @_vector
 def _is_small(count: Any, theta: Any) -> Any:
-    """Whether the ratio of gamma functions is a product of few factors that does not overflow."""
+    """Return whether the ratio of gamma functions is a product of few factors that does not overflow."""
     return (count <= _EXACT) & (theta <= _LARGE_THETA) & (np.float32(np.int32(count)) == count)
 
 
 @_vector
 def _stored(work: NDArray[Any], n_entries: int, scale: Any, inflated: Any) -> Any:
-    """Sum what stored entries add to the log-probability, and note what they add to the slopes.
+    """Sum what stored entries add to the log-probability, and store what they add to the derivatives.
 
     Parameters
     ----------
     work
-        On entry exponentials, theta, logits of zero inflation, counts, a block each; on return what the slopes in
-        log mu, theta and the logits grow by, in the first three blocks.
+        On entry exponentials, theta, logits of zero inflation and counts, a block each. On return the additions to the
+        derivatives in log mu, theta and the logits of zero inflation, in the first three blocks.
     inflated
         1 with zero inflation, else 0.
     """
@@ -164,7 +168,7 @@ def _stored(work: NDArray[Any], n_entries: int, scale: Any, inflated: Any) -> An
         t = -theta * log_sum - work[i + 2 * _BLOCK]
         exp_t = exp(-abs(t))
         inverse_t = _ONE / (_ONE + exp_t)
-        rest = select(count > _ZERO, inflated, _ZERO * inflated)  # a stored zero has no rest
+        rest = select(count > _ZERO, inflated, _ZERO * inflated)  # a stored zero is already complete
         not_t = rest * select(t > _ZERO, exp_t * inverse_t, inverse_t)
         small = select(_is_small(count, theta), count, _ZERO * count)
         ratio, slope = work.dtype.type(1), work.dtype.type(0)
@@ -187,7 +191,7 @@ def _stored(work: NDArray[Any], n_entries: int, scale: Any, inflated: Any) -> An
 
 @_plain
 def _lgamma_digamma(y: float) -> tuple[float, float]:
-    """Return both for y > 0 by Stirling's series, shifted to 10 and above: to 1e-13 of lgamma."""
+    """Return lgamma, to 1e-13, and digamma of y > 0 by Stirling's series, shifted to 10 and above."""
     product, digamma = 1.0, 0.0
     while y < 10.0:
         product *= y
@@ -215,7 +219,7 @@ def _add_stored(
     slope_g: NDArray[Any],
     d_theta_g: NDArray[Any],
 ) -> tuple[float, float]:
-    """Add what the stored entries of a cell change; return what its log-probability and its slope grow by."""
+    """Add the contribution of a cell's stored entries; return the additions to its log-probability and slope."""
     value, total = 0.0, 0.0
     for low in range(0, len(gene_e), _BLOCK):
         high = min(low + _BLOCK, len(gene_e))
@@ -236,7 +240,10 @@ def _add_stored(
 
 @_plain
 def _add_large(theta_g: NDArray[Any], gene_e: NDArray[Any], count_e: NDArray[Any], d_theta_g: NDArray[Any]) -> float:
-    """Do so for the ratios of gamma functions of the entries that `_stored` leaves out."""
+    """Add the ratios of gamma functions of the entries that `_stored` leaves out; return their sum.
+
+    This is a separate loop because a branch in `_stored` would prevent its vectorisation.
+    """
     value = 0.0
     for e in range(len(gene_e)):
         theta = theta_g[gene_e[e]]
@@ -263,22 +270,23 @@ def negative_binomial_rows(
     first: int,
     stop: int,
 ) -> None:
-    """Compute the log-probability of the cells from `first` to `stop`, and replace logits by gradients.
+    """Compute the log-probabilities of the cells from `first` to `stop`, and replace logits by gradients.
 
     Parameters
     ----------
     logits_ng, zi_ng
         Logits of the shares, and of zero inflation or None.
     theta_kg
-        Inverse dispersion, of all cells or of each.
+        Inverse dispersion: one row for all cells, or one for each.
     library_n
-        What shares are multiplied by.
+        Factor of the shares.
     indptr, gene_e, count_e
         The counts, by row.
     value_n, slope_n
-        Receive the log-probability and its slope in the logarithm of the library size.
+        Receive the log-probability and its derivative in the logarithm of the library size.
     d_theta_kg
-        The slope in theta is added to it; one row is that of all these cells.
+        The derivative in theta is added to it: to one row for all these cells, or to one for each. Threads must not
+        share a row.
     """
     n_genes = logits_ng.shape[1]
     slope_g, work = np.empty_like(logits_ng[0]), np.empty(4 * _BLOCK, logits_ng.dtype)
@@ -290,8 +298,8 @@ def negative_binomial_rows(
         value, total = 0.0, 0.0
         if zi_ng is not None:
             for e in range(len(own_gene_e)):
-                zi_e[e] = zi_ng[n, own_gene_e[e]]  # the loops below overwrite it
-            value += _ZERO * _sum(zi_ng[n])  # NaN if one is not finite
+                zi_e[e] = zi_ng[n, own_gene_e[e]]  # copied, as the loops below overwrite the logits
+            value += _ZERO * _sum(zi_ng[n])  # NaN if a logit is not finite
         to_share = _softmax(exp_g)
         scale = to_share * library_n[n]
         for low in range(0, n_genes, _BLOCK):
@@ -323,7 +331,7 @@ def poisson_rows(
     first: int,
     stop: int,
 ) -> None:
-    """Do so for a Poisson distribution."""
+    """Compute them for a Poisson distribution; arguments as for `negative_binomial_rows`."""
     slope_g = np.empty_like(logits_ng[0])
     for n in range(first, stop):
         exp_g, library = logits_ng[n], library_n[n]
@@ -337,6 +345,6 @@ def poisson_rows(
                 value -= _lgamma_digamma(count + 1.0)[0]
                 slope_g[gene_e[e]] += count
                 total += count
-        # The expected counts add up to the library size whatever the logits are: their slopes cancel.
+        # The expected counts sum to the library size for any logits, so their derivatives in the logits cancel.
         _finish(exp_g, slope_g, logits_ng.dtype.type(total) * to_share)
         value_n[n], slope_n[n] = value + _ZERO * to_share, total - library

@@ -1,7 +1,8 @@
 """Exponential and logarithm that LLVM can vectorise, for numba loops.
 
-The C library's functions are called one number at a time. These are polynomials (Cephes, expf.c and logf.c) and
-operations on the bits of a float32: at most 1.5 units in the last place. For float64 they are the C library's.
+The functions of the C library are called for one number at a time. For float32, these are polynomials (Cephes, expf.c
+and logf.c) and bit operations with an error of at most 1.5 units in the last place. For float64 they are those of the
+C library.
 """
 
 import math
@@ -13,13 +14,13 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
-# No reassociation: it would cancel the correction terms, which are zero in exact arithmetic.
+# No reassociation: it would remove the correction terms, which are zero in exact arithmetic.
 _OPTIONS: Any = {"fastmath": {"contract", "nsz"}, "error_model": "numpy"}
 
 _ONE, _HALF = np.float32(1), np.float32(0.5)
 _LOWEST, _HIGHEST = np.float32(-87.33), np.float32(88.37)
 _LOG2_E, _LN2_HIGH, _LN2_LOW = np.float32(1.44269504), np.float32(0.693359375), np.float32(-2.12194440e-4)
-_ROUND = np.float32(12582912)  # 1.5 * 2^23: a sum with it has its whole number in the lowest bits
+_ROUND = np.float32(12582912)  # 1.5 * 2^23: adding it rounds to a whole number, in the lowest bits
 _ROUND_BITS, _BIAS, _MANTISSA = np.int32(0x4B400000), np.int32(127), np.int32(23)
 _SQRT_HALF_BITS = np.int32(0x3F3504F3)
 _E0, _E1, _E2 = np.float32(1.9875691500e-4), np.float32(1.3981999507e-3), np.float32(8.3334519073e-3)
@@ -48,7 +49,7 @@ def _build_from_bits(_context: Any, x: Any) -> Any:
 
 
 def _build_select(_context: Any, condition: Any, yes: Any, no: Any) -> Any:
-    """Return `yes` or `no` without a branch, which the vectoriser would stop at."""
+    """Return `yes` or `no` without a branch, which would prevent vectorisation."""
 
     def build(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
         return builder.select(*args)
@@ -71,7 +72,7 @@ def log(x: Any) -> Any:
 
 
 def log_of_sum(y: Any, z: Any, inverse: Any) -> Any:
-    """Return the logarithm of 1 + `y`, given ``z = 1 + y`` and ``1 / z``, also where `y` is lost in the sum."""
+    """Return the logarithm of 1 + `y`, given ``z = 1 + y`` and ``1 / z``; accurate also if `y` is lost in the sum."""
     return math.log(z) + (y - (z - 1)) * inverse
 
 

@@ -1,8 +1,8 @@
-"""The likelihood of counts on a GPU: softmax, log-probability and gradients in one kernel, and counts made dense there.
+"""The likelihood of counts on a GPU: softmax, log-probability and gradients in one kernel; a kernel for dense counts.
 
-A program takes a few cells, one after the other. Every gene is first taken as 0; the stored entries then add what
-differs, with no function of gamma but at them. Gradients are closed forms. The only float64 is in Stirling's series.
-This file needs torch and Triton alone, so that ``benchmarks/gpu.py`` runs on a bare machine.
+A program processes a few cells, one after the other. All counts are first treated as 0; the stored entries then add the
+difference, so that gamma functions are computed for stored entries only. Gradients are closed forms. This file imports
+only torch and Triton, so that ``benchmarks/gpu.py`` runs on a bare machine.
 
 Shape letters in this file
     n   cells
@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 _ROWS = 8
-"""Cells of a program: their slopes in theta are added up in order, so the result is the same in every run."""
+"""Cells of a program. Their derivatives in theta are added in order, without atomics, so results are reproducible."""
 _BLOCK, _ENTRIES = 2048, 256
 _EPS = tl.constexpr(1e-8)
 _EXACT = tl.constexpr(8)
@@ -28,13 +28,13 @@ _HALF_LOG_2_PI = tl.constexpr(0.9189385332046727)
 
 @triton.jit
 def _log_of_sum(y, z):
-    """Return the logarithm of 1 + y, also where y is lost in ``z = 1 + y``."""
+    """Return the logarithm of 1 + y; accurate also if y is lost in ``z = 1 + y``."""
     return tl.log(z) + (y - (z - 1)) / z
 
 
 @triton.jit
 def _zero(mu, theta, zi, inflated: tl.constexpr):
-    """Return log-probability of a zero, and its slopes in log mu, theta and the logit of zero inflation."""
+    """Return the log-probability of a zero, and its derivatives in log mu, theta and the logit of zero inflation."""
     y = mu / (theta + _EPS)
     z = 1 + y
     share, log_sum = y / z, _log_of_sum(y, z)
@@ -51,7 +51,10 @@ def _zero(mu, theta, zi, inflated: tl.constexpr):
 
 @triton.jit
 def _lgamma_digamma(y):
-    """Return both of y > 0, float64, by Stirling's series shifted by 10."""
+    """Return lgamma and digamma of y > 0, float64, by Stirling's series shifted by 10.
+
+    The shift is a fixed number of steps for all entries, without a branch for each.
+    """
     product, digamma = y * 0 + 1, y * 0
     for _ in tl.static_range(10):
         product *= y
@@ -67,7 +70,7 @@ def _lgamma_digamma(y):
 
 @triton.jit
 def _gamma_ratio(count, theta):
-    """Return the logarithm of gamma(theta + count) / gamma(theta) / count!, and its slope in theta."""
+    """Return the logarithm of gamma(theta + count) / gamma(theta) / count!, and its derivative in theta."""
     small = (count <= _EXACT) & (count == tl.floor(count)) & (theta <= 1e4)
     ratio, slope = count * 0 + 1, count * 0
     for k in tl.static_range(_EXACT):
@@ -84,7 +87,7 @@ def _gamma_ratio(count, theta):
 
 @triton.jit
 def _stored(mu, theta, zi, count, kind: tl.constexpr):
-    """Return what stored entries add to the log-probability and to its slopes; ``kind`` 0 nb, 1 zinb, 2 Poisson."""
+    """Return what entries add to the log-probability and its derivatives; ``kind`` is 0 nb, 1 zinb, 2 Poisson."""
     none = count * 0
     if kind == 2:
         factorial, _ = _lgamma_digamma(count.to(tl.float64) + 1)
@@ -109,7 +112,7 @@ def _stored(mu, theta, zi, count, kind: tl.constexpr):
 
 @triton.jit
 def _normaliser(logits, base, n_genes, block: tl.constexpr):
-    """Return the highest logit of a cell and the sum of exponentials above it."""
+    """Return the highest logit of a cell, and the sum of the exponentials of the logits minus it, in one pass."""
     genes = tl.arange(0, block)
     highest, total = -float("inf"), 0.0
     for low in range(0, n_genes, block):
@@ -140,7 +143,7 @@ def _sums(
     logits, zi, theta_row, gene, count, base, begin, end, highest, scale, library, n_genes,
     kind: tl.constexpr, block: tl.constexpr, entries: tl.constexpr,
 ):  # fmt: skip
-    """Return the log-probability of a cell, and its slope in the logarithm of the library size."""
+    """Return the log-probability of a cell, and its derivative in the logarithm of the library size."""
     genes, places = tl.arange(0, block), tl.arange(0, entries)
     slopes = highest * 0.0
     value = slopes.to(tl.float64)
@@ -171,7 +174,7 @@ def _write_gradients(
     base, begin, end, highest, scale, factor, weight, n_genes,
     kind: tl.constexpr, block: tl.constexpr, entries: tl.constexpr,
 ):  # fmt: skip
-    """Write the gradients of a cell's logits, and add those of theta."""
+    """Store the gradients of a cell's logits, and add those of theta."""
     genes, places = tl.arange(0, block), tl.arange(0, entries)
     for low in range(0, n_genes, block):
         at, inside = low + genes, low + genes < n_genes
@@ -184,6 +187,7 @@ def _write_gradients(
                 tl.store(d_zi + base + at, weight * in_zi, mask=inside)
         share = tl.exp(tl.load(logits + base + at, mask=inside, other=-float("inf")).to(tl.float32) - highest)
         tl.store(d_logits + base + at, weight * (slope - share * factor), mask=inside)
+    # The loop below reads what other threads of the program stored above; the next cell reads what it stores to theta.
     tl.debug_barrier()
     for low in range(begin, end, entries):
         inside = low + places < end
@@ -222,7 +226,7 @@ def _rows_kernel(
             tl.store(value_out + n, value)
             tl.store(slope_out + n, slopes)
             if gradient:
-                # of Poisson the slopes of the expected counts cancel: these add up to the library size
+                # For Poisson the derivatives of the expected counts cancel, as these sum to the library size.
                 factor = (slopes + library_size if kind == 2 else slopes) / total
                 _write_gradients(
                     logits, zi, theta_row, gene, count, d_logits, d_zi,
@@ -256,7 +260,7 @@ def triton_log_likelihood(
     theta
         Inverse dispersion, shape (g,) or (n, g); None for ``poisson``.
     library_n
-        What shares are multiplied by.
+        Factor of the shares.
     indptr, gene_e, count_e
         The counts by row: int64, int32, float32; no gene twice in a row.
     """
@@ -265,7 +269,7 @@ def triton_log_likelihood(
 
 
 class _LogLikelihood(torch.autograd.Function):
-    """Going backward the log-probabilities are computed once more: cheaper than to keep what is n x g."""
+    """The backward pass computes the log-probabilities again, which is cheaper than to keep arrays of shape (n, g)."""
 
     @staticmethod
     def forward(
@@ -310,7 +314,7 @@ def _launch(
         d_zi_ng = None if zi_ng is None else torch.empty_like(zi_ng)
         if theta is not None:
             d_theta_pg = torch.zeros(n_cells if by_cell else n_programs, n_genes, device=logits_ng.device)
-    none = value_n  # what is not used is not touched
+    none = value_n  # placeholder for pointers that the kernel does not use
     if n_programs:
         _rows_kernel[(n_programs,)](
             logits_ng,
@@ -365,7 +369,7 @@ def _dense_kernel(
 def triton_dense(
     indptr: Tensor, gene_e: Tensor, count_e: Tensor, n_genes: int, *, log: bool, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """Make counts, or their log1p, dense, shape (n, g)."""
+    """Return counts, or their log1p, as a dense array of shape (n, g)."""
     n_cells = len(indptr) - 1
     dense_ng = torch.empty(n_cells, n_genes, dtype=dtype, device=count_e.device)
     if n_cells:

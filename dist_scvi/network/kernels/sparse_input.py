@@ -1,4 +1,4 @@
-"""The product of sparse counts and a dense weight, without making the counts dense.
+"""The product of sparse counts and a dense weight, without a dense array of the counts.
 
 Shape letters in this file
     n   cells
@@ -21,9 +21,9 @@ from torch import Tensor
 from dist_scvi.network.kernels.thread_parts import run_parts
 
 _GENES = 1024
-"""Genes of a part that a thread takes."""
+"""Genes of a thread's part. It fixes the order of additions, so results do not depend on the number of threads."""
 _BLOCK = 16
-"""Genes whose weights are transposed at a time: of each hidden unit they are one line of the cache."""
+"""Genes whose weights are transposed at a time: one cache line of 16 float32 for each hidden unit."""
 
 
 _Loop = TypeVar("_Loop", bound=Callable[..., Any])
@@ -32,7 +32,7 @@ _loop = cast("Callable[[_Loop], _Loop]", njit(nogil=True, cache=True, fastmath={
 
 @dataclass(frozen=True, slots=True)
 class SparseRows:
-    """What an encoder is given of some cells: stored entries by row, and dense columns after those of the genes."""
+    """Input of an encoder: stored entries by row, and dense columns after those of the genes."""
 
     indptr: Tensor
     gene_e: Tensor
@@ -42,7 +42,7 @@ class SparseRows:
 
     @property
     def n_columns(self) -> int:
-        """Columns of genes and the others."""
+        """Number of columns, of genes and dense ones."""
         return self.n_genes + (0 if self.rest_nc is None else self.rest_nc.shape[1])
 
 
@@ -57,13 +57,14 @@ def sparse_product(rows: SparseRows, weight: Tensor, bias: Tensor | None) -> Ten
 
 
 class _SparseProduct(torch.autograd.Function):
-    """Entries are taken by gene: the weight is passed once, in order, and the hidden units stay in the cache."""
+    """Processes entries by gene: the weight is read once, in order, and the hidden units of the cells stay in cache."""
 
     @staticmethod
     def forward(ctx: Any, rows: SparseRows, weight: Tensor) -> Tensor:
         ctx.entries = _by_gene(rows.indptr.numpy(), rows.gene_e.numpy(), rows.value_e.numpy(), rows.n_genes)
         ctx.weight_shape, (start_g, row_e, value_e) = weight.shape, ctx.entries
         n_cells, n_parts = len(rows.indptr) - 1, -(-rows.n_genes // _GENES)
+        # An array for each part: threads adding to one array would race.
         products = weight.new_zeros(n_parts, n_cells, len(weight))
         weight_hg, to_nh = weight.detach().numpy(), products.numpy()
 
@@ -95,7 +96,10 @@ class _SparseProduct(torch.autograd.Function):
 def _by_gene(
     indptr: NDArray[np.int64], gene_e: NDArray[np.int32], value_e: NDArray[Any], n_genes: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[Any]]:
-    """Sort the entries by gene; return where each gene begins, and row and value of each entry."""
+    """Sort the entries by gene; return the offset of each gene, and row and value of each entry.
+
+    A counting sort, in linear time and stable: additions of a gene are in the order of the cells in every run.
+    """
     start_g = np.zeros(n_genes + 1, np.int64)
     for e in range(len(gene_e)):
         start_g[gene_e[e] + 1] += 1

@@ -1,8 +1,8 @@
-"""Run the parts of a computation on a few threads that sleep while they have nothing to do.
+"""Run the parts of a computation on a few threads that sleep while they have no work.
 
-OpenMP's threads spin between two loops: beside a busy process they keep a core from those who have work, and every loop
-waits for the one thread that lost its core. Here the caller takes parts too, whoever is free takes the next, and all
-others sleep. The parts do not depend on the number of threads, so neither do the results.
+OpenMP threads spin between two loops. Next to another busy process they take cores from threads that have work, and
+every loop waits for the thread that lost its core. Here the calling thread works too, each free thread takes the next
+part, and idle threads sleep. The parts do not depend on the number of threads, so neither do the results.
 """
 
 import threading
@@ -24,7 +24,7 @@ def _pool(n_threads: int) -> ThreadPoolExecutor:
 
 @contextmanager
 def own_threads() -> Iterator[None]:
-    """Let `run_parts` use as many threads as torch may, and torch a single one, for as long as this lasts."""
+    """Let `run_parts` use the number of threads set for torch, and torch one thread, within the context."""
     n_threads = torch.get_num_threads()
     if getattr(_local, "n_threads", 1) > 1 or n_threads == 1:
         yield
@@ -39,19 +39,19 @@ def own_threads() -> Iterator[None]:
 
 
 def run_parts(work: Callable[[int], None], n_parts: int) -> None:
-    """Call `work` with every number below `n_parts`, in any order, and return when all are done.
+    """Call `work` with every number below `n_parts`, in any order, and return when all calls are done.
 
     Raises
     ------
     Exception
-        What `work` raised first.
+        The first exception of `work`.
     """
     n_threads = min(getattr(_local, "n_threads", 1), n_parts)
     if n_threads < 2:
         for part in range(n_parts):
             work(part)
         return
-    numbers = count()
+    numbers = count()  # a next() of it is atomic under the GIL, so no two threads get the same part
 
     def take() -> None:
         while (part := next(numbers)) < n_parts:
@@ -64,7 +64,7 @@ def run_parts(work: Callable[[int], None], n_parts: int) -> None:
     finally:
         for other in others:
             if not other.cancel():
-                other.exception()  # wait: the arrays must not go while others write to them
+                other.exception()  # wait: the arrays must not be freed while other threads write to them
     for other in others:
         if not other.cancelled():
             other.result()
