@@ -1,4 +1,4 @@
-"""Cells that are to be mapped onto a trained model: its genes in its order, and the obs columns that it names.
+"""Query cells for a trained reference model: with its genes in its order, and the obs columns that it needs.
 
 Shape letters in this file
     n   cells of the query
@@ -41,20 +41,20 @@ def prepare_query_data(
 ) -> CellData:
     """Open a query with the genes and obs columns that a reference was trained with.
 
-    Genes of the reference that the query lacks count as 0; others are left out: `unmatched_genes` tells of them.
-    Categories need not be those of the reference; `surgery.query_spec` adds the new ones.
+    Genes of the reference that the query lacks count as 0; other genes of the query are left out. `unmatched_genes`
+    returns both. The query may have new categories; `scarches.query_spec` adds them.
 
     Parameters
     ----------
     source
-        What `open_store` takes, a store that it opened, or data opened with columns of the reference's names. Files
-        are not loaded.
+        A source for `open_store`, an open store, or data opened with the reference's column names. Files are not
+        loaded into memory.
     spec
         The reference.
     min_overlap
         Least share of the reference's genes, from 0 to 1, that each store must have.
     source_key
-        Of a list of stores, the name of an obs column that says which one a cell is from, or None for none.
+        For a list of stores, the name of an obs column with the store that a cell is from; None for no column.
 
     Warns
     -----
@@ -64,14 +64,14 @@ def prepare_query_data(
     Raises
     ------
     FileNotFoundError
-        If nothing lies at `source`.
+        If `source` does not exist.
     ValueError
-        If genes or columns are lacking, or the cells hold no raw counts.
+        If genes or columns are missing, or the counts are not raw counts.
 
     Notes
     -----
-    scvi-tools 1.4.2, model/base/_archesmixin.py, warns below 80 % and refuses only a query without any of the genes. Of
-    a categorical obs column, categories that no cell has are no new ones, as there.
+    scvi-tools 1.4.2, model/base/_archesmixin.py, warns below 80 % and raises only for a query without any of the genes.
+    As there, categories that no cell has do not count as new.
     """
     if not 0 <= min_overlap <= 1:
         raise ValueError(f"min_overlap={min_overlap}: a share of the reference's genes from 0 to 1 is needed")
@@ -90,7 +90,7 @@ def prepare_query_data(
 
 
 def unmatched_genes(data: CellData) -> tuple[Unmatched, ...]:
-    """Tell, for each store of a query, how many and which genes are not those of the reference."""
+    """Return, for each store of a query, the number and names of genes that do not match the reference."""
     return data.store.unmatched if isinstance(data.store, Collection) else ()
 
 
@@ -101,14 +101,14 @@ def _aligned(source: Any, spec: ModelSpec, min_overlap: float, source_key: str |
         stores: list[CellStore] = [source]
     else:
         stores = [open_store(one, layer=spec.layer) for one in (source if several else [source])]
-    uri = open_collection(stores, join="outer").uri  # it refuses a store that is given twice
+    uri = open_collection(stores, join="outer").uri  # raises if a store is given twice
     for store in stores:
         _check_overlap(store.uri, store.var_names, spec.var_names, min_overlap)
     return Collection(stores, spec.var_names, source_key=source_key if several else None, uri=uri)
 
 
 def _check_overlap(where: str, found: Iterable[str], reference: Sequence[str], min_overlap: float) -> None:
-    """Refuse, or warn of, a query that has too few genes of the reference."""
+    """Raise, or warn, if a query has too few genes of the reference."""
     present = list(found)
     lacking = set(reference).difference(present)
     share = 1 - len(lacking) / len(reference)
@@ -129,7 +129,7 @@ def _check_overlap(where: str, found: Iterable[str], reference: Sequence[str], m
 
 
 def _open_columns(store: CellStore, spec: ModelSpec) -> CellData:
-    """Open the obs columns that the reference was trained with, and that of labels if there is one."""
+    """Open the obs columns that the reference was trained with, and the labels if the query has them."""
     batch_key = spec.batch.key if spec.batch else None
     categorical = [covariate.key for covariate in spec.categorical_covariates]
     present = store.obs_columns()
@@ -158,7 +158,7 @@ def _open_columns(store: CellStore, spec: ModelSpec) -> CellData:
 
 
 def _check_labels(data: CellData, spec: ModelSpec) -> None:
-    """Say what becomes of a query without the column of labels."""
+    """Raise, or warn, if a query lacks the column of labels."""
     if spec.label is None or data.label is not None:
         return
     if spec.model.model_name == "SCANVI":
@@ -175,7 +175,11 @@ def _check_labels(data: CellData, spec: ModelSpec) -> None:
 
 
 def _without_unused(column: Categorical, known: Covariate | None, n_cells: int) -> Categorical:
-    """Leave out categories that neither the reference knows nor a cell has: subsets of a table bring them along."""
+    """Remove categories that are not in the reference and that no cell has.
+
+    pandas keeps all categories of a table in its subsets. Each would otherwise become a new category of the model, with
+    weights that no cell trains.
+    """
     if known is None or set(column.vocabulary) <= set(known.categories):
         return column
     occurs = np.zeros(len(column.vocabulary) + 1, dtype=bool)
@@ -190,9 +194,9 @@ def _without_unused(column: Categorical, known: Covariate | None, n_cells: int) 
 def prepare_query_anndata(
     adata: "AnnData", reference: ModelSpec, *, return_reference_var_names: bool = False, inplace: bool = True
 ) -> "AnnData | pd.Index[str] | None":
-    """Bring an AnnData in memory to the genes of a reference in its order; those it lacks are 0 in X and layers.
+    """Reorder an AnnData in memory to the genes of a reference; missing genes are 0 in X and layers.
 
-    For a query that is opened by `prepare_query_data` this is not needed.
+    A query that is opened by `prepare_query_data` does not need it.
 
     Parameters
     ----------
@@ -201,9 +205,9 @@ def prepare_query_anndata(
     reference
         Specification of the reference.
     return_reference_var_names
-        Only give the names of the reference's genes.
+        Only return the names of the reference's genes.
     inplace
-        Change `adata`, else give a new AnnData.
+        Change `adata` instead of returning a new AnnData.
 
     Warns
     -----
@@ -213,7 +217,8 @@ def prepare_query_anndata(
     Raises
     ------
     ValueError
-        If it has none of them, names one twice, or is backed by a file; if the reference was trained on ``raw/X``.
+        If the query has none of the genes, has a gene name twice, or is backed by a file, or if the reference was
+        trained on ``raw/X``.
 
     Notes
     -----
@@ -240,7 +245,7 @@ def prepare_query_anndata(
 
 
 def _padded(adata: "AnnData", names: "pd.Index[str]") -> "AnnData":
-    """Make an AnnData with the genes `names`, of which some are absent; what belongs to cells stays."""
+    """Return an AnnData with the genes `names`, of which some are missing in `adata`; data of cells is kept."""
     from anndata import AnnData
 
     place_g = adata.var_names.get_indexer(names)
@@ -259,7 +264,8 @@ def _padded(adata: "AnnData", names: "pd.Index[str]") -> "AnnData":
 
 
 def _columns(values_nq: Any, place_g: NDArray[np.intp]) -> Any:
-    """Return the columns `place_g` of a matrix, dense or sparse; a place of -1 gives a column of 0."""
+    """Return the columns `place_g` of a matrix, dense or sparse; an index of -1 stands for a column of 0."""
+    # A product with a selection matrix, because indexing cannot insert columns of 0, and it works for both kinds.
     chosen_e = np.flatnonzero(place_g >= 0)
     one_e = np.ones(len(chosen_e), dtype=values_nq.dtype)
     shape = (values_nq.shape[1], len(place_g))
@@ -267,5 +273,5 @@ def _columns(values_nq: Any, place_g: NDArray[np.intp]) -> Any:
 
 
 def _replace(adata: "AnnData", other: "AnnData") -> None:
-    """Make `adata` hold what `other` holds: anndata has no public way to add genes to an object."""
+    """Replace the content of `adata` by that of `other`: anndata has no public method to add genes to an object."""
     adata._init_as_actual(other)  # noqa: SLF001

@@ -1,4 +1,4 @@
-"""From a model of SCVI to one of SCANVI.
+"""Initialization of a SCANVI model from a SCVI model.
 
 Shape letters in this file
     g   genes
@@ -18,18 +18,18 @@ from dist_scvi.network.model_spec import ModelSpec, spec_of
 from dist_scvi.network.vae import VAE
 
 OF_SCANVI = frozenset({"model_name", "linear_classifier", "classifier_parameters", "y_prior", "objective"})
-"""Options that a model of SCVI does not have, or not so."""
+"""Options that a SCVI model does not have or that have another meaning for SCANVI."""
 FROM_SCVI = "from_scvi"
-"""Key of the lineage of a model that `scanvi_from` made."""
+"""Key in the lineage of a model made by `scanvi_from`."""
 
 
 def labelled_data(source: CellData, *, labels_key: str | None = None, unlabeled_category: str | None) -> CellData:
-    """Open another column of labels of cells that are open, or the same one with another category for those without.
+    """Return open cells with another column of labels, or the same column with another unlabeled category.
 
     Raises
     ------
     ValueError
-        If neither `labels_key` nor `source` names a column, or there is none of this name.
+        If neither `labels_key` nor `source` names a column, or the column does not exist.
     """
     key = labels_key or (source.label.key if source.label else None)
     if key is None:
@@ -42,28 +42,28 @@ def labelled_data(source: CellData, *, labels_key: str | None = None, unlabeled_
 def scanvi_from(
     module: VAE, spec: ModelSpec, data: CellData, config: ModelConfig, *, seed: int
 ) -> tuple[VAE, ModelSpec]:
-    """Make a SCANVI model that begins with the weights of a SCVI model.
+    """Build a SCANVI model that is initialized with the weights of a SCVI model.
 
     Parameters
     ----------
     module, spec
-        Of SCVI.
+        The SCVI model.
     data
-        Cells with labels, which may be others than SCVI was given.
+        Cells with labels; they may differ from the cells that SCVI was trained on.
     config
-        Of SCANVI: that of `spec`, and what SCVI does not have.
+        Options of SCANVI: those of `spec`, and the ones that SCVI does not have.
     seed
-        Of the weights that SCVI does not have.
+        Seed of the weights that SCVI does not have.
 
     Raises
     ------
     ValueError
-        If `spec` is not of SCVI or `config` differs from its own, the genes are others, there are batches that SCVI was
-        not trained on, fewer than two labels, or, where the dispersion is by label, one that SCVI does not know.
+        If `spec` is not of SCVI, `config` differs from its options, the genes differ, or there are batches that SCVI
+        was not trained on, fewer than two labels, or, with a dispersion by label, a label that SCVI does not know.
 
     Notes
     -----
-    scvi-tools 1.4.2, model/_scanvi.py: from_scvi_model. The weights of a dispersion by label are taken over by label.
+    scvi-tools 1.4.2, model/_scanvi.py: from_scvi_model. Weights of a dispersion by label are copied by label name.
     """
     if spec.model.model_name != "SCVI":
         raise ValueError(f"SCANVI can begin with a model of SCVI, this is one of {spec.model.model_name}")
@@ -84,17 +84,18 @@ def scanvi_from(
     if config.dispersion == "gene-label":
         weights["px_r"] = weights["px_r"][:, _label_columns(spec, new_spec)]
     made = new_spec.build()
+    # strict=False: the weights of SCVI do not include the classifier and the networks between z1 and z2.
     made.load_state_dict(weights, strict=False)
     return made, new_spec
 
 
 def check_options(spec: ModelSpec, asked: ModelConfig, keys: AbstractSet[str]) -> None:
-    """Refuse options of the network that are not those of the model it begins with.
+    """Check that options of a network agree with those of the model that it is initialized from.
 
     Raises
     ------
     ValueError
-        With each of `keys` in which `asked` differs.
+        If `asked` differs in any of `keys`; the message lists them all.
     """
     differ = [
         f"{key}={getattr(asked, key)!r} (it has {getattr(spec.model, key)!r})"

@@ -1,4 +1,4 @@
-"""Surgery: a model is given the categories that a query brings, and only what belongs to them is trained.
+"""Surgery: a model is extended by the new categories of a query, and only their weights are trained.
 
 scArches, Lotfollahi et al. 2022, doi:10.1038/s41587-021-01001-7; scvi-tools 1.4.2, model/base/_archesmixin.py.
 
@@ -31,7 +31,7 @@ _EMBEDDING = "_embeddings_dict.batch.weight"
 
 @dataclass(frozen=True, slots=True)
 class Freezing:
-    """What of the reference may not move; see `load_query`."""
+    """Parts of the reference that training must not change; see `load_query`."""
 
     unfrozen: bool = False
     freeze_dropout: bool = False
@@ -61,31 +61,31 @@ def load_query(
     freeze_classifier: bool = True,
     freeze_reference_categories: bool = True,
 ) -> tuple[VAE, ModelSpec, CellData]:
-    """Extend a reference to a query, and freeze what is not the query's.
+    """Extend a reference to a query, and freeze the weights of the reference.
 
     Parameters
     ----------
     module, spec
-        The reference; it is left as it is.
+        The reference; it is not changed.
     data
-        The query, as `prepare_query_data` opens it.
+        The query, opened by `prepare_query_data`.
     seed
-        Seed of the weights that are added, and of the run that trains them.
+        Seed of the added weights, and of the run that trains them.
     unfrozen
-        Train everything; the other choices do not matter then.
+        Train everything; the other options then have no effect.
     freeze_dropout
         Train without dropout.
     freeze_expression
-        Keep the first layer of the encoder; else it is trained whole.
+        Freeze the first layer of the encoder; otherwise all of it is trained.
     freeze_decoder_first_layer
-        Keep the first layer of the decoder; else it is trained whole.
+        Freeze the first layer of the decoder; otherwise all of it is trained.
     freeze_batchnorm_encoder, freeze_batchnorm_decoder
-        Keep scale, shift and running statistics. As in scvi-tools, training still normalises each minibatch by its own
-        statistics.
+        Freeze scale, shift and running statistics. As in scvi-tools, training still normalises each minibatch by its
+        own statistics.
     freeze_classifier
-        Keep the classifier of SCANVI.
+        Freeze the classifier of SCANVI.
     freeze_reference_categories
-        Keep the columns of the reference's batches and covariates too. scvi-tools trains them where the query has them.
+        Freeze the columns of the reference's batches and covariates too. scvi-tools trains those that the query has.
 
     Returns
     -------
@@ -95,7 +95,7 @@ def load_query(
     Warns
     -----
     UserWarning
-        If nothing is trained on which the latent representation depends.
+        If the latent representation does not depend on anything that is trained.
 
     Raises
     ------
@@ -104,9 +104,9 @@ def load_query(
 
     Notes
     -----
-    Departures from scvi-tools 1.4.2: what is frozen stays as it is under weight decay; batch embeddings and dispersions
-    of new batches are trained (there they stay random); a frozen classifier keeps its batch normalisation too; each
-    covariate's columns stay its own (see `extend`). Dropout and batch normalisation are those of training, while with
+    Differences from scvi-tools 1.4.2: weight decay does not change frozen weights; batch embeddings and dispersions of
+    new batches are trained (there they stay random); a frozen classifier includes its batch normalisation; columns of a
+    weight keep their covariate (see `extend`). Dropout and batch normalisation are in training mode, while with
     Lightning 2.6 scvi-tools trains a query in evaluation mode.
     """
     freezing = Freezing(
@@ -130,9 +130,9 @@ def load_query(
 
 
 def query_spec(spec: ModelSpec, data: CellData, *, seed: int, freezing: Freezing = _DEFAULT) -> ModelSpec:
-    """Describe the reference `spec` with the categories that `data` adds, sorted, after those it has.
+    """Return the specification of the reference with the new categories of `data`, sorted, after its own.
 
-    What the reference was, and what is frozen, is written to ``lineage``.
+    The sizes of the reference and the frozen parts are recorded in ``lineage``.
 
     Raises
     ------
@@ -164,12 +164,12 @@ def query_spec(spec: ModelSpec, data: CellData, *, seed: int, freezing: Freezing
 
 
 def _with_new(covariate: Covariate | None, column: Categorical | None) -> Covariate | None:
-    """Append the categories of `column` that are new; `fit_to_spec` refuses a column that is missing or another."""
+    """Append the new categories of `column`; `fit_to_spec` raises if a column is missing or has another name."""
     if covariate is None or column is None:
         return covariate
     new = sorted(set(column.vocabulary).difference(covariate.categories))
     dtype = covariate.dtype
-    if new and column.dtype != dtype:  # whole numbers beside fractions are numbers, beside texts they are texts
+    if new and column.dtype != dtype:  # numbers take a common type; with text or booleans, all are text
         dtype = "str" if {column.dtype, dtype} & {"str", "bool"} else np.result_type(column.dtype, dtype).name
     return covariate.model_copy(update={"categories": (*covariate.categories, *new), "dtype": dtype})
 
@@ -191,24 +191,23 @@ def _check_labels(spec: ModelSpec, column: Categorical | None) -> None:
 def extend(
     module: VAE, new_spec: ModelSpec, *, prior: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
 ) -> VAE:
-    """Make the network of `new_spec` with the weights of the reference `module`.
+    """Build the network of `new_spec` with the weights of the reference `module`.
 
-    What it says of the reference's categories is what the reference said. The weights of new ones are those of the
-    untrained network.
+    For categories of the reference, its results are those of the reference. New categories have untrained weights.
 
     Parameters
     ----------
     prior
-        Mean and variance of the log library size of each batch of `new_spec`, two of shape (b,), of which those of new
-        batches are taken; without it they are 0 and 1.
+        Mean and variance of the log library size of each batch of `new_spec`, two arrays of shape (b,), of which the
+        values of new batches are used; without it they are 0 and 1.
 
     Notes
     -----
-    scvi-tools 1.4.2 appends new columns at the end of a weight. With further covariates the columns of a batch are not
-    the last: there the columns behind them come to belong to other categories. Here each covariate's stay its own.
+    scvi-tools 1.4.2 appends new columns at the end of a weight. With further covariates the columns of the batch are
+    not the last, and the columns after them are then used for other categories. Here columns keep their covariate.
 
-    A covariate of which the reference knew one category had no column; that of this category is 0 here, and random in
-    scvi-tools.
+    A covariate with one category in the reference has no column there; the new column of this category is 0, while it
+    is random in scvi-tools.
     """
     extended = new_spec.build()
     weights = extended.state_dict()
@@ -226,7 +225,7 @@ def extend(
 
 
 def _copy_columns(known: FCLayers, extended: nn.Module) -> None:
-    """Put the weights of each category to the place it has in `extended`."""
+    """Copy the weights of each category to its column in `extended`."""
     assert isinstance(extended, FCLayers)
     for i in range(len(known.fc_layers)):
         old, new = _linear(known, i).weight, _linear(extended, i).weight
@@ -249,17 +248,17 @@ def _linear(layers: FCLayers, layer: int) -> nn.Linear:
 
 
 def _columns(layers: FCLayers, layer: int) -> list[tuple[int, int]]:
-    """Return first and last + 1 column of each covariate in the weight of a layer."""
+    """Return the column range ``[first, stop)`` of each covariate in the weight of a layer."""
     sizes = layers.n_cat_list if layer == 0 or layers.inject_covariates else []
     return list(pairwise(accumulate(sizes, initial=_linear(layers, layer).in_features - sum(sizes))))
 
 
 def freeze(module: VAE, spec: ModelSpec) -> None:
-    """Freeze what ``spec.lineage`` says: a network that is read back is trained on as it was.
+    """Freeze the parts recorded in ``spec.lineage``, so that training of a saved query continues with the same ones.
 
-    Parameters without a free entry no longer require a gradient. In ``module.frozen`` stands, for those with free and
-    frozen entries, which are frozen; the training step puts these back. The network of a model that is no query stays
-    as it is.
+    Parameters without a free entry no longer require a gradient. For parameters with both free and frozen entries,
+    ``module.frozen`` has the mask of frozen ones, whose values the training step restores: a gradient of 0 would not
+    protect them from weight decay. The network of a model that is not a query is not changed.
     """
     if "freezing" not in spec.lineage or spec.lineage["freezing"]["unfrozen"]:
         return
@@ -302,7 +301,7 @@ def _holds_norms(part: str, freezing: Freezing) -> bool:
 
 
 def _freeze_norms(path: str, layers: FCLayers, frozen: dict[str, Tensor], *, hold: bool) -> None:
-    """Hold the running statistics of some layers, or free scale and shift."""
+    """Freeze the running statistics of some layers, or free scale and shift."""
     for at, norm in layers.named_modules():
         if not isinstance(norm, MicroBatchNorm):
             continue
@@ -314,14 +313,14 @@ def _freeze_norms(path: str, layers: FCLayers, frozen: dict[str, Tensor], *, hol
 
 
 def _free_columns(path: str, layers: FCLayers, n_known: Sequence[int], frozen: dict[str, Tensor]) -> None:
-    """Free the columns of all categories of each covariate but the first `n_known`."""
+    """Free the columns of each covariate's categories, except for its first `n_known`."""
     for i in range(len(layers.fc_layers)):
-        for (low, high), known in zip(_columns(layers, i), n_known, strict=False):  # a layer may have no columns
+        for (low, high), known in zip(_columns(layers, i), n_known, strict=False):  # only some layers have columns
             _free(frozen, f"{path}.{_weight_name(i)}", (slice(None), slice(min(low + known, high), high)))
 
 
 def _open_layers(module: VAE, freezing: Freezing) -> list[str]:
-    """Name the layers of which the first is trained whole."""
+    """Return the paths of the parts whose first layer is trained as a whole."""
     parts = {"z_encoder": not freezing.freeze_expression, "decoder": not freezing.freeze_decoder_first_layer}
     return [
         path
@@ -331,7 +330,7 @@ def _open_layers(module: VAE, freezing: Freezing) -> list[str]:
 
 
 def _free(frozen: dict[str, Tensor], name: str, where: Any) -> None:
-    """Let entries of a parameter move, if there is such a parameter and it is trained at all."""
+    """Mark entries of a parameter as free, if the parameter exists and is trained at all."""
     if name in frozen:
         frozen[name][where] = False
 
