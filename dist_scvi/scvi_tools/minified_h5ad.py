@@ -1,4 +1,4 @@
-"""Cells that scvi-tools minified: each one's latent posterior and total count, without its counts.
+"""Cells minified by scvi-tools: the latent posterior and total count of each cell, without its counts.
 
 Shape letters in this file
     n   cells
@@ -23,7 +23,7 @@ _PREFIX = {"SCVI": "scvi", "SCANVI": "scanvi", "LinearSCVI": "ldvae"}
 
 @dataclass(frozen=True, slots=True)
 class MinifiedCells:
-    """What is left of minified cells."""
+    """The data of minified cells."""
 
     qzm_nk: NDArray[np.float32]
     """Mean of q(z | x)."""
@@ -32,31 +32,32 @@ class MinifiedCells:
     library_n: NDArray[np.float32]
     """Observed total count."""
     obs: pd.DataFrame
-    """Table of the cells, with the covariates."""
+    """Table of the cells, including the covariates."""
     var: pd.DataFrame
-    """Columns of the genes."""
+    """Table of the genes."""
 
 
 def open_minified_h5ad(path: Path, spec: ModelSpec) -> MinifiedCells:
-    """Read the cells that scvi-tools 0.20 to 1.5 minified; counts, where it kept them, stay on disk.
+    """Read cells minified by scvi-tools 0.20 to 1.5. Counts that are in the file are not loaded.
 
     Parameters
     ----------
     path
-        The ``adata.h5ad`` beside the model.
+        The ``adata.h5ad`` next to the model.
     spec
-        The model that encoded them.
+        The model that encoded the cells.
 
     Raises
     ------
     ValueError
-        If they are not minified, are of other genes or another latent space, or hold numbers that cannot be.
+        If the cells are not minified, have other genes or another latent space, or have invalid numbers.
 
     Notes
     -----
     Names of the columns as in scvi-tools 1.4.2, model/_scvi.py, model/_scanvi.py and model/_linear_scvi.py; before 1.1
     they began with an underscore.
     """
+    # backed: a file may still have its counts, which need not fit in memory and are not used.
     try:
         cells = ad.read_h5ad(path, backed="r")
     except (OSError, KeyError, ValueError, TypeError) as error:

@@ -1,4 +1,4 @@
-"""Model folders of scvi-tools: read without running code from them, and written so that scvi-tools loads them."""
+"""Model folders of scvi-tools: reading without executing code from them, and writing for scvi-tools to load."""
 
 import io
 from collections import OrderedDict
@@ -37,18 +37,18 @@ class ScviModel:
     spec: ModelSpec
     weights: dict[str, Tensor]
     history: dict[str, list[float]]
-    """Metrics by name, one value for each epoch or step."""
+    """Metrics by name, with one value for each epoch or step."""
     is_trained: bool
     scvi_version: str | None
     minified: bool
-    """Whether its cells were minified; `scvi_minified.open_minified_h5ad` reads them."""
+    """Whether its cells were minified; `minified_h5ad.open_minified_h5ad` reads them."""
     cells: Path | None
-    """The ``adata.h5ad`` that was saved with it."""
+    """The ``adata.h5ad`` that was saved with the model."""
     split: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
-    """Which cells were in train, validation and test, where the file says so: masks up to the last row of any."""
+    """Masks of the cells in train, validation and test, up to the last row of any; empty if not in the file."""
 
     def build(self) -> VAE:
-        """Make the network with these weights, for inference."""
+        """Build the network with these weights, for inference."""
         module = self.spec.build()
         module.load_state_dict(self.weights)
         module.eval()
@@ -56,27 +56,27 @@ class ScviModel:
 
 
 def is_scvi_tools(path: Path, prefix: str = "") -> bool:
-    """Return whether the folder `path` is laid out as scvi-tools saves a model."""
+    """Return whether the folder `path` has the model files of scvi-tools."""
     return any((path / f"{prefix}{name}").is_file() for name in (_MODEL, _LEGACY[0]))
 
 
 def read_scvi_tools(path: Path, *, prefix: str = "") -> ScviModel:
-    """Read a folder that SCVI, SCANVI or LinearSCVI of scvi-tools 0.8 to 1.5 saved. Nothing in it is executed.
+    """Read a folder saved by SCVI, SCANVI or LinearSCVI of scvi-tools 0.8 to 1.5. Nothing in it is executed.
 
     Parameters
     ----------
     path
         The folder, with ``model.pt``, or before 0.15 ``model_params.pt``, ``attr.pkl`` and ``var_names.csv``.
     prefix
-        What the names of its files begin with.
+        Prefix of the names of its files.
 
     Raises
     ------
     FileNotFoundError
         If there is no model.
     ValueError
-        If a file is damaged or names code, the model is of another class or has options that are not offered, or its
-        weights do not fit its options.
+        If a file is damaged or refers to code, the model is of another class or has options that are not supported, or
+        its weights do not fit its options.
     """
     attributes, var_names, stored = _read_parts(path, prefix)
     weights = {name: value for name, value in stored.items() if name != "pyro_param_store"}
@@ -114,22 +114,22 @@ def write_scvi_tools(
     prefix: str = "",
     overwrite: bool = False,
 ) -> None:
-    """Write the file that scvi-tools 1.4.2 loads with ``load(path, adata=...)``, whole or not at all.
+    """Write a file that scvi-tools 1.4.2 loads with ``load(path, adata=...)``; a failure leaves no partial file.
 
     Parameters
     ----------
     history
-        Metrics by name, as scvi-tools names them: a value for each epoch or step, kept as a list.
+        Metrics under the names of scvi-tools: a value for each epoch or step, saved as a list.
     obs
-        Table of the cells it will be loaded with; needed if a covariate is a column of numbers or booleans.
+        Table of the cells that the model will be loaded with; needed if a covariate is a column of numbers or booleans.
     is_trained
-        Whether it was trained; scvi-tools warns of queries to one that was not.
+        Whether the model is trained; scvi-tools warns if an untrained model is queried.
     split
-        Which cells were in ``train``, ``validation`` and ``test``: masks over all cells.
+        Cells in ``train``, ``validation`` and ``test``, as masks over all cells.
     prefix
-        What the name of its file begins with.
+        Prefix of the file name.
     overwrite
-        Write into a folder that exists, in place of a model that is there; other files stay.
+        Write into an existing folder and replace a model in it; other files are kept.
 
     Raises
     ------
@@ -138,8 +138,8 @@ def write_scvi_tools(
 
     Notes
     -----
-    Lost is what scvi-tools has no place for: the seed, `objective`, which only training uses, and the layer ``raw/X``,
-    whose counts it must be given in ``X``. It wants every label present, and missing labels filled in.
+    Not saved is what scvi-tools has no field for: the seed; `objective`, which only training uses; and the layer
+    ``raw/X``, whose counts must be in ``X`` for scvi-tools. It needs every label present, and missing labels filled in.
     """
     if path.exists() and not overwrite:
         raise ValueError(f"{path} exists: give another path, or allow it to be replaced with overwrite=True")
@@ -159,7 +159,7 @@ def write_scvi_tools(
 
 
 def _read_parts(path: Path, prefix: str) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
-    """Read attributes, genes and weights."""
+    """Read attributes, names of genes, and weights."""
     legacy = [path / f"{prefix}{name}" for name in _LEGACY]
     if (path / f"{prefix}{_MODEL}").exists() or not legacy[0].exists():
         found = read_torch(path / f"{prefix}{_MODEL}")
@@ -181,7 +181,7 @@ def _read_parts(path: Path, prefix: str) -> tuple[dict[str, Any], list[str], dic
 
 
 def _check_weights(path: Path, spec: ModelSpec, weights: Mapping[str, Tensor]) -> None:
-    with torch.device("meta"):  # a small file may ask for a network that no memory holds
+    with torch.device("meta"):  # allocates nothing: a small file may describe a network larger than memory
         module = spec.build()
     differ = differing_names(module, weights)
     if differ:
@@ -195,7 +195,7 @@ def _check_weights(path: Path, spec: ModelSpec, weights: Mapping[str, Tensor]) -
 
 
 def _read_split(attributes: Mapping[str, Any]) -> dict[str, NDArray[np.bool_]]:
-    """Read which rows were trained, validated and tested on; empty if the model does not say."""
+    """Read the rows of training, validation and test; empty if the model has none."""
     rows: dict[str, NDArray[np.int64]] = {}
     for name in SPLITS:
         key = f"{name}_indices_"
@@ -205,7 +205,7 @@ def _read_split(attributes: Mapping[str, Any]) -> dict[str, NDArray[np.bool_]]:
         if attributes.get(key) is not None:
             rows[name] = row_n.astype(np.int64)
     n_cells = max((int(row_n.max(initial=-1)) + 1 for row_n in rows.values()), default=0)
-    if n_cells > _SPARSE * sum(map(len, rows.values())):  # a row number is no reason to take a terabyte
+    if n_cells > _SPARSE * sum(map(len, rows.values())):  # one large row number must not allocate a terabyte
         raise ValueError(f"its split names row {n_cells - 1} and few others: it is damaged")
     split = {name: np.zeros(n_cells, dtype=bool) for name in rows}
     for name, row_n in rows.items():
@@ -214,7 +214,7 @@ def _read_split(attributes: Mapping[str, Any]) -> dict[str, NDArray[np.bool_]]:
 
 
 def _history(stored: Any) -> dict[str, list[float]]:
-    """Read the metrics; those that pandas stored in a layout not known here are left out."""
+    """Read the metrics; those that pandas stored in an unknown layout are left out."""
     read: dict[str, list[float]] = {}
     for name, column in stored.items() if isinstance(stored, dict) else ():
         values = _numbers(_frame_values(column) if isinstance(column, Foreign) else column)
@@ -224,7 +224,7 @@ def _history(stored: Any) -> dict[str, list[float]]:
 
 
 def _numbers(column: Any) -> list[float] | None:
-    """Return numbers of a list, or of a list or array of one row, as floats; None for anything else."""
+    """Return the numbers of a list, or of a list or array with one row, as floats; None for anything else."""
     values = column.ravel().tolist() if isinstance(column, np.ndarray) else column
     while isinstance(values, list) and len(values) == 1 and isinstance(values[0], list):
         values = values[0]
@@ -234,7 +234,10 @@ def _numbers(column: Any) -> list[float] | None:
 
 
 def _frame_values(frame: Foreign) -> Any:
-    """Return the values of a frame with one column from the state that pandas gives it; None if it is another."""
+    """Return the values of a pickled frame with one column; None for another layout.
+
+    The state is read directly: to let pandas rebuild the frame would execute code that the file names.
+    """
     match frame.state:
         case {"_mgr": Foreign() as blocks} | {"_data": Foreign() as blocks}:
             pass

@@ -1,4 +1,4 @@
-"""Registry and options that scvi-tools keeps beside the weights, turned into a `ModelSpec`.
+"""Conversion of the registry and options that scvi-tools saves with the weights into a `ModelSpec`.
 
 Layouts as in scvi-tools 0.8 to 1.5: data/_manager.py, data/fields/, data/_compat.py, model/base/_save_load.py.
 """
@@ -20,12 +20,12 @@ from dist_scvi.scvi_tools.registry_values import scalar_at, scalars_at, shorten,
 NAMED_OPTIONS = (
     *("n_hidden", "n_latent", "n_layers", "dropout_rate", "dispersion", "gene_likelihood", "use_observed_lib_size"),
 )
-"""Options that scvi-tools names in the signatures of its models."""
+"""Options in the signatures of scvi-tools' models."""
 OTHER_OPTIONS = (
     *("latent_distribution", "log_variational", "encode_covariates", "deeply_inject_covariates"),
     *("batch_representation", "use_batch_norm", "use_layer_norm", "linear_classifier", "bias"),
 )
-"""Options that it hands through to the network."""
+"""Options that scvi-tools passes to the network as keyword arguments."""
 _MODELS = ("SCVI", "SCANVI", "LinearSCVI")
 _OF_DATA = {"adata", "registry", "datamodule", "use_cuda", "unlabeled_category", "pretrained_model"}
 _NO_EFFECT = {"extra_payload_autotune"}
@@ -43,12 +43,12 @@ def spec_of_attributes(
     var_names
         Genes in the order of the model.
     weights
-        ``model_state_dict``; says how many labels are learned, and of a file before 0.15 which model it is.
+        ``model_state_dict``; determines the number of learned labels, and for files before 0.15 the class of the model.
 
     Raises
     ------
     ValueError
-        If the model is another one, or has options or data that are not offered here.
+        If the model is of another class, or has options or data that are not supported here.
     """
     registry = table_at(attributes, "registry_") or _registry_of_setup(attributes)
     name = text_at(registry, "model_name") or _guess_model(weights)
@@ -78,7 +78,7 @@ def spec_of_attributes(
 
 
 def _read_options(name: str, stored: Mapping[str, Any]) -> ModelConfig:
-    """Read ``init_params_``; what a file does not name has the default it had before it could be named."""
+    """Read ``init_params_``. An option that is not in the file has the behaviour from before the option existed."""
     flat, nested = table_at(stored, "non_kwargs") or stored, table_at(stored, "kwargs") or stored
     options = {key: value for key, value in flat.items() if not isinstance(value, dict)}
     for table in nested.values():
@@ -116,7 +116,7 @@ def _read_options(name: str, stored: Mapping[str, Any]) -> ModelConfig:
 
 
 def _numbers(stored: Any) -> tuple[float, ...]:
-    """Read a vector of numbers: a tensor, an array, or nested lists of one row."""
+    """Read a vector of numbers from a tensor, an array, or nested lists with one row."""
     values = stored.tolist() if isinstance(stored, Tensor | np.ndarray) else stored
     while isinstance(values, list) and len(values) == 1 and isinstance(values[0], list):
         values = values[0]
@@ -132,7 +132,7 @@ def _is_of_datamodule(registry: Mapping[str, Any]) -> bool:
 
 
 def _categories(state: Mapping[str, Any], key: str) -> list[Any]:
-    """Read categories in the order of their codes, or a table of name to code, as a data module saves it."""
+    """Read categories in the order of their codes, from a list or from a table of codes by name of a data module."""
     if not isinstance(state.get(key), Mapping):
         return scalars_at(state, key)
     code = {name: scalar_at(state[key], name) for name in state[key]}
@@ -145,12 +145,12 @@ def _read_batch(state: Mapping[str, Any], *, from_datamodule: bool) -> Covariate
     covariate = _read_covariate(state, "batch")
     if covariate is None or not from_datamodule or isinstance(state["categorical_mapping"], dict):
         return covariate
-    # Its codes are those of a LabelEncoder, in sorted order, whatever order the names were saved in.
+    # The codes of a data module are those of a LabelEncoder, in sorted order, not in the order of the saved names.
     return covariate.model_copy(update={"categories": tuple(sorted(covariate.categories))})
 
 
 def _read_covariate(state: Mapping[str, Any], name: str) -> Covariate | None:
-    """Read a field of one column; none if scvi-tools made that column up for want of one."""
+    """Read a field of one column; None if scvi-tools created the column because there was no key."""
     key, categories = text_at(state, "original_key"), _categories(state, "categorical_mapping")
     if key is None or key == f"_scvi_{name}":
         if len(categories) > 1:
@@ -180,15 +180,16 @@ def _read_covariates(state: Mapping[str, Any]) -> tuple[Covariate, ...]:
 def _read_labels(
     state: Mapping[str, Any], name: str, weights: Mapping[str, Tensor]
 ) -> tuple[Covariate | None, str | None]:
-    """Read the labels, and of SCANVI the category of cells without one, which lies last among them."""
+    """Read the labels, and for SCANVI the unlabeled category, which scvi-tools puts last."""
     label, unlabeled = _read_covariate(state, "labels"), scalar_at(state, "unlabeled_category")
     if name != "SCANVI" or label is None or unlabeled is None:
         return label, None
     prior = weights.get("y_prior")
     n_learned, categories = prior.shape[-1] if prior is not None and prior.ndim else None, [*label.categories]
     if str(unlabeled) in categories:
-        if n_learned == len(categories):  # a data module without such cells has it learned as a label
+        if n_learned == len(categories):  # from a data module without such cells, it was learned as a label
             return label, None
+        # The last category takes its code, as in scvi-tools; the codes of the other labels stay.
         categories[categories.index(str(unlabeled))] = categories[-1]
         categories.pop()
     return label.model_copy(update={"categories": tuple(categories)}), str(unlabeled)
@@ -200,14 +201,14 @@ def _before(version: Any, than: tuple[int, int]) -> bool:
 
 
 def _guess_model(weights: Mapping[str, Tensor]) -> str:
-    """Determine the model of a file before 0.15, which does not name it."""
+    """Infer the class of the model from its weights: files before 0.15 do not name it."""
     if any(name.startswith("classifier.") for name in weights):
         return "SCANVI"
     return "LinearSCVI" if any(name.startswith("decoder.factor_regressor.") for name in weights) else "SCVI"
 
 
 def _registry_of_setup(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Make a registry of the setup that scvi-tools kept before 0.15."""
+    """Convert the setup that scvi-tools saved before 0.15 into a registry, so that only one layout is interpreted."""
     setup = table_at(attributes, "scvi_setup_dict_")
     if not setup:
         raise ValueError("it holds neither registry_ nor scvi_setup_dict_: it is no model of scvi-tools")

@@ -1,7 +1,7 @@
-"""Values of a registry that nobody vouches for: each is checked where it is taken out, and shown shortened.
+"""Values of a registry from an untrusted file: each is checked when it is read, and shortened in messages.
 
-Whatever a file holds in place of what is needed is a ValueError here. So the code that interprets a registry needs no
-``except TypeError``, which would report its own mistakes as damage of the file.
+A value of a wrong type raises a ValueError here. The code that interprets a registry thus needs no
+``except TypeError``, which would report errors of that code as a damaged file.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ Scalar = str | int | float | bool
 
 
 def shorten(value: object) -> str:
-    """Return a line of bounded length for a value of a file."""
+    """Return a value of a file as one line of bounded length."""
     return printable(" ".join(shorten_repr(value).split()))
 
 

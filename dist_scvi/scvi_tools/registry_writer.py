@@ -1,4 +1,4 @@
-"""A `ModelSpec` turned into the registry and options that scvi-tools 1.4.2 keeps beside the weights.
+"""Conversion of a `ModelSpec` into the registry and options that scvi-tools 1.4.2 saves with the weights.
 
 Layouts as in scvi-tools 1.4.2: data/_manager.py, data/fields/, model/base/_save_load.py.
 """
@@ -18,22 +18,22 @@ from dist_scvi.network.model_spec import Covariate, ModelSpec
 from dist_scvi.scvi_tools.registry import NAMED_OPTIONS, OTHER_OPTIONS
 
 VERSION = "1.4.2"
-"""The scvi-tools whose layout is written."""
+"""Version of scvi-tools whose layout is written."""
 
 
 def attributes_of(spec: ModelSpec, *, is_trained: bool = True, obs: pd.DataFrame | None = None) -> dict[str, Any]:
-    """Return the attributes from which scvi-tools 1.4.2 makes the model of `spec`.
+    """Return the attributes from which scvi-tools 1.4.2 builds the model of `spec`.
 
     Parameters
     ----------
     obs
-        The cells it will be loaded with. Of models that do not record it, the columns say which categories are numbers;
-        without them all are texts.
+        The cells that the model will be loaded with. For models that do not record types of categories, they are taken
+        from its columns; without it all categories are text.
 
     Raises
     ------
     ValueError
-        If scvi-tools has no such model.
+        If scvi-tools does not support such a model.
     """
     _check_offered(spec)
     registry = registry_of(spec, obs=obs)
@@ -44,14 +44,14 @@ def attributes_of(spec: ModelSpec, *, is_trained: bool = True, obs: pd.DataFrame
 
 
 def registry_of(spec: ModelSpec, *, obs: pd.DataFrame | None = None, n_cells: int | None = None) -> dict[str, Any]:
-    """Return what scvi-tools 1.4.2 calls the registry: arguments of the setup, fields and their categories.
+    """Return the registry of scvi-tools 1.4.2: arguments of the setup, fields and their categories.
 
     Parameters
     ----------
     obs
-        As of `attributes_of`.
+        As in `attributes_of`.
     n_cells
-        Cells of the model's data; by default the rows of `obs`.
+        Number of cells of the model's data; by default the rows of `obs`.
     """
     labels, unlabeled = _written_labels(spec)
     setup: dict[str, Any] = {
@@ -81,7 +81,7 @@ def registry_of(spec: ModelSpec, *, obs: pd.DataFrame | None = None, n_cells: in
 
 
 def init_params_of(model: ModelConfig) -> dict[str, Any]:
-    """Return the arguments of the model's class, as scvi-tools 1.4.2 keeps them in ``init_params_``."""
+    """Return the arguments of the model's class in the form of ``init_params_`` of scvi-tools 1.4.2."""
     default = ModelConfig(model_name=model.model_name)
     named = {key: getattr(model, key) for key in NAMED_OPTIONS}
     others = {key: getattr(model, key) for key in OTHER_OPTIONS if getattr(model, key) != getattr(default, key)}
@@ -102,7 +102,7 @@ def init_params_of(model: ModelConfig) -> dict[str, Any]:
 
 
 def _written_labels(spec: ModelSpec) -> tuple[Covariate | None, str | None]:
-    """Return the labels with the unlabeled category last, and that category if it is SCANVI, which must have one."""
+    """Return the labels with the unlabeled category last, and for SCANVI that category, which it must have."""
     if spec.label is None:
         return None, None
     unlabeled, categories = spec.unlabeled_category, spec.label.categories
@@ -161,9 +161,9 @@ def _write_covariate(name: str, covariate: Covariate | None, obs: pd.DataFrame |
 
 
 def _typed(obs: pd.DataFrame | None, column: Covariate, names: Sequence[str]) -> NDArray[Any]:
-    """Return categories as the values that the obs column holds, with which scvi-tools compares them.
+    """Return categories in the type of the obs column, because scvi-tools compares them with its values.
 
-    A category that is none of these, as ``"Unknown"`` beside labels that are numbers, stays a text.
+    A category without a value of that type, such as ``"Unknown"`` next to numeric labels, stays text.
     """
     dtype = column.dtype if column.dtype != "str" else _type_in(obs, column.key)
     try:
@@ -179,7 +179,7 @@ def _typed(obs: pd.DataFrame | None, column: Covariate, names: Sequence[str]) ->
 
 
 def _type_in(obs: pd.DataFrame | None, key: str) -> str:
-    """Name the type of the values of an obs column, of which models before this was recorded know the names only."""
+    """Return the type of the values of an obs column, for models that record only the names of categories."""
     if obs is None or key not in obs:
         return "str"
     stored: Any = obs[key]
@@ -188,7 +188,7 @@ def _type_in(obs: pd.DataFrame | None, key: str) -> str:
 
 
 def _check_offered(spec: ModelSpec) -> None:
-    """Refuse what scvi-tools could not make or load."""
+    """Raise for models that scvi-tools cannot build or load."""
     if spec.model.dispersion == "gene-label" and (spec.model.model_name == "SCANVI" or spec.unlabeled_category):
         raise ValueError(
             "dispersion='gene-label' with an unlabeled category: scvi-tools 1.4.2 cannot load such a model"
