@@ -1,8 +1,8 @@
-"""Pickles that others wrote, read without running code of theirs.
+"""Reading of untrusted pickles without executing code from them.
 
 A pickle is a program: it may name any function of any module and call it. Here every name is looked up in one table of
-stand-ins that only keep what they are given; a name that is not in it is refused, with nothing imported or called.
-Sizes are checked against the bytes that are there before memory is taken.
+stand-ins that only store their arguments. A name that is not in the table raises an error; nothing is imported or
+called. Sizes are checked against the size of the file before memory is allocated.
 """
 
 import io
@@ -25,12 +25,12 @@ _OLD_TORCH = b"\x80\x02\x8a\x0a"
 _MAX_DIMS = 8
 _MAX_DEPTH = 100
 _MAX_TUPLES = 50_000
-"""One inside the other, twice as many overflow the stack of a thread when they are the key of a table."""
+"""Nested in each other, twice as many overflow the stack of a thread when they are hashed as the key of a table."""
 _MIN_PARTS = 1 << 16
 _PARTS_PER_BYTE = 4
-"""A pickle of n bytes writes out at most n values; those that it shares make a few times as many in real models."""
+"""A pickle of n bytes has at most n values; with shared ones written out, real models have a few times as many."""
 _TEXT_PART = 64
-"""Characters that count as one further part."""
+"""Characters that count as one additional part."""
 _NUMPY_TYPE = re.compile(r"b1|[iu][1248]|f[248]|[SU][1-9]\d{0,5}")
 _STORAGES = {
     "DoubleStorage": torch.float64,
@@ -44,16 +44,16 @@ _STORAGES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
-_FAILURES = (  # of a pickle or archive that is damaged, or made to do harm
+_FAILURES = (  # what a damaged or malicious pickle or archive may raise
     *(pickle.UnpicklingError, zipfile.BadZipFile, EOFError, struct.error, OSError, MemoryError, RuntimeError),
     *(ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError),
 )
 
 
 class Foreign:
-    """Stands for an object of another library: what it was made of, and none of its code.
+    """Stand-in for an object of another library: its constructor arguments and state, without its code.
 
-    Its type is named for its class, or for the function that would have made it.
+    Its type has the name of the object's class, or of the function that would have built it.
     """
 
     __slots__ = ("arguments", "state")
@@ -70,15 +70,16 @@ class Foreign:
 
 
 def read_torch(path: Path) -> Any:
-    """Read what ``torch.save`` wrote: dicts, lists, numbers, texts, numpy arrays (of objects as lists) and tensors.
+    """Read a file of ``torch.save``: dicts, lists, numbers, text, numpy arrays (of objects as lists) and tensors.
 
-    Frames of pandas come as `Foreign`.
+    pandas frames are returned as `Foreign`.
 
     Raises
     ------
     ValueError
-        If the file is damaged, names anything that is not allowed, or claims sizes that it does not hold.
+        If the file is damaged, refers to a name that is not allowed, or declares sizes larger than its content.
     """
+    # Not torch.load(weights_only=True): it raises for pandas frames, which these files have as the training history.
     _check_is_file(path)
     with path.open("rb") as file:
         is_old = file.read(4) == _OLD_TORCH
@@ -92,12 +93,12 @@ def read_torch(path: Path) -> Any:
 
 
 def read_pickle(path: Path) -> Any:
-    """Read a plain pickle; as `read_torch`, without tensors.
+    """Read a plain pickle, as `read_torch` but without tensors.
 
     Raises
     ------
     ValueError
-        As `read_torch`.
+        As in `read_torch`.
     """
     _check_is_file(path)
     content = path.read_bytes()
@@ -108,7 +109,7 @@ def read_pickle(path: Path) -> Any:
 
 
 class _Name:
-    """Stands for an allowed name; it may be called, and neither taken apart nor changed."""
+    """Stand-in for an allowed name. It may be called; a pickle that tries to change its state raises an error."""
 
     __slots__ = ("_make", "text")
 
@@ -123,7 +124,7 @@ class _Name:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Reads the pickle `content`, whose tensors lie in the archive beside it."""
+    """Unpickler of `content`, whose tensors are in `archive`."""
 
     def __init__(self, content: bytes, archive: zipfile.ZipFile | None = None, root: str = "") -> None:
         _check_opcodes(content)
@@ -155,6 +156,7 @@ class _Unpickler(pickle.Unpickler):
     def _read_storage(self, key: str, dtype: torch.dtype, numel: int) -> Tensor:
         if self._archive is None:
             raise pickle.UnpicklingError("it refers to tensors, and there are none beside it")
+        # Checked before the read: a small pickle must not be able to allocate an arbitrary amount of memory.
         found = self._archive.getinfo(f"{self._root}/data/{key}").file_size
         if found != numel * dtype.itemsize:
             raise pickle.UnpicklingError(f"tensor data {key} has {found} bytes where {numel} of {dtype} are claimed")
@@ -163,7 +165,10 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _open_archive(archive: zipfile.ZipFile, n_bytes: int) -> tuple[bytes, zipfile.ZipFile, str]:
-    """Return the pickle of an archive and the folder it lies in, once nothing in it is larger than it looks."""
+    """Return the pickle of an archive and its folder, after a check of the sizes in the archive.
+
+    Parts must be uncompressed and together no larger than the file, which excludes zip bombs.
+    """
     entries = archive.infolist()
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         raise pickle.UnpicklingError("it holds compressed parts, which torch does not write")
@@ -179,7 +184,10 @@ def _open_archive(archive: zipfile.ZipFile, n_bytes: int) -> tuple[bytes, zipfil
 
 
 def _check_opcodes(content: bytes) -> None:
-    """Refuse what would end the process before an error can: a memo of more places than bytes, tuples without end."""
+    """Raise for opcodes that would end the process without an exception.
+
+    These are memo indices larger than the file, for which the unpickler allocates memory, and too many tuples.
+    """
     n_tuples = 0
     for opcode, argument, _ in pickletools.genops(content):
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > len(content):
@@ -190,14 +198,14 @@ def _check_opcodes(content: bytes) -> None:
 
 
 class _Table(dict[Any, Any]):
-    """Stands for an OrderedDict or defaultdict; what torch hangs on it, the versions of modules, is left out."""
+    """Stand-in for an OrderedDict or defaultdict. Its state is ignored: torch stores the versions of modules there."""
 
     def __setstate__(self, state: Any) -> None:
         pass
 
 
 class _NumpyType:
-    """Stands for a dtype."""
+    """Stand-in for a numpy dtype."""
 
     __slots__ = ("code", "order")
 
@@ -225,7 +233,7 @@ class _NumpyType:
 
 
 class _Array:
-    """Stands for a numpy array, which comes in two steps: made empty, then given its values."""
+    """Stand-in for a numpy array. A pickle creates an empty array first, and then sets its values as the state."""
 
     __slots__ = ("values",)
 
@@ -245,7 +253,10 @@ def _scalar(dtype: _NumpyType, content: Any) -> Any:
 
 
 def _tensor(flat: Any, offset: int, size: Any, stride: Any, *_: Any) -> Tensor:
-    """Return a view of stored numbers that lies wholly inside them."""
+    """Return a view of stored numbers, after a check that it is inside them.
+
+    It may not have more elements than are stored: with a stride of 0, one number could stand for a tensor of any size.
+    """
     if not isinstance(flat, Tensor) or not isinstance(offset, int) or offset < 0:
         raise pickle.UnpicklingError("it holds a tensor without numbers")
     n = _count(size)
@@ -276,7 +287,7 @@ def _refuse_call(*_: Any) -> Any:
 _ALLOWED: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": _Table,
     "collections.defaultdict": lambda *_: _Table(),
-    "builtins.dict": _refuse_call,  # what a defaultdict would make
+    "builtins.dict": _refuse_call,  # named as the factory of a defaultdict, never called
     "builtins.list": _refuse_call,
     "builtins.set": lambda items: items,
     "builtins.slice": slice,
@@ -294,27 +305,27 @@ _ALLOWED: dict[str, Callable[..., Any]] = {
 
 
 def _check_is_file(path: Path) -> None:
-    """Refuse what is there and no file: reading a pipe or a device may never end."""
+    """Raise if `path` exists and is not a regular file: reading a pipe or a device may never end."""
     if path.exists() and not path.is_file():
         raise ValueError(f"{path} cannot be read: it is no regular file")
 
 
 def _to_plain(value: Any, n_bytes: int) -> Any:
-    """Replace every stand-in in what a pickle of `n_bytes` holds by what it stands for.
+    """Replace all stand-ins in the content of a pickle of `n_bytes` by plain values.
 
-    Lists that share their parts can describe a tree of 10^12 values in a kilobyte. Such a tree costs nothing until
-    someone prints, joins or copies it, so it is refused here, by its size written out.
+    Lists that share their items can describe a tree of 10^12 values in a kilobyte. Such a tree needs no memory until it
+    is printed, joined or copied, so its size without sharing is limited here.
     """
     return _Plain(max(_MIN_PARTS, _PARTS_PER_BYTE * n_bytes)).convert(value, 0)[0]
 
 
 class _Plain:
-    """Replaces stand-ins, and counts the values of the result as if nothing in it were shared."""
+    """Replaces stand-ins by plain values, and counts the values of the result as if none were shared."""
 
     def __init__(self, max_parts: int) -> None:
         self._max_parts = max_parts
         self._done: dict[int, tuple[Any, int]] = {}
-        """What several places share, by the identity of the stand-in, and its number of parts."""
+        """Converted values and their number of parts, by the identity of the original: shared ones convert once."""
 
     def convert(self, value: Any, depth: int) -> tuple[Any, int]:
         """Return the plain value and its number of parts."""
