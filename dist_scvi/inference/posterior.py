@@ -160,6 +160,7 @@ def rows_by_category(
     chosen = {}
     for code, name in enumerate(column.vocabulary):
         row_n = np.flatnonzero(code_n == code)
+        # A generator for each category: the rows chosen from one do not depend on the size of the others.
         if most is not None and most < len(row_n):
             row_n = np.sort(np.random.default_rng((seed, code)).choice(row_n, most, replace=False))
         if len(row_n):

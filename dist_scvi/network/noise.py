@@ -66,6 +66,7 @@ class StepNoise:
         """Return separate noise for each micro-minibatch."""
         if not self.keyed:
             return [self]
+        # A derived generator for each part, which `anew` can restart without changing the numbers drawn elsewhere.
         seeds = [hash_keys(generator.initial_seed(), _PART_KEY) for generator in self.generators if generator]
         return [
             StepNoise((torch.Generator(generator.device).manual_seed(seed),), [size])

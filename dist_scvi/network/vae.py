@@ -264,6 +264,7 @@ class VAE(nn.Module):
             gene_g=gene_g,
         )
         scale_ng = self._shares(heads.scale_logits_ng, gene_g)
+        # exp(log(n)) instead of n: scvi-tools has the library size on the log scale, and rounding is then the same.
         rate_ng = torch.exp(torch.log(library_n))[:, None] * scale_ng
         if heads.r_ng is not None:
             return Expression(scale_ng, rate_ng, torch.exp(heads.r_ng), heads.zi_logits_ng)
