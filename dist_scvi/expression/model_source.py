@@ -109,6 +109,7 @@ class ModelSource:
 
         def add(minibatch: MiniBatch) -> None:
             for total_qg, part_qg in zip(sums, _sums(minibatch, group_n[minibatch.row_n], n_groups), strict=True):
+                # A plain += on fancy indices is safe: a product of CSR arrays has no index pair twice.
                 total_qg[part_qg.row, part_qg.col] += part_qg.data
 
         world, chunk_cells = self.world, self.chunk_cells
@@ -128,6 +129,7 @@ class ModelSource:
             covariates = decoded_with(covariates_of(cells, self.module.device), batch)
             px = self.module.decode(self.module.latent(z_sk), library_s, covariates)
             parts.append((part, z_sk, px.scale_ng, px.theta_ng, px.zi_logits_ng))
+        # `encoded` yields chunks in the order of the rows; this is the inverse permutation.
         back_s = torch.from_numpy(np.argsort(np.concatenate([part for part, *_ in parts]))).to(self.module.device)
         _, z_p, scale_p, theta_p, zi_logits_p = (list(column) for column in zip(*parts, strict=True))
         return Candidates(
@@ -163,6 +165,7 @@ class ModelSource:
 
         A row that occurs several times in a chunk is read and encoded once.
         """
+        # In sorted order, so that a chunk reads neighbouring rows of the store.
         order_s = np.argsort(row_s, kind="stable")
         for start in range(0, len(row_s), self.chunk_cells):
             part = order_s[start : start + self.chunk_cells]

@@ -58,6 +58,7 @@ def sampled_expression(
     draw_s = draw_numbers(row_s, 0)
     if importance is not None:
         place_a = rng.choice(n_asked, min(n_asked, importance.sampling.max_cells), replace=False)
+        # unique: anchors are sorted rows, and a cell that is requested twice must not be an anchor twice.
         anchors = importance.anchors(np.unique(_rows_at(selection, place_a)))
         chosen_s = importance.choose(row_s, draw_s, query.transform_batch, anchors, n_samples, rng)
         row_s, draw_s = row_s[chosen_s], draw_s[chosen_s]

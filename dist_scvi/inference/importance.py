@@ -23,7 +23,9 @@ from torch import Tensor
 from dist_scvi.network.likelihood import GeneLikelihood, sparse_log_likelihood
 
 _CANDIDATES_PER_PASS = 256
+"""Candidates decoded at a time: all of them would need an array of candidates times genes for each parameter."""
 _BLOCK_VALUES = 1 << 22
+"""Values of a block of pairs times genes, which bounds the memory of the likelihood."""
 
 
 @dataclass(frozen=True, slots=True)

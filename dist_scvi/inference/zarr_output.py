@@ -127,7 +127,7 @@ def write_rows(
     """
     world = world or World()
     path = _path_of(out)
-    _check_free(path)
+    _check_free(path)  # also here, before anything is computed; `written_in_shards` repeats it under the lock
     _check_rising(selection)
     one = answers(rows_minibatch(selection.data, selection.rows(0, 1)))
     chunk, shard = _rows_together(one, selection.n_cells)
@@ -179,6 +179,7 @@ def _check_free(path: Path) -> None:
 def _check_rising(selection: Selection) -> None:
     if isinstance(selection.order, slice):
         return
+    # Shards are written in the order of the store: in another order, the cells of one read would belong to many shards.
     wrong = np.flatnonzero(selection.order != np.arange(len(selection.order)))
     if len(wrong):
         row = selection.rows(0, selection.n_cells)[selection.order[wrong[0]]]
@@ -227,6 +228,7 @@ def _fill(
     tell = on_progress if on_progress is not None and shards.world.rank == 0 else lambda *_: None
     most = min(shards.shard_cells, selection.n_cells)
     held = {name: np.empty((most, *values.shape[1:]), values.dtype) for name, values in one.items()}
+    # The next minibatch is read while this one is computed; more than one would only use memory.
     minibatches = prefetch(_read(selection, shards, chunk_cells), 1, timeout_s=READ_TIMEOUT_S)
     done = shards.cells_before
     tell(done, shards.share)

@@ -59,7 +59,7 @@ def registry_of(spec: ModelSpec, *, obs: pd.DataFrame | None = None, n_cells: in
         "batch_key": spec.batch.key if spec.batch else None,
         "labels_key": labels.key if labels else None,
     }
-    if spec.model.model_name != "LinearSCVI":
+    if spec.model.model_name != "LinearSCVI":  # whose setup_anndata has no such arguments
         setup |= {
             "size_factor_key": spec.size_factor_key,
             "categorical_covariate_keys": [covariate.key for covariate in spec.categorical_covariates] or None,
@@ -108,6 +108,7 @@ def _written_labels(spec: ModelSpec) -> tuple[Covariate | None, str | None]:
     unlabeled, categories = spec.unlabeled_category, spec.label.categories
     if spec.model.model_name == "SCANVI":
         unlabeled = unlabeled or "Unknown"
+        # A name made up for the unlabeled category must not be that of a label, whose cells would lose it.
         while unlabeled in categories and spec.unlabeled_category is None:
             unlabeled = f"_{unlabeled}"
     whole = categories if unlabeled is None else (*categories, unlabeled)

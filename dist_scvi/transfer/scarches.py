@@ -80,8 +80,8 @@ def load_query(
     freeze_decoder_first_layer
         Freeze the first layer of the decoder; otherwise all of it is trained.
     freeze_batchnorm_encoder, freeze_batchnorm_decoder
-        Freeze scale, shift and running statistics. As in scvi-tools, training still normalises each minibatch by its
-        own statistics.
+        Freeze scale, shift and running statistics, and normalise by the latter in training too. scvi-tools normalises
+        each minibatch by its own statistics.
     freeze_classifier
         Freeze the classifier of SCANVI.
     freeze_reference_categories
