@@ -69,7 +69,7 @@ def scvi(  # noqa: PLR0913, PLR0917 - the arguments of scanpy
         Raw counts in memory, or a store on a disk. Next to a store at ``PATH`` the results are written to
         ``PATH.scvi.zarr``, an AnnData without counts.
     n_hidden, n_latent, n_layers, dispersion
-        As of `SCVI`.
+        As in `SCVI`.
     n_epochs, lr, train_size
         Epochs, learning rate, share of the cells to train on.
     batch_key

@@ -66,7 +66,7 @@ def moments_of(value_mg: NDArray[np.floating[Any]]) -> Moments:
 
 
 def _joined(chunks: Iterable[Moments | None]) -> Moments | None:
-    """Merge moments; None is the moments of no rows, as of a worker without cells."""
+    """Merge moments; None stands for no rows, such as those of a worker without cells."""
     total: Moments | None = None
     for chunk in chunks:
         total = chunk if total is None else total if chunk is None else total.joined(chunk)

@@ -193,6 +193,8 @@ def decoding_batches(
             what = f"holds {unknown[0]!r}" if unknown else "is empty"
             raise ValueError(f"{name} {what}: the batches of the model are {', '.join(categories)}")
         codes.append(tuple(list(categories).index(batch) for batch in asked))
+    # With the same batches samples are compared within a batch, with none in common across batches. With only some in
+    # common, neither applies to all samples.
     shared = set(codes[0]) & set(codes[1])
     if shared and set(codes[0]) != set(codes[1]):
         raise ValueError(

@@ -24,6 +24,7 @@ def open_for(source: Any, spec: ModelSpec) -> CellData:
     store = source if isinstance(source, CellStore) else open_store(source, layer=spec.layer)
     if tuple(store.var_names) != spec.var_names and set(spec.var_names) <= set(store.var_names):
         store = open_store(source, layer=spec.layer, genes=spec.var_names)
+    # A query may lack the column of labels, which SCANVI predicts; the other columns of the model are required.
     labelled = spec.label is not None and spec.label.key in store.obs_columns()
     data = open_data(
         store,

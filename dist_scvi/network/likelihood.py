@@ -70,6 +70,7 @@ def log_poisson(x_ng: Tensor, mu_ng: Tensor) -> Tensor:
     Where the count is 0 the rate may be 0 too (a cell without counts). The logarithm is then of 1, so that neither
     value nor gradient is NaN; in scvi-tools the gradient is NaN.
     """
+    # `where` inside of the logarithm: outside, the gradient of the masked log(0) would be 0 times infinity, a NaN.
     log_mu = torch.log(torch.where(x_ng > 0, mu_ng, 1.0))
     return x_ng * log_mu - mu_ng - torch.lgamma(x_ng + 1)
 

@@ -135,6 +135,7 @@ def _covariate_of(column: Categorical | None) -> Covariate | None:
 
 
 _NO_LABELS = {"unknown", "unlabeled", "unlabelled", "unassigned", "unannotated", "na", "n/a", "nan", "none", ""}
+"""Names that usually mark cells without a label. Without an unlabeled category, SCANVI would learn them as a label."""
 
 
 def _check_labels(spec: ModelSpec) -> None:

@@ -36,7 +36,7 @@ class SCANVAE(VAE):
     Parameters
     ----------
     n_genes, n_labels, n_batch, n_cats_per_cov, n_continuous_cov, use_size_factor, config
-        As of `VAE`; `n_labels` does not count the unlabeled category.
+        As in `VAE`; `n_labels` does not count the unlabeled category.
     """
 
     def __init__(
