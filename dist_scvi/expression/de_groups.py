@@ -257,7 +257,7 @@ def rows_at(member_n: NDArray[np.bool_], place_s: NDArray[np.int64]) -> NDArray[
 
 
 def draw_numbers(row_s: NDArray[np.int64], side: int) -> NDArray[np.int64]:
-    """Number the occurrences of each row, to key the noise: even on side 0, odd on side 1.
+    """Assign numbers to the occurrences of each row, which key the noise: even on side 0, odd on side 1.
 
     A cell that is sampled several times, or on both sides, thus has different noise each time.
     """
