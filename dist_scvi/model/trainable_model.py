@@ -154,7 +154,6 @@ class TrainableModel(ExpressionModel):
             raise ValueError(f"{', '.join(both)} is given as an argument and in plan_kwargs: leave one out")
         section = parse_section(TrainConfig, "train", {**given, **(plan_kwargs or {})})
         if not any(parameter.requires_grad for parameter in self.module.parameters()):
-            # No error: a script that trains every query continues, and this query equals its reference.
             warnings.warn(
                 "nothing of this query is trained: its reference knows all its batches and covariates; to train them, "
                 "give load_query_data freeze_reference_categories=False or unfrozen=True",

@@ -113,12 +113,10 @@ def train(  # noqa: C901, PLR0912, PLR0915 - the whole run, in order
         config, plan = resolve(config, data, spec)
         check_world_size(plan.lanes, world.size)
         labelled_plan, settings = labelled_plan_of(config, spec, data, plan), config.train
-        # From rank 0, so that all workers compare the checkpoint with the same values and refuse it alike. A worker
-        # that refused alone would leave the others waiting in a collective.
+        # From rank 0: a worker that refused the checkpoint alone would leave the others waiting in a collective.
         data_fingerprint = world.from_first(fingerprint(data, plan, labelled_plan) if world.rank == 0 else {})
 
         # --- the model, and the state that the run resumes from
-        # `restore` may come after DDP and the optimizer are made: it copies into the parameters that they refer to.
         module = _prepare(module, settings, world)
         optimizer = make_optimizer(module, settings)
         model = average_gradients(module, world, settings)
@@ -148,7 +146,6 @@ def train(  # noqa: C901, PLR0912, PLR0915 - the whole run, in order
             epoch, end_of_epoch = minibatch.epoch, minibatch.step == plan.steps_per_epoch - 1
             state.done = epoch * plan.steps_per_epoch + minibatch.step + 1
             weight = kl_weight(settings, epoch, state.done - 1)
-            # In every step: a checkpoint has the moments of the optimizer, but not its learning rate.
             for group in optimizer.param_groups:
                 group["lr"] = state.schedule.lr
             taken = take_step(
@@ -164,8 +161,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - the whole run, in order
                 asked=requests.read(),
             )
             meter.add(taken)
-            # All workers must decide alike, so requests are summed with the losses of a step. Those of the previous
-            # step are read here: reading those of this step would wait for the device.
+            # Requests are summed over workers with the losses; those of this step would wait for the device.
             to_save, to_stop = (number > 0 for number in requested.tolist())
             requested = taken.asked
 
@@ -178,7 +174,6 @@ def train(  # noqa: C901, PLR0912, PLR0915 - the whole run, in order
                 log_row({"kind": "train", **where, **meter.read(state.done)})
             if end_of_epoch:
                 log_row({"kind": "epoch", **where, **meter.read_epoch()})
-            # Before anything is saved, or a run that diverged would replace its good checkpoints by useless ones.
             if saving:
                 meter.gather(state.done)
                 check_weights(module, state.done)
@@ -187,7 +182,6 @@ def train(  # noqa: C901, PLR0912, PLR0915 - the whole run, in order
                 row = {"kind": "validation", **_where(state, epoch, plan, settings), **found}
                 improved = state.after_validation(row, settings, module)
                 log_row(row | {"ends": state.schedule.ends(settings)})
-                # Before the checkpoint below, which names this step as the best: a resumed run reads these weights.
                 if improved and writer:
                     writer.save_best(state.done, module, spec, keep=settings.keep_checkpoints)
             if saving and writer:

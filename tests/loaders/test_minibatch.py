@@ -34,13 +34,11 @@ def test_the_stored_entries_point_into_the_dense_counts() -> None:
     assert tensors.library_n.tolist() == [2, 0, 12]
 
 
-def test_the_way_of_other_devices_gives_what_that_of_the_processor_does() -> None:
+def test_the_stored_entries_on_a_device_make_the_dense_counts() -> None:
     counts = np.random.default_rng(0).poisson(0.4, (20, 30)).astype(np.float32)
-    part = rows_minibatch(open_data(AnnData(counts)), np.arange(20))
-    sent = part._dense_on(lambda array, kind: torch.from_numpy(np.ascontiguousarray(array)).to(kind))
-    for here, there in zip(part._dense_here(), sent, strict=True):
-        assert here.dtype == there.dtype
-        np.testing.assert_array_equal(here, there)
+    tensors = rows_minibatch(open_data(AnnData(counts)), np.arange(20)).to("cpu")
+    assert tensors.counts_ng.dtype == torch.float32
+    np.testing.assert_array_equal(tensors.counts_ng, counts)
 
 
 @pytest.mark.parametrize("key", [None, "factor"])
