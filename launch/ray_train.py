@@ -6,6 +6,7 @@ import logging
 import os
 import secrets
 import shutil
+import sys
 import tempfile
 import threading
 import time
@@ -111,7 +112,7 @@ def run_on_ray(
     Ray 2.60 writes its snapshot of a run in place. A truncated snapshot makes the name of the run unusable, so each
     call uses a new name.
     """
-    if address is None:
+    if address is None and "ray" not in sys.modules:  # Ray reads its environment when it is imported
         _prepare_own_cluster()
     import ray
     import ray.train

@@ -89,9 +89,9 @@ class AtlasWork:
 
     def finish(self, manifest: bytes) -> None:
         """Write the manifest and let the atlas appear."""
-        for name in self.output.names():
-            if name.startswith(f".partial-{MANIFEST}-"):  # a kill left it: it would be shipped with the atlas
-                self.output.remove(name)
+        if not self.remote:
+            for torn in Path(self._output_uri).glob(f".partial-{MANIFEST}-*"):  # a kill left it
+                torn.unlink()  # it would be shipped with the atlas
         self.output.write(MANIFEST, manifest)
         if not self.remote:
             replace_folder(Path(self._output_uri), Path(self.uri), parts=ATLAS_PARTS)
