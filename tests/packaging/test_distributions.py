@@ -131,7 +131,9 @@ def test_the_wheel_works_where_nothing_else_is_installed_than_it_requires(
     commands = """
 dist-scvi --version
 python -c "import dist_scvi, sys; assert dist_scvi.__file__.startswith(sys.prefix), dist_scvi.__file__"
-python -c "import dist_scvi as d, pkgutil; [__import__(m[1]) for m in pkgutil.walk_packages(d.__path__, 'dist_scvi.') if 'triton' not in m[1]]"
+python -c "import dist_scvi as d, pkgutil
+names = [module.name for module in pkgutil.walk_packages(d.__path__, 'dist_scvi.')]
+[__import__(name) for name in names if 'triton' not in name]"
 dist-scvi simulate cells.zarr --cells 600 --genes 60
 dist-scvi train data.uri=cells.zarr data.batch_key=batch run=run train.max_epochs=1 train.batch_size=64 train.lanes=2
 dist-scvi launch kuberay run/config.yaml run=s3://bucket/run data.uri=s3://bucket/cells.zarr --on-demand --image a/b
