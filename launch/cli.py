@@ -289,7 +289,7 @@ def _minify(options: argparse.Namespace) -> int:
         check_free(out, overwrite=False, storage_options=storage)
     asked = AtlasOptions(obs_columns, leaf_columns, options.leaf_budget, options.seed)
     task = partial(minify_worker, run, out, options=asked, overwrite=options.overwrite)
-    if options.workers == (1, 1) and options.address is None:  # workers of Ray have no terminal
+    if options.workers in (None, (1, 1)) and options.address is None:  # workers of Ray have no terminal
         task = partial(task, on_progress=ProgressReporter("minified"))
     _start(task, options, config.train)
     print_text(describe_writing(out, storage_options=storage))
