@@ -8,8 +8,7 @@ Shape letters in this file
 import inspect
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,53 +16,23 @@ from numpy.typing import NDArray
 from dist_scvi.atlas.differential.differential_expression import differential_expression, sketch_obstacle
 from dist_scvi.atlas.differential.markers import markers, markers_obstacle
 from dist_scvi.atlas.differential.sides import choose_sides, correction_batches
-from dist_scvi.atlas.queries.answer import Answer
 from dist_scvi.atlas.queries.decode import BLOCK_CELLS, decode_mean, read_block
 from dist_scvi.atlas.queries.group_expression import batch_codes, expression, leaves_obstacle, read_query
 from dist_scvi.atlas.queries.groups import group_cells
+from dist_scvi.atlas.queries.query_plan import READ_BYTES_PER_S, QueryPlan
 from dist_scvi.atlas.queries.reader import AtlasReader
 from dist_scvi.atlas.queries.sample import CANDIDATES_PER_CELL
 from dist_scvi.atlas.queries.where import choose_cells
 
-Query = Literal["expression", "differential_expression", "markers"]
-
-_READ_BYTES_PER_S = 5e8
 _SCAN_S_PER_CELL = 5e-8
 """Seconds to read the identity of a cell and hash it."""
 _PAIR_S_PER_VALUE = 6e-8
 """Seconds to sort and compare a decoded value."""
 _SKETCH_S_PER_VALUE = 4e-9
 """Seconds to merge a point of a sketch."""
-_QUERIES: dict[str, Callable[..., Answer]] = {
-    "expression": expression,
-    "differential_expression": differential_expression,
-    "markers": markers,
-}
 
 
-@dataclass(frozen=True, slots=True)
-class QueryPlan:
-    """The estimated cost of a query."""
-
-    query: str
-    engine: str
-    cells: int
-    """Cells that are chosen."""
-    decoded: int
-    """Cells that are decoded, each batch apart."""
-    bytes: int
-    """Bytes that are read."""
-    seconds: float
-    """On this machine."""
-
-    def __str__(self) -> str:
-        return (
-            f"{self.query} by {self.engine}: {self.cells:,} cells, {self.decoded:,} decoded, "
-            f"{self.bytes / 2**20:,.1f} MiB read, about {self.seconds:.2g} s"
-        )
-
-
-def explain(atlas: AtlasReader, query: Query, /, **arguments: Any) -> QueryPlan:
+def explain(atlas: AtlasReader, query: str, /, **arguments: Any) -> QueryPlan:
     """Estimate the cost of a query, and determine which engine answers it.
 
     Parameters
@@ -80,17 +49,13 @@ def explain(atlas: AtlasReader, query: Query, /, **arguments: Any) -> QueryPlan:
     """
     if query not in _QUERIES:
         raise ValueError(f"query={query!r}: one of {', '.join(map(repr, _QUERIES))} is needed")
+    ask, plan = _QUERIES[query]
     try:
-        bound = inspect.signature(_QUERIES[query]).bind(atlas, **arguments)
+        bound = inspect.signature(ask).bind(atlas, **arguments)
     except TypeError as error:
         raise ValueError(f"{query}: {error}") from error
     bound.apply_defaults()
-    plans: dict[str, Callable[[AtlasReader, dict[str, Any]], QueryPlan]] = {
-        "expression": _of_expression,
-        "differential_expression": _of_difference,
-        "markers": _of_markers,
-    }
-    return plans[query](atlas, bound.arguments)
+    return plan(atlas, bound.arguments)
 
 
 def _of_expression(atlas: AtlasReader, given: dict[str, Any]) -> QueryPlan:
@@ -100,9 +65,9 @@ def _of_expression(atlas: AtlasReader, given: dict[str, Any]) -> QueryPlan:
     if groups is not None and given["engine"] != "exact" and leaves_obstacle(atlas, groups, query) is None:
         assert groups.group_l is not None
         n_bytes = 12 * int((groups.group_l >= 0).sum()) * len(atlas.var_names)
-        return QueryPlan("expression", "leaves", cells.n_cells, 0, n_bytes, n_bytes / _READ_BYTES_PER_S)
+        return QueryPlan("expression", "leaves", cells.n_cells, 0, n_bytes, n_bytes / READ_BYTES_PER_S)
     n_bytes, decoded = cells.n_cells * _cell_bytes(atlas), cells.n_cells * len(batches)
-    seconds = n_bytes / _READ_BYTES_PER_S + cells.n_cells * _decode_s(atlas, query.gene_g, batches)
+    seconds = n_bytes / READ_BYTES_PER_S + cells.n_cells * _decode_s(atlas, query.gene_g, batches)
     return QueryPlan("expression", "exact", cells.n_cells, decoded, n_bytes, seconds)
 
 
@@ -135,14 +100,14 @@ def _of_markers(atlas: AtlasReader, given: dict[str, Any]) -> QueryPlan:
 def _sketched(atlas: AtlasReader, query: str, n_cells: int, n_leaves: int) -> QueryPlan:
     n_values = n_leaves * len(atlas.var_names)
     n_bytes = n_values * (2 * 32 + 3 * 8 + 2 * 4)
-    seconds = n_bytes / _READ_BYTES_PER_S + 128 * n_values * _SKETCH_S_PER_VALUE
+    seconds = n_bytes / READ_BYTES_PER_S + 128 * n_values * _SKETCH_S_PER_VALUE
     return QueryPlan(query, "sketch", n_cells, 0, n_bytes, seconds)
 
 
 def _paired(atlas: AtlasReader, query: str, n_cells: int, decoded: int, engine: str) -> QueryPlan:
     n_genes = len(atlas.var_names)
     n_bytes = 6 * atlas.n_cells + min(n_cells, decoded * CANDIDATES_PER_CELL) * _cell_bytes(atlas)
-    seconds = n_bytes / _READ_BYTES_PER_S + atlas.n_cells * _SCAN_S_PER_CELL
+    seconds = n_bytes / READ_BYTES_PER_S + atlas.n_cells * _SCAN_S_PER_CELL
     seconds += decoded * (_decode_s(atlas, np.arange(n_genes), (0,)) + n_genes * _PAIR_S_PER_VALUE)
     return QueryPlan(query, engine, n_cells, decoded, n_bytes, seconds)
 
@@ -159,3 +124,11 @@ def _decode_s(atlas: AtlasReader, gene_g: NDArray[np.int64], batches: tuple[int 
     began = time.perf_counter()
     decode_mean(atlas, block, gene_g, batches[:1])
     return (time.perf_counter() - began) / n * len(batches)
+
+
+_QUERIES: dict[str, tuple[Callable[..., Any], Callable[[AtlasReader, dict[str, Any]], QueryPlan]]] = {
+    "expression": (expression, _of_expression),
+    "differential_expression": (differential_expression, _of_difference),
+    "markers": (markers, _of_markers),
+}
+"""Each query, and the function that estimates its cost from its arguments."""
