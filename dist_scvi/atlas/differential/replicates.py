@@ -8,7 +8,6 @@ Shape letters in this file
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from dist_scvi.atlas.queries.group_expression import leaf_parts
 from dist_scvi.atlas.queries.reader import AtlasReader
@@ -31,6 +30,8 @@ def replicate_columns(
         If the groups are not unions of leaves, the replicates are not a column of the leaves, a group has fewer than
         two of them, or the atlas has no counts.
     """
+    from scipy import stats  # takes two seconds to import
+
     check_column(atlas.obs, replicate, atlas.uri)
     leaves = atlas.leaves
     if leaves is None or replicate not in leaves.columns or any(side.leaf_l is None for side in sides):

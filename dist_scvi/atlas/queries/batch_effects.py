@@ -1,10 +1,13 @@
-"""Notes on expression that was decoded with a batch other than a cell's own.
+"""Notes on expression that was decoded with a batch or covariate other than a cell's own.
 
 Shape letters in this file
     n   cells
     g   genes
     q   groups
 """
+
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -14,7 +17,7 @@ from dist_scvi.atlas.queries.groups import CellGroups
 from dist_scvi.atlas.queries.reader import AtlasReader
 from dist_scvi.atlas.queries.sample import sample_cells
 from dist_scvi.atlas.queries.where import CellSet
-from dist_scvi.inference.encode_decode import covariates_of, decoded_with
+from dist_scvi.inference.encode_decode import LatentCells, covariates_of
 
 _PROBE_CELLS = 256
 _LEAST_SHIFT = 0.1
@@ -34,12 +37,7 @@ def composition_notes(
     notes, categories = [], atlas.spec.batch.categories
     for batch in batches[:8]:
         assert batch is not None
-        shift = 0.0 if atlas.spec.size_factor_key else _median_shift(atlas, cells, batch)
-        if abs(shift) > _LEAST_SHIFT:
-            notes.append(
-                f"batch {categories[batch]!r} multiplies the median gene by {2**shift:.2f}: shares add up to 1, so the "
-                "genes that it raises lower all others; compare groups within this batch, not with other batches"
-            )
+        notes += shift_notes(atlas, cells, with_batch(batch), f"batch {categories[batch]!r}")
     absent = _absent_groups(atlas, groups, batches)
     if absent:
         shown = ", ".join(absent[:3])
@@ -47,15 +45,34 @@ def composition_notes(
     return tuple(notes)
 
 
+def with_batch(batch: int) -> Callable[[LatentCells], LatentCells]:
+    """Return a function that gives cells another batch."""
+    return lambda cells: replace(cells, batch_n=np.full_like(cells.batch_n, batch))
+
+
+def shift_notes(
+    atlas: AtlasReader, cells: CellSet, change: Callable[[LatentCells], LatentCells], name: str
+) -> list[str]:
+    """Note if the change of a covariate moves the median gene; `name` is its new value."""
+    # Size factors scale each gene by itself: nothing adds up to 1.
+    shift = 0.0 if atlas.spec.size_factor_key else _median_shift(atlas, cells, change)
+    if abs(shift) <= _LEAST_SHIFT:
+        return []
+    note = (
+        f"{name} multiplies the median gene by {2**shift:.2f}: shares add up to 1, so the genes that it raises lower "
+        "all others; compare groups within it, not with other values"
+    )
+    return [note]
+
+
 @torch.no_grad()
-def _median_shift(atlas: AtlasReader, cells: CellSet, batch: int) -> float:
-    """Return the median over genes of the log2 ratio of the scale with `batch` to that with the cells' own."""
-    row_n = sample_cells(atlas, cells, _PROBE_CELLS, seed=0)
-    probed, module = atlas.read_cells(row_n), atlas.module
-    covariates = covariates_of(probed, module.device)
+def _median_shift(atlas: AtlasReader, cells: CellSet, change: Callable[[LatentCells], LatentCells]) -> float:
+    """Return the median over genes of the log2 ratio of the scale after a change to that with the cells' own values."""
+    probed, module = atlas.read_cells(sample_cells(atlas, cells, _PROBE_CELLS, seed=0)), atlas.module
     z_nk = module.latent(torch.from_numpy(probed.qzm_nk).to(module.device))
     own_g, other_g = (
-        torch.log2(module.shares(z_nk, decoded_with(covariates, code))).mean(dim=0) for code in (None, batch)
+        torch.log2(module.shares(z_nk, covariates_of(part, module.device))).mean(dim=0)
+        for part in (probed, change(probed))
     )
     return float(torch.median(other_g - own_g))
 
