@@ -233,6 +233,7 @@ def _query(commands: "_Commands") -> None:
     query.add_argument("--n-samples", type=at_least(1), help="draws of a cell, or cells of a group, by query")
     query.add_argument("--seed", type=at_least(0), help="seed of the draws, 0 by default")
     _add_group_options(query)
+    _add_sample_options(query)
     query.add_argument("--explain", action="store_true", help="print cells, bytes, seconds and engine, and stop")
     query.add_argument("--out", type=Path, metavar="FILE", help="write .csv, .json or .parquet here")
     query.add_argument("--overwrite", action="store_true", help="replace a file that exists")
@@ -253,6 +254,18 @@ def _add_group_options(query: argparse.ArgumentParser) -> None:
     query.add_argument("--replicate", metavar="COLUMN", help="independent samples, such as donors: adds their test")
     query.add_argument("--engine", choices=["auto", "leaves", "sketch", "pairs", "exact"], help="how to compute")
     query.add_argument("--n-genes", type=at_least(1), metavar="N", help="genes of each group, 100 by default")
+
+
+def _add_sample_options(query: argparse.ArgumentParser) -> None:
+    """Add the options of queries about samples and conditions."""
+    _add_names(query, "--groups", "abundance: obs columns of the groups; the labels of the model by default")
+    _add_names(query, "--contrast", "abundance: obs column, tested category, reference, as in condition,stim,ctrl")
+    query.add_argument("--level", type=float, help="confidence level of intervals, 0.95 by default")
+    query.add_argument(
+        "--from", dest="from_", action="append", metavar="NAME", help="counterfactual: cells of this category"
+    )
+    query.add_argument("--to", metavar="NAME", help="counterfactual: as of this category")
+    query.add_argument("--key", metavar="COLUMN", help="counterfactual: covariate of the model; its batch by default")
 
 
 def _add_sources(parser: argparse.ArgumentParser) -> None:

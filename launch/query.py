@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 
 LATENT, LABELS, EXPRESSION = "latent", "labels", "expression"
 GROUPS, DE, MARKERS = "group-expression", "differential-expression", "markers"
-QUERIES = (LATENT, LABELS, EXPRESSION, GROUPS, DE, MARKERS)
+ABUNDANCE, COUNTERFACTUAL = "abundance", "counterfactual"
+QUERIES = (LATENT, LABELS, EXPRESSION, GROUPS, DE, MARKERS, ABUNDANCE, COUNTERFACTUAL)
 ENDINGS = (".csv", ".json", ".parquet")
 _FOR = {
-    "genes": (EXPRESSION, GROUPS),
-    "by": (EXPRESSION, GROUPS, MARKERS),
+    "genes": (EXPRESSION, GROUPS, COUNTERFACTUAL),
+    "by": (EXPRESSION, GROUPS, MARKERS, ABUNDANCE, COUNTERFACTUAL),
     "cells": (LATENT, LABELS, EXPRESSION),
     "soft": (LABELS,),
     "transform_batch": (EXPRESSION,),
@@ -40,11 +41,26 @@ _FOR = {
     "replicate": (DE,),
     "engine": (GROUPS, DE, MARKERS),
     "n_genes": (MARKERS,),
-    "explain": (GROUPS, DE, MARKERS),
+    "groups": (ABUNDANCE,),
+    "contrast": (ABUNDANCE,),
+    "level": (ABUNDANCE, COUNTERFACTUAL),
+    "from_": (COUNTERFACTUAL,),
+    "to": (COUNTERFACTUAL,),
+    "key": (COUNTERFACTUAL,),
+    "explain": (GROUPS, DE, MARKERS, COUNTERFACTUAL),
 }
 """The queries that accept an option; the others refuse it."""
 
 _PAIR = re.compile(r"([^=<>!'\"()]+)=([^=~].*)")
+_NEEDS = {
+    GROUPS: ("genes",),
+    DE: ("group1",),
+    MARKERS: ("by",),
+    ABUNDANCE: ("by",),
+    COUNTERFACTUAL: ("from_", "to", "genes"),
+}
+_METHODS = {GROUPS: "expression", DE: "differential_expression"}
+"""Methods of an atlas whose names are not those of the queries."""
 _TERMINAL_ROWS = 40
 
 
@@ -58,15 +74,18 @@ def check_options(options: argparse.Namespace) -> None:
     """
     for key, queries in _FOR.items():
         if options.what not in queries and getattr(options, key) not in (None, False):
-            flag = f"--{key.replace('_', '-')}"
-            raise ValueError(f"{flag} does not belong to 'query {options.what}', but to {', '.join(queries)}")
-    for query, key in ((GROUPS, "genes"), (DE, "group1"), (MARKERS, "by")):
-        if options.what == query and not getattr(options, key):
-            raise ValueError(f"'query {query}' needs --{key.replace('_', '-')}")
+            raise ValueError(f"{_flag(key)} does not belong to 'query {options.what}', but to {', '.join(queries)}")
+    for key in _NEEDS.get(options.what, ()):
+        if not getattr(options, key):
+            raise ValueError(f"'query {options.what}' needs {_flag(key)}")
     if options.out and options.out.suffix not in ENDINGS:
         raise ValueError(f"--out {options.out} ends with {options.out.suffix!r}: {', '.join(ENDINGS)} can be written")
     if options.out and options.out.exists() and not options.overwrite:
         raise ValueError(f"--out {options.out} exists: choose another file, or add --overwrite")
+
+
+def _flag(key: str) -> str:
+    return f"--{key.rstrip('_').replace('_', '-')}"
 
 
 def query(options: argparse.Namespace) -> "Answer | str":
@@ -82,10 +101,10 @@ def query(options: argparse.Namespace) -> "Answer | str":
 
     atlas: Any = open_atlas(options.atlas, storage_options=dict(options.storage))
     cells = _chosen(atlas, options.where)
-    if options.what not in (GROUPS, DE, MARKERS):
+    if options.what not in _NEEDS:
         return _table(atlas, options, cells)
     arguments = _arguments(atlas, options, cells)
-    name = {GROUPS: "expression", DE: "differential_expression", MARKERS: "markers"}[options.what]
+    name = _METHODS.get(options.what, options.what)
     if options.explain:
         return str(atlas.explain(name, **arguments))
     answer: Answer = getattr(atlas, name)(**arguments)
@@ -110,8 +129,10 @@ def _arguments(atlas: Any, options: argparse.Namespace, cells: "CellSet | None")
     found = {key: getattr(options, key) for key in keys if getattr(options, key) not in (None, False)}
     if "genes" in found:
         found["genes"] = split_names(options.genes, set(atlas.var_names))
-    if "by" in found:
-        found["by"] = split_names(options.by, atlas.obs.columns())
+    for key in found.keys() & {"by", "groups"}:
+        found[key] = split_names(found[key], atlas.obs.columns())
+    if "contrast" in found:
+        found["contrast"] = split_names(options.contrast, atlas.obs.columns())
     return {**found, "where": cells}
 
 

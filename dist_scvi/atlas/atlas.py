@@ -10,6 +10,9 @@ from dist_scvi.atlas.cell_atlas import CellAtlas
 from dist_scvi.atlas.differential.differential_expression import differential_expression
 from dist_scvi.atlas.differential.markers import markers
 from dist_scvi.atlas.explain import explain
+from dist_scvi.atlas.map_query import map_query
+from dist_scvi.atlas.queries.abundance import abundance
+from dist_scvi.atlas.queries.counterfactual import counterfactual
 from dist_scvi.atlas.queries.group_expression import expression
 from dist_scvi.atlas.store.atlas_store import AtlasStore
 from dist_scvi.storage.atomic_files import resolve_replaced
@@ -27,6 +30,9 @@ class Atlas(CellAtlas):
     differential_expression = differential_expression
     markers = markers
     explain = explain
+    abundance = abundance
+    counterfactual = counterfactual
+    map = map_query
 
     def __repr__(self) -> str:
         return describe_atlas(self)

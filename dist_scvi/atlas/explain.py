@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from dist_scvi.atlas.differential.differential_expression import differential_expression, sketch_obstacle
 from dist_scvi.atlas.differential.markers import markers, markers_obstacle
 from dist_scvi.atlas.differential.sides import choose_sides, correction_batches
+from dist_scvi.atlas.queries.counterfactual import changed_cells, counterfactual
 from dist_scvi.atlas.queries.decode import BLOCK_CELLS, decode_mean, read_block
 from dist_scvi.atlas.queries.group_expression import batch_codes, expression, leaves_obstacle, read_query
 from dist_scvi.atlas.queries.groups import group_cells
@@ -38,7 +39,7 @@ def explain(atlas: AtlasReader, query: str, /, **arguments: Any) -> QueryPlan:
     Parameters
     ----------
     query
-        ``"expression"``, ``"differential_expression"`` or ``"markers"``.
+        ``"expression"``, ``"differential_expression"``, ``"markers"`` or ``"counterfactual"``.
     arguments
         Those of the query.
 
@@ -97,6 +98,16 @@ def _of_markers(atlas: AtlasReader, given: dict[str, Any]) -> QueryPlan:
     return _paired(atlas, "markers", cells.n_cells, 2 * given["n_samples"] * len(groups.names), "pairs")
 
 
+def _of_counterfactual(atlas: AtlasReader, given: dict[str, Any]) -> QueryPlan:
+    query = read_query(atlas, given["genes"], "own", 1.0, None)
+    cells = changed_cells(atlas, given["from_"], given["to"], given["key"], given["where"])[1]
+    # After the change the normalizer is no longer the stored one: all genes are decoded once.
+    decode_s = _decode_s(atlas, query.gene_g, (None,)) + _decode_s(atlas, query.gene_g, (0,))
+    n_bytes = cells.n_cells * _cell_bytes(atlas)
+    seconds = n_bytes / READ_BYTES_PER_S + cells.n_cells * decode_s
+    return QueryPlan("counterfactual", "exact", cells.n_cells, 2 * cells.n_cells, n_bytes, seconds)
+
+
 def _sketched(atlas: AtlasReader, query: str, n_cells: int, n_leaves: int) -> QueryPlan:
     n_values = n_leaves * len(atlas.var_names)
     n_bytes = n_values * (2 * 32 + 3 * 8 + 2 * 4)
@@ -130,5 +141,6 @@ _QUERIES: dict[str, tuple[Callable[..., Any], Callable[[AtlasReader, dict[str, A
     "expression": (expression, _of_expression),
     "differential_expression": (differential_expression, _of_difference),
     "markers": (markers, _of_markers),
+    "counterfactual": (counterfactual, _of_counterfactual),
 }
 """Each query, and the function that estimates its cost from its arguments."""

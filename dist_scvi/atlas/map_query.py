@@ -24,12 +24,13 @@ from dist_scvi.loaders import CellData, CellStore
 from dist_scvi.loaders.read_limits import PAGE_ROWS
 from dist_scvi.metrics.history import history_of
 from dist_scvi.metrics.metrics_file import Row
+from dist_scvi.network.fit_data import fit_to_spec
 from dist_scvi.network.model_files import save_model
-from dist_scvi.network.model_spec import ModelSpec
+from dist_scvi.network.model_spec import Covariate, ModelSpec
 from dist_scvi.network.vae import VAE
 from dist_scvi.session_settings import settings
 from dist_scvi.transfer.query_data import prepare_query_data
-from dist_scvi.transfer.scarches import load_query
+from dist_scvi.transfer.scarches import load_query, query_spec
 from dist_scvi.world import World
 
 if TYPE_CHECKING:
@@ -128,9 +129,17 @@ def map_query(
     from dist_scvi.training.train import train  # which other queries do not wait for
 
     data = prepare_query_data(query, atlas.spec, min_overlap=min_overlap)
-    module, spec, data = load_query(atlas.module, atlas.spec, data, seed=seed)
+    if data.store.fractional and atlas.spec.model.gene_likelihood != "normal":
+        raise ValueError(
+            f"{data.store.uri} holds values that are not whole: the model was trained on raw counts; if X "
+            "is normalised, open the layer that has them: dist_scvi.open_data(..., layer='counts')"
+        )
     rows: list[Row] = []
-    if any(parameter.requires_grad for parameter in module.parameters()):
+    extended = query_spec(atlas.spec, data, seed=seed)
+    if _covariates(extended) == _covariates(atlas.spec):
+        module, spec, data = atlas.module, atlas.spec, fit_to_spec(data, atlas.spec)
+    else:
+        module, spec, data = load_query(atlas.module, atlas.spec, data, seed=seed)
         given: dict[str, Any] = {"batch_size": settings.batch_size, "lanes": 1, **(plan_kwargs or {})}
         if max_epochs is not None:
             given["max_epochs"] = max_epochs
@@ -145,3 +154,7 @@ def map_query(
     moments = posterior_moments(module, select(data), chunk_cells=PAGE_ROWS)
     qzm_nk, qzv_nk = (moment_nk.cpu().numpy() for moment_nk in moments)
     return MappedQuery(qzm_nk, qzv_nk, module, spec, data, history_of(rows), atlas.digest)
+
+
+def _covariates(spec: ModelSpec) -> tuple[Covariate | None, ...]:
+    return (spec.batch, spec.label, *spec.categorical_covariates)

@@ -61,7 +61,7 @@ def test_cells_are_named_or_chosen_by_a_column(atlas: Path) -> None:
         ),
         (
             ["labels", "--by", "batch"],
-            r"^--by does not belong to 'query labels', but to .*, markers$",
+            r"^--by does not belong to 'query labels', but to .*, counterfactual$",
         ),
         (["expression", "--soft"], r"^--soft does not belong to 'query expression', but to labels$"),
         (["labels", "--seed", "3"], r"^--seed does not belong"),
@@ -116,6 +116,12 @@ def test_groups_are_compared_and_described(atlas: Path, capsys: pytest.CaptureFi
     compared = ask(atlas, "differential-expression", "--group1", "cell_type == 'type01'", "--mode", "change")
     assert {"proba_de", "lfc_mean", "is_de_fdr_0.05"} <= set(compared)
     assert ask(atlas, "markers", "--by", "cell_type", "--n-genes", "2").shape[0] == 6
+    counted = ask(atlas, "abundance", "--by", "batch", "--groups", "cell_type", "--level", "0.9")
+    assert (len(counted), counted["n"].sum()) == (6, 120)
+    pair = ("--from", "batch01", "--to", "batch02", "--genes", "gene0001")
+    assert ask(atlas, "counterfactual", *pair, "--by", "cell_type")["gene"].eq("gene0001").all()
+    with pytest.raises(ValueError, match=r"'query counterfactual' needs --from"):
+        ask(atlas, "counterfactual", "--to", "batch02", "--genes", "gene0001")
 
 
 def test_questions_of_a_file_are_checked_before_the_first_is_computed(atlas: Path, tmp_path: Path) -> None:

@@ -90,12 +90,8 @@ def counterfactual(
     """
     if not 0 < level < 1:
         raise ValueError(f"level={level}: a share between 0 and 1 is needed")
-    query, change = read_query(atlas, genes, "own", 1.0, None), _read_change(atlas, key, to)
-    origin = [from_] if isinstance(from_, str) else list(from_)
-    if origin == [to]:
-        raise ValueError(f"from_ and to are both {to!r}: name two values of '{change.key}'")
-    within = choose_cells(atlas, where)
-    cells = choose_cells(atlas, {change.key: origin}, within=within)
+    query, within = read_query(atlas, genes, "own", 1.0, None), choose_cells(atlas, where)
+    change, cells = changed_cells(atlas, from_, to, key, within)
     groups = group_cells(atlas, by, cells)
     sums = _decoded(atlas, cells, groups, query.gene_g, change)
     notes = shift_notes(atlas, cells, change.apply, f"{change.key} {to!r}")
@@ -106,7 +102,7 @@ def counterfactual(
             "extrapolates there"
         )
     parameters = {
-        "from": origin,
+        "from": [from_] if isinstance(from_, str) else list(from_),
         "to": to,
         "key": change.key,
         "genes": list(query.genes),
@@ -117,6 +113,16 @@ def counterfactual(
     sizes = dict(zip(groups.names, groups.n_cells.tolist(), strict=True))
     table = _table(groups, query.genes, sums, level)
     return Answer("counterfactual", table, "exact", to, sizes, atlas.uri, atlas.digest, 0, parameters, tuple(notes))
+
+
+def changed_cells(
+    atlas: AtlasReader, from_: str | Sequence[str], to: str, key: str | None, where: Cells
+) -> tuple[Change, CellSet]:
+    """Read the arguments of `counterfactual`, with its errors: the change, and the cells to decode."""
+    change, origin = _read_change(atlas, key, to), [from_] if isinstance(from_, str) else list(from_)
+    if to in origin:
+        raise ValueError(f"from_ and to are both {to!r}: name two values of '{change.key}'")
+    return change, choose_cells(atlas, {change.key: origin}, within=choose_cells(atlas, where))
 
 
 def _read_change(atlas: AtlasReader, key: str | None, to: str) -> Change:

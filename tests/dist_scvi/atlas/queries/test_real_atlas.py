@@ -51,6 +51,8 @@ def test_a_query_is_explained_before_it_is_asked(written):
     plan = written.explain("differential_expression", group1="T", groupby="label", batch_correction=True)
     assert (plan.engine, plan.decoded) == ("pairs", 2000)
     assert written.explain("markers", by="site").engine == "pairs"
+    plan = written.explain("counterfactual", from_="b0", to="b1", genes=GENES)
+    assert (plan.engine, plan.cells, plan.decoded) == ("exact", 268, 536)
     for query, arguments, message in (
         ("expresion", {}, "'expression'"),
         ("expression", {"genes": GENES, "group": "label"}, "unexpected keyword argument 'group'"),
