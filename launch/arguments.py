@@ -11,6 +11,7 @@ from dist_scvi.launch.argument_types import at_least, pair, size_bytes, span
 from dist_scvi.launch.clusters.command import add_launch
 from dist_scvi.launch.exit_codes import MEANINGS
 from dist_scvi.launch.query import QUERIES
+from dist_scvi.launch.serve.command import add_serve
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -47,6 +48,7 @@ def parse(
         _minify,
         _query,
         _export,
+        add_serve,
         add_launch,
     ):
         add(subparsers)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from dist_scvi.launch.arguments import parse
 from dist_scvi.launch.clusters.command import launch
 from dist_scvi.launch.exit_codes import AGAIN, MISTAKE, OK, exit_code
+from dist_scvi.launch.serve.command import serve
 from dist_scvi.launch.standard_streams import open_closed_streams, print_text
 from dist_scvi.progress_reporter import ProgressReporter
 
@@ -382,6 +383,7 @@ COMMANDS = {
     "minify": _minify,
     "query": _query,
     "export": _export,
+    "serve": serve,
     "launch": launch,
 }
 

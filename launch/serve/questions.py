@@ -1,0 +1,140 @@
+"""The questions of the service: one table of addresses, methods of the atlas, and bodies."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pandas as pd
+from pydantic import ValidationError
+
+from dist_scvi.atlas.queries.answer import Answer
+from dist_scvi.atlas.queries.groups import group_cells
+from dist_scvi.atlas.queries.where import choose_cells
+from dist_scvi.launch.serve.limits import Limits
+from dist_scvi.launch.serve.requests import (
+    DifferentialExpressionQuestion,
+    ExplainQuestion,
+    ExpressionQuestion,
+    MarkersQuestion,
+    Question,
+    WhereQuestion,
+    describe_problems,
+)
+from dist_scvi.launch.serve.served import ServedAtlas
+from dist_scvi.launch.serve.watch import TooLargeError, Watch, WatchedAtlas
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionKind:
+    """A question that the service answers."""
+
+    path: str
+    """Last part of its address."""
+    body: type[Question]
+    answer: Callable[[WatchedAtlas, Any], Answer]
+    """Calls the atlas."""
+    check: Callable[[WatchedAtlas, Any, Limits], None]
+    """Refuses a question whose answer would be too large, before anything is computed."""
+
+
+def answer_question(served: ServedAtlas, kind: QuestionKind, body: Question, limits: Limits, watch: Watch) -> Answer:
+    """Answer a question in the calling thread.
+
+    Raises
+    ------
+    ValueError
+        If the atlas refuses the question, with the name of the atlas in place of its path.
+    TooLargeError
+        If the question exceeds the limits.
+    CancelledError
+        If it was cancelled.
+    """
+    view = WatchedAtlas(served.atlas, watch)
+    try:
+        watch.check()
+        genes = getattr(body, "genes", None) or ()
+        if len(genes) > limits.genes:
+            raise TooLargeError(f"{len(genes)} genes are named: this service takes at most {limits.genes} at a time")
+        kind.check(view, body, limits)
+        answer = kind.answer(view, body)
+    except ValueError as error:
+        raise type(error)(served.hide_place(str(error))) from error
+    return replace(answer, atlas=served.name, notes=tuple(map(served.hide_place, answer.notes)))
+
+
+def _call(method: str) -> Callable[[WatchedAtlas, Question], Answer]:
+    """Return a function that calls a method of the atlas with the body as arguments."""
+
+    def call(view: WatchedAtlas, body: Question) -> Answer:
+        answer: Answer = getattr(view, method)(**body.arguments())
+        return answer
+
+    return call
+
+
+def _explain(view: WatchedAtlas, body: ExplainQuestion) -> Answer:
+    kind = QUESTIONS.get(body.query.replace("_", "-"))
+    if kind is None:
+        raise ValueError(f"query={body.query!r}: one of {', '.join(QUESTIONS)} is needed")
+    try:
+        asked = kind.body.model_validate(body.asked)
+    except ValidationError as error:
+        raise ValueError(f"{kind.path}: {describe_problems(error.errors())[0]['msg']}") from None
+    plan = view.explain(kind.path.replace("-", "_"), **asked.arguments())  # type: ignore[arg-type]
+    row = {"query": plan.query, "engine": plan.engine, "cells": plan.cells, "decoded": plan.decoded}
+    table = pd.DataFrame([{**row, "bytes": plan.bytes, "seconds": plan.seconds}])
+    return Answer("explain", table, plan.engine, "", {"chosen": plan.cells}, view.uri, view.digest)
+
+
+def _where(view: WatchedAtlas, body: WhereQuestion) -> Answer:
+    cells = choose_cells(view, body.text)
+    sizes = {"chosen": cells.n_cells}
+    return Answer("where", cells.clauses, "", "", sizes, view.uri, view.digest, 0, {"where": cells.text})
+
+
+def _any_size(view: WatchedAtlas, body: Question, limits: Limits) -> None:
+    """Accept: the size of the answer does not depend on the question."""
+
+
+def _check_expression(view: WatchedAtlas, body: ExpressionQuestion, limits: Limits) -> None:
+    if body.per_cell:
+        n_cells = choose_cells(view, body.where).n_cells
+        _check_values(n_cells * len(body.genes), limits, f"{n_cells:,} cells x {len(body.genes)} genes")
+
+
+def _check_difference(view: WatchedAtlas, body: DifferentialExpressionQuestion, limits: Limits) -> None:
+    plan = view.explain("differential_expression", **body.arguments()) if body.engine == "exact" else None
+    if plan is not None:
+        n_values = plan.decoded * view.n_genes
+        _check_values(n_values, limits, f"all values of {plan.cells:,} cells are held by engine='exact':")
+
+
+def _check_markers(view: WatchedAtlas, body: MarkersQuestion, limits: Limits) -> None:
+    each = min(body.n_genes or view.n_genes, view.n_genes)
+    n_groups = len(group_cells(view, body.by, choose_cells(view, body.where)).names)
+    _check_values(16 * n_groups * each, limits, f"16 columns of {each} genes of {n_groups} groups")
+
+
+def _check_values(n_values: int, limits: Limits, described: str) -> None:
+    if n_values > limits.values:
+        raise TooLargeError(
+            f"{described}: {n_values:,} values, this service returns at most {limits.values:,} at a time; choose fewer "
+            "cells by where, fewer genes, or groups"
+        )
+
+
+QUESTIONS = {
+    kind.path: kind
+    for kind in (
+        QuestionKind("where", WhereQuestion, _where, _any_size),
+        QuestionKind("expression", ExpressionQuestion, _call("expression"), _check_expression),
+        QuestionKind(
+            "differential-expression",
+            DifferentialExpressionQuestion,
+            _call("differential_expression"),
+            _check_difference,
+        ),
+        QuestionKind("markers", MarkersQuestion, _call("markers"), _check_markers),
+        QuestionKind("explain", ExplainQuestion, _explain, _any_size),
+    )
+}

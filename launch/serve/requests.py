@@ -1,0 +1,117 @@
+"""Bodies of questions: the arguments of the methods of an atlas, with their bounds and examples."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+_WHERE = "cell_type == 'B' and n_counts > 500"
+
+Value = str | bool | int | float
+Cells = Annotated[
+    Annotated[str, Field(max_length=100_000)]
+    | list[Annotated[int, Field(ge=0, lt=1 << 62)]]
+    | dict[str, Value | list[Value]],
+    Field(
+        description="Cells: a filter over obs columns, rows of the atlas, or values of obs columns",
+        examples=[_WHERE, [0, 17, 42], {"cell_type": ["B", "NK"]}],
+    ),
+]
+Name = Annotated[str, Field(max_length=1_000)]
+Names = Annotated[list[Name], Field(max_length=10_000)]
+Seed = Annotated[int, Field(ge=0, lt=1 << 62, description="Seed of draws")]
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Question(BaseModel):
+    """A question without arguments."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments of the method of the atlas."""
+        return {name: getattr(self, name) for name in type(self).model_fields}
+
+
+class WhereQuestion(Question):
+    """Choose cells."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"text": _WHERE}]})
+
+    text: Annotated[str, Field(max_length=100_000, description="Filter over obs columns")]
+
+
+class ExpressionQuestion(Question):
+    """Expected expression of genes in groups of cells."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"genes": ["CD3E", "MS4A1"], "by": ["cell_type"]}]})
+
+    genes: Annotated[Names, Field(min_length=1, description="Names, or values of a column of var such as symbols")]
+    by: Annotated[Name | Names, Field(description="Obs columns whose combinations are the groups")] = []
+    where: Cells | None = None
+    batch: Annotated[Name, Field(description="'own', 'average', or the name of a batch")] = "own"
+    library_size: float | Literal["latent"] = 1.0
+    threshold: float | None = None
+    per_cell: bool = False
+    engine: Literal["auto", "leaves", "exact"] = "auto"
+
+
+class DifferentialExpressionQuestion(Question):
+    """Differential expression of two groups of cells, with the columns of scvi-tools."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"group1": "cell_type == 'B'", "group2": "cell_type == 'T'", "mode": "change", "delta": 0.25}]
+        }
+    )
+
+    group1: Cells | Names
+    group2: Cells | Names | None = None
+    mode: Literal["vanilla", "change"] = "vanilla"
+    delta: float | None = 0.25
+    fdr: Share = 0.05
+    where: Cells | None = None
+    groupby: Name | None = None
+    batch_correction: bool = False
+    engine: Literal["auto", "sketch", "pairs", "exact"] = "auto"
+    replicate: Name | None = None
+    n_samples: Annotated[int, Field(ge=2, le=10_000)] = 1000
+    pseudocounts: float | None = None
+    threshold_counts: float = 0.01
+    test_mode: Literal["two", "three"] = "three"
+    seed: Seed = 0
+
+
+class MarkersQuestion(Question):
+    """Markers of every group against all other cells."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"by": ["cell_type"], "n_genes": 20}]})
+
+    by: Annotated[Name | Names, Field(description="Obs columns whose combinations are the groups")]
+    where: Cells | None = None
+    n_genes: Annotated[int, Field(ge=1, lt=1 << 31)] | None = 100
+    delta: float = 0.25
+    fdr: Share = 0.05
+    batch_correction: bool = False
+    engine: Literal["auto", "sketch", "pairs"] = "auto"
+    n_samples: Annotated[int, Field(ge=2, le=5_000)] = 500
+    pseudocounts: float | None = None
+    threshold_counts: float = 0.01
+    seed: Seed = 0
+
+
+class ExplainQuestion(Question):
+    """The cost of another question, before it is asked."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"query": "markers", "asked": {"by": ["cell_type"], "n_genes": 20}}]}
+    )
+
+    query: Annotated[Name, Field(description="Name of the question, as in its address")]
+    asked: Annotated[dict[str, Any], Field(description="Body of that question")] = {}
+
+
+def describe_problems(errors: Sequence[Any]) -> list[dict[str, Any]]:
+    """Return what is wrong with a body and where, without the body itself, which may be large or hostile."""
+    shown = [{"loc": [str(part)[:100] for part in error["loc"]], "msg": str(error["msg"])[:300]} for error in errors]
+    return shown[:20]
