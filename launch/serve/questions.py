@@ -80,7 +80,7 @@ def _explain(view: WatchedAtlas, body: ExplainQuestion) -> Answer:
         asked = kind.body.model_validate(body.asked)
     except ValidationError as error:
         raise ValueError(f"{kind.path}: {describe_problems(error.errors())[0]['msg']}") from None
-    plan = view.explain(kind.path.replace("-", "_"), **asked.arguments())  # type: ignore[arg-type]
+    plan = view.explain(kind.path.replace("-", "_"), **asked.arguments())
     row = {"query": plan.query, "engine": plan.engine, "cells": plan.cells, "decoded": plan.decoded}
     table = pd.DataFrame([{**row, "bytes": plan.bytes, "seconds": plan.seconds}])
     return Answer("explain", table, plan.engine, "", {"chosen": plan.cells}, view.uri, view.digest)
