@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import zarr
 from numpy.typing import NDArray
 
 from dist_scvi.inference.output_identity import digest, to_json
 from dist_scvi.loaders.arrays.anndata_layout import replace_folder
+from dist_scvi.loaders.arrays.zarr_access import open_to_write
 from dist_scvi.storage.atomic_files import sync_folder, write_file
 from dist_scvi.world import World
 
@@ -82,13 +82,10 @@ class Shards:
             self.world.wait()
 
     def _put(self, rows: slice, arrays: Mapping[str, NDArray[Any]], chunks: Sequence[Path]) -> None:
-        root = zarr.open_group(self.folder, mode="r+")
-        # By default Zarr does not write a chunk of fill values alone, and readers here report an absent chunk as lost.
-        with zarr.config.set({"array.write_empty_chunks": True}):
-            for chunk, (name, values) in zip(chunks, arrays.items(), strict=True):
-                _remove(chunk)  # Zarr would read an existing shard first, which a power loss may have left incomplete
-                array: Any = root[name]
-                array[rows] = values
+        for chunk, (name, values) in zip(chunks, arrays.items(), strict=True):
+            _remove(chunk)  # Zarr would read an existing shard first, which a power loss may have left incomplete
+            array: Any = open_to_write(self.folder / name)
+            array[rows] = values
         for chunk in chunks:
             sync_tree(chunk)
             sync_folder(chunk.parent)

@@ -13,6 +13,8 @@ from numpy.typing import DTypeLike
 from zarr.abc.codec import BytesBytesCodec
 from zarr.codecs import BloscCodec, ZstdCodec
 
+from dist_scvi.loaders.arrays.zarr_access import SETTINGS
+
 QZM, QZV, LIBRARY = "scvi_latent_qzm", "scvi_latent_qzv", "observed_lib_size"
 """Keys of the minified cells of scvi-tools: latent mean and variance in obsm, total count in obs."""
 SOURCE_ROW = "source_row"
@@ -58,17 +60,18 @@ def new_array(
     """
     kind = np.dtype(dtype)
     lost = {"f": float("nan"), "u": np.iinfo(kind).max if kind.kind == "u" else 0, "b": False}.get(kind.kind, -1)
-    return group.create_array(
-        name,
-        shape=shape,
-        dtype=kind,
-        chunks=(chunk_rows, *shape[1:]),
-        shards=(shard_rows, *shape[1:]) if shard_rows else None,
-        compressors=codecs,
-        attributes=_ARRAY,
-        fill_value=lost,
-        config={"write_empty_chunks": True},  # so that an absent chunk is always a lost one
-    )
+    with SETTINGS:  # so that no other thread has another pipeline set
+        return group.create_array(
+            name,
+            shape=shape,
+            dtype=kind,
+            chunks=(chunk_rows, *shape[1:]),
+            shards=(shard_rows, *shape[1:]) if shard_rows else None,
+            compressors=codecs,
+            attributes=_ARRAY,
+            fill_value=lost,
+            config={"write_empty_chunks": True},  # so that an absent chunk is always a lost one
+        )
 
 
 def new_strings(
@@ -80,7 +83,7 @@ def new_strings(
     codecs: Sequence[BytesBytesCodec] = _CODECS,
 ) -> "zarr.Array[Any]":
     """Create an array of strings."""
-    with warnings.catch_warnings():
+    with SETTINGS, warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=zarr.errors.UnstableSpecificationWarning)
         return group.create_array(
             name,

@@ -267,14 +267,13 @@ class _Appended:
             self.pending, self._waiting = [], 0
 
     def _store(self, values: NDArray[Any]) -> None:
-        # zarr's own pipeline: that of zarrs omits chunks that contain only the fill value, in spite of this setting.
-        with zarr.config.set({"array.write_empty_chunks": True}):
-            if self.array is None:
-                used = max(1, -(-len(values) // self.chunk)) * self.chunk
-                self.array = self._create(len(values), min(self.shard, used))
-                self.array[:] = values
-            else:
-                self.array.append(values)
+        # zarr's own pipeline: that of zarrs omits chunks that contain only the fill value.
+        if self.array is None:
+            used = max(1, -(-len(values) // self.chunk)) * self.chunk
+            self.array = self._create(len(values), min(self.shard, used))
+            self.array[:] = values
+        else:
+            self.array.append(values)
 
 
 def _numbers(group: zarr.Group, name: str, dtype: DTypeLike, *, chunk: int, shard: int) -> _Appended:

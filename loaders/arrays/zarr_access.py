@@ -8,6 +8,7 @@ metadata document (``to_dict``), whose form the Zarr specification defines, and 
 import asyncio
 import math
 import re
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -46,6 +47,9 @@ def check_zarr_version(version: str) -> None:
 
 
 check_zarr_version(zarr.__version__)
+
+SETTINGS = threading.Lock()
+"""Locked while this process changes zarr's configuration for an array that it opens, or creates one to write to."""
 
 
 @contextmanager
@@ -197,12 +201,23 @@ def with_native_codecs(root: zarr.Group, array: "zarr.Array[Any]") -> "zarr.Arra
     foreign = not array.dtype.isnative or any(codec.options.get("endian") == "big" for codec in codecs)
     if foreign or not isinstance(root.store, LocalStore) or any(codec.name == "crc32c" for codec in codecs):
         return array
-    # An array object keeps the pipeline with which it was created, so that other users of zarr are not affected.
-    with zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}), warnings.catch_warnings():
+    # An array object keeps the pipeline with which it was created, so that other users of zarr are not affected. Two
+    # threads that set and restore the process-wide setting at once would leave it changed.
+    with SETTINGS, zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Array is unsupported by ZarrsCodecPipeline")
         opened = _member(root, array.path.removeprefix(f"{root.path}/") if root.path else array.path)
         assert isinstance(opened, zarr.Array)
         return opened
+
+
+def open_to_write(path: Path) -> "zarr.Array[Any]":
+    """Open an existing array that stores chunks of fill values alone too: readers here report absent ones as lost.
+
+    zarr itself writes them: zarrs 0.2.3 omits such chunks.
+    """
+    # Array.with_config would need no lock; zarr 3.1.3 lacks it, and open_array ignores its `config`.
+    with SETTINGS, zarr.config.set({"array.write_empty_chunks": True}):
+        return zarr.open_array(path, mode="r+")
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ from dist_scvi.loaders.arrays.anndata_layout import (
 from dist_scvi.loaders.arrays.csr_rows import count_bits, gene_type
 from dist_scvi.loaders.arrays.obs_columns import Categorical
 from dist_scvi.loaders.arrays.pack_manifest import COLLECTION, FORMAT_VERSION, MANIFEST_KEY, MEMBER, SUMS, Manifest
+from dist_scvi.loaders.arrays.zarr_access import open_to_write
 from dist_scvi.loaders.pack.job import CODEC_LEVELS, PackJob, chunk_entries, write_file
 from dist_scvi.loaders.pack.scatter import Source, list_parts
 from dist_scvi.loaders.pack.sorted_parts import (
@@ -252,12 +253,8 @@ def _create_table(plan: Gathering, root: zarr.Group, source: Source) -> None:
 
 
 def _store(folder: Path, name: str, low: int, values: NDArray[Any]) -> None:
-    """Write whole files of an array, from row `low` on, and wait until they are on the disk.
-
-    zarr itself writes them: zarrs 0.2.3 omits chunks that hold only the fill value, which would be reported as lost.
-    """
-    with zarr.config.set({"array.write_empty_chunks": True}):
-        array: Any = zarr.open_array(folder / name, mode="r+")
+    """Write whole files of an array, from row `low` on, and wait until they are on the disk."""
+    array: Any = open_to_write(folder / name)
     array[low : low + len(values)] = values
     length = (array.shards or array.chunks)[0]
     for number in range(low // length, -(-(low + len(values)) // length)):

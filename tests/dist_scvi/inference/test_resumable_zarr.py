@@ -304,12 +304,12 @@ def test_a_file_that_the_system_does_not_let_grow_is_told_and_the_same_call_goes
 def test_an_atlas_whose_writer_is_killed_again_and_again_is_that_of_an_undisturbed_one(
     writers: KilledWriters, undisturbed: dict[str, dict[str, bytes]], tmp_path: Path
 ) -> None:
-    kills, before = (40, 20, 40, 13), []
+    kills, before = (40, 13, 25, 13), []
     for kill_at in kills:
         (ended,) = writers.write(tmp_path / "atlas", what="minify", killed=(0, kill_at))
         assert ended == {"signal": 9}
         assert not (tmp_path / "atlas").exists()
-        before.append(len(list((tmp_path / ".partial-atlas").glob("*/done/*"))))
+        before.append(len(list((tmp_path / ".partial-atlas").glob("*/pieces/*/index.npz"))))
     assert before == sorted(before)
     assert 0 < before[1] < before[-1] < 5
     (ended,) = writers.write(tmp_path / "atlas", what="minify")
@@ -324,7 +324,7 @@ def test_a_writer_killed_at_any_change_while_it_finishes_leaves_nothing_or_all(
     (ended,) = writers.write(tmp_path / "atlas", what="minify", most_bytes=5000)  # all but the end
     kills = 0
     while not (tmp_path / "atlas").exists():
-        kills += 3
+        kills += 7  # prime to the period of the changes, so that each kind of them is met
         (ended,) = writers.write(tmp_path / "atlas", what="minify", killed=(0, kills))
         assert ended == {"signal": 9}
     assert kills > 10

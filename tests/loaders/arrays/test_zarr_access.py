@@ -6,6 +6,7 @@ import random
 import re
 import shutil
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,7 +15,14 @@ import pytest
 import zarr
 
 from dist_scvi.loaders import open_store
-from dist_scvi.loaders.arrays.zarr_access import SUPPORTED, absent_chunks, check_zarr_version, layout_of
+from dist_scvi.loaders.arrays.zarr_access import (
+    SUPPORTED,
+    absent_chunks,
+    check_zarr_version,
+    layout_of,
+    open_to_write,
+    with_native_codecs,
+)
 from dist_scvi.loaders.checks.verify import verify_store
 
 ROOT = Path(__file__).parents[3]
@@ -45,6 +53,23 @@ def test_the_index_of_a_shard_is_read_at_the_end_that_the_metadata_name(tmp_path
     sharding = zarr.codecs.ShardingCodec(chunk_shape=(4,), index_location=location)
     array = root.create_array("x", shape=(20,), chunks=(8,), dtype="i4", serializer=sharding, compressors=None)
     assert layout_of(array).index_at_end is (location == "end")
+
+
+def test_threads_that_open_arrays_at_once_leave_the_configuration_of_zarr_as_it_was(tmp_path):
+    root = zarr.create_group(tmp_path / "a.zarr")
+    array = root.create_array("x", shape=(4,), chunks=(2,), dtype="i4")
+    before = [zarr.config.get(key) for key in ("codec_pipeline.path", "array.write_empty_chunks")]
+
+    def open_both(number):
+        if number % 2:
+            with_native_codecs(root, array)
+        else:
+            open_to_write(tmp_path / "a.zarr" / "x")[:2] = 0
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(open_both, range(400)))
+    assert [zarr.config.get(key) for key in ("codec_pipeline.path", "array.write_empty_chunks")] == before
+    assert (tmp_path / "a.zarr/x/c/0").exists()
 
 
 def test_absent_chunks_are_found_by_what_is_there(tmp_path):
