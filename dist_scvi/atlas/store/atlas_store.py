@@ -56,8 +56,8 @@ class AtlasStore:
 
     Attributes
     ----------
-    uri
-        Path or URL of the atlas.
+    uri, storage_options
+        Path or URL of the atlas, and options of the URL.
     format
         2, or 1 for an atlas of version 0.1, which has neither leaves nor neighbourhoods.
     manifest
@@ -82,7 +82,7 @@ class AtlasStore:
         device: torch.device | str = "cpu",
         storage_options: Mapping[str, str] | None = None,
     ) -> None:
-        self.uri = uri
+        self.uri, self.storage_options = uri, storage_options
         content_uri = uri if "://" in uri else str(resolve_replaced(Path(uri)))
         objects = open_objects(content_uri, storage_options=storage_options)
         # The size is checked before the manifest is read: a wrong path may name a file of any size.
