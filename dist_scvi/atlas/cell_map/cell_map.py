@@ -21,7 +21,6 @@ from dist_scvi.storage.atomic_files import resolve_replaced
 MAP, MAP_RECORD = "map", "MAP.json"
 """Folder of the map in the atlas, which the manifest of the atlas does not list, and its record."""
 COORDINATES, BLOCKS = "coordinates", "block_bounds"
-FORMAT = "dist_scvi.map/1"
 STEPS = 65_535
 """Coordinates are whole numbers from 0 to this, in a square: of a screen 4,000 pixels wide 1/16 pixel."""
 _LARGEST_RECORD = 1 << 24
@@ -32,7 +31,7 @@ class MapRecord(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    format: Literal["dist_scvi.map/1"] = FORMAT
+    format: Literal["dist_scvi.map/1"] = "dist_scvi.map/1"
     atlas: str
     """Digest of the atlas that the map is of."""
     n_cells: int = Field(ge=1)
@@ -80,7 +79,7 @@ class CellMap:
     def coordinates(self, rows: Rows = None) -> NDArray[np.float32]:
         """Return UMAP coordinates of rows of the atlas, in any order, shape (n, 2)."""
         low = np.array(self.record.low)
-        return (low + self.steps(rows) * (self.record.size / STEPS)).astype(np.float32)
+        return np.asarray(low + self.steps(rows) * (self.record.size / STEPS), dtype=np.float32)
 
     def to_steps(self, xy_n2: NDArray[Any]) -> NDArray[np.float64]:
         """Convert UMAP coordinates to those of `steps`, without rounding."""

@@ -149,7 +149,7 @@ def _first_rows(atlas: AtlasStore, share: float) -> NDArray[np.int64]:
     size_c = np.diff(offsets)
     taken_c = np.minimum(np.floor(share * size_c + start_c).astype(np.int64), size_c)
     ends_c = np.cumsum(taken_c)
-    return np.arange(ends_c[-1]) + np.repeat(offsets[:-1] - (ends_c - taken_c), taken_c)
+    return np.asarray(np.arange(ends_c[-1]) + np.repeat(offsets[:-1] - (ends_c - taken_c), taken_c))
 
 
 def _sample_keys(atlas: AtlasStore, row_n: NDArray[np.int64]) -> NDArray[np.float64]:
