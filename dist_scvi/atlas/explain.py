@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from dist_scvi.atlas.differential.differential_expression import differential_expression, sketch_obstacle
 from dist_scvi.atlas.differential.markers import markers, markers_obstacle
 from dist_scvi.atlas.differential.sides import choose_sides, correction_batches
+from dist_scvi.atlas.neighbors.neighbors import neighbors, plan_neighbors
 from dist_scvi.atlas.queries.counterfactual import changed_cells, counterfactual
 from dist_scvi.atlas.queries.decode import BLOCK_CELLS, decode_mean, read_block
 from dist_scvi.atlas.queries.group_expression import batch_codes, expression, leaves_obstacle, read_query
@@ -39,7 +40,7 @@ def explain(atlas: AtlasReader, query: str, /, **arguments: Any) -> QueryPlan:
     Parameters
     ----------
     query
-        ``"expression"``, ``"differential_expression"``, ``"markers"`` or ``"counterfactual"``.
+        Name of the method, such as ``"expression"``, ``"differential_expression"`` or ``"neighbors"``.
     arguments
         Those of the query.
 
@@ -142,5 +143,6 @@ _QUERIES: dict[str, tuple[Callable[..., Any], Callable[[AtlasReader, dict[str, A
     "differential_expression": (differential_expression, _of_difference),
     "markers": (markers, _of_markers),
     "counterfactual": (counterfactual, _of_counterfactual),
+    "neighbors": (neighbors, plan_neighbors),
 }
 """Each query, and the function that estimates its cost from its arguments."""

@@ -6,6 +6,7 @@ Shape letters in this file
     l   leaves, the observed combinations of some obs columns
     g   genes
     q   quantiles
+    c   neighbourhoods
 """
 
 from collections.abc import Iterator, Sequence
@@ -95,6 +96,22 @@ class LeafReader(Protocol):
         """Read the quantiles of the binary logarithm of the scale, shape (l, g, q)."""
 
 
+class NeighbourhoodReader(Protocol):
+    """Neighbourhoods of the latent space, each a range of rows."""
+
+    @property
+    def centroids(self) -> NDArray[np.float32]:
+        """Centroid of each, shape (c, k)."""
+
+    @property
+    def offsets(self) -> NDArray[np.int64]:
+        """Where the rows of each begin, and where the last ends, shape (c + 1,)."""
+
+    @property
+    def radius(self) -> NDArray[np.float32]:
+        """Largest distance of a member from the centroid, shape (c,)."""
+
+
 class AtlasReader(Protocol):
     """A minified atlas."""
 
@@ -130,8 +147,18 @@ class AtlasReader(Protocol):
     def leaves(self) -> LeafReader | None:
         """Summaries by leaf, if there are any."""
 
+    @property
+    def neighbourhoods(self) -> NeighbourhoodReader | None:
+        """Neighbourhoods, if there are any."""
+
     def gene_index(self, genes: Sequence[str]) -> NDArray[np.int64]:
         """Return the indices of genes, by name or by a column of var."""
+
+    def read_latent(self, rows: Rows = None) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Read mean and variance of the posterior, each of shape (n, k)."""
+
+    def read_mean(self, rows: Rows = None) -> NDArray[np.float32]:
+        """Read the mean alone."""
 
     def read_cells(self, rows: Rows = None) -> LatentCells:
         """Read all data for decoding; identities of cells are rows of the source."""
@@ -150,6 +177,9 @@ class AtlasReader(Protocol):
 
     def chunks(self, size: int = 65536) -> Iterator[slice]:
         """Iterate over ranges of rows, in order."""
+
+    def rows_named(self, obs_names: Sequence[str]) -> NDArray[np.int64]:
+        """Return the rows of cells by name."""
 
     def obs_names(self, rows: Rows = None) -> NDArray[np.object_]:
         """Read names of cells."""

@@ -170,6 +170,10 @@ class AtlasStore:
         """
         return self._cells.latent(rows)
 
+    def read_mean(self, rows: Rows = None) -> NDArray[np.float32]:
+        """Return the mean of q(z | x) alone; see `read_latent`."""
+        return self._cells.mean(rows)
+
     def read_library(self, rows: Rows = None) -> NDArray[np.float32]:
         """Return the total count of each cell, shape (n,)."""
         return self._required(LIBRARY, rows)

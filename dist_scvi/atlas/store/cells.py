@@ -37,6 +37,9 @@ class AtlasCells(Protocol):
     def latent(self, rows: Rows) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return mean and variance of q(z | x), each of shape (n, k)."""
 
+    def mean(self, rows: Rows) -> NDArray[np.float32]:
+        """Return the mean alone."""
+
     def column(self, name: str, rows: Rows) -> NDArray[Any] | None:
         """Return a column that the atlas itself adds, or None if it does not exist."""
 
@@ -63,7 +66,11 @@ class CheckedCells:
         """Return mean and variance; see `AtlasCells`."""
         code_nk = self._code.take(rows)
         variance_nk: NDArray[np.float32] = self._variance_ck[code_nk, np.arange(code_nk.shape[1])]
-        return self._qzm.take(rows).astype(np.float32), variance_nk
+        return self.mean(rows), variance_nk
+
+    def mean(self, rows: Rows) -> NDArray[np.float32]:
+        """Return the mean alone; see `AtlasCells`."""
+        return self._qzm.take(rows).astype(np.float32)
 
     def column(self, name: str, rows: Rows) -> NDArray[Any] | None:
         """Return a column that the atlas adds; see `AtlasCells`."""

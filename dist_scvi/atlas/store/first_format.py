@@ -51,6 +51,11 @@ class FirstFormatCells:
         mean_nk, variance_nk = (take_rows(_Ranges(array, self._uri), rows) for array in (self._qzm, self._qzv))
         return mean_nk, variance_nk
 
+    def mean(self, rows: Rows) -> NDArray[np.float32]:
+        """Return the mean alone; see `AtlasCells`."""
+        mean_nk: NDArray[np.float32] = take_rows(_Ranges(self._qzm, self._uri), rows)
+        return mean_nk
+
     def column(self, name: str, rows: Rows) -> NDArray[Any] | None:
         """Return a column that the atlas adds; see `AtlasCells`."""
         return take_rows(self._own[name], rows) if name in self._own else None
