@@ -1,6 +1,7 @@
 """SCVI, SCANVI and LinearSCVI trained out of core and distributed, and the minified atlas that answers afterwards.
 
-``open_data`` opens the cells, ``model.SCVI`` trains on them, ``open_atlas`` opens the result for queries.
+``open_data`` opens the cells, ``model.SCVI`` trains on them, ``open_atlas`` opens the result for queries, ``connect``
+that of a service.
 """
 
 from importlib import import_module
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     from dist_scvi import data, model, pp
     from dist_scvi.atlas.atlas import Atlas, open_atlas
     from dist_scvi.atlas.import_minified import import_minified
+    from dist_scvi.client import connect
     from dist_scvi.loaders.data import open_data
 
     open = open_data
@@ -23,6 +25,7 @@ __all__ = [
     "Atlas",
     "LinearSCVI",
     "__version__",
+    "connect",
     "data",
     "import_minified",
     "model",
@@ -40,6 +43,7 @@ _PLACES = {
     "Atlas": ("dist_scvi.atlas.atlas", "Atlas"),
     "open_atlas": ("dist_scvi.atlas.atlas", "open_atlas"),
     "import_minified": ("dist_scvi.atlas.import_minified", "import_minified"),
+    "connect": ("dist_scvi.client", "connect"),
     "open_data": ("dist_scvi.loaders.data", "open_data"),
     # An alias outside of __all__: a star import must not replace the builtin.
     "open": ("dist_scvi.loaders.data", "open_data"),

@@ -1,10 +1,7 @@
 """Workers on Ray Train: Ray starts, restarts, resizes and places them; order, checkpoints and metrics are ours."""
 
-import atexit
 import errno
-import logging
 import os
-import secrets
 import shutil
 import sys
 import tempfile
@@ -13,11 +10,11 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import cache, partial
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dist_scvi.errors import LostLeaseError, StoppedError, WorkersFailedError
+from dist_scvi.launch.ray_cluster import join_cluster, prepare_own_cluster
 from dist_scvi.launch.signals import call_on_signal
 from dist_scvi.progress_reporter import report_waiting
 from dist_scvi.training.save_requests import SaveRequests
@@ -35,8 +32,6 @@ _ENVIRONMENT = {
     # time that the other workers wait for a dead one before all are restarted
     "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "10",
 }
-_DEFAULT_TOKEN = Path("~/.ray/auth_token")
-"""Where Ray looks for the token of a cluster that a user has set up."""
 _POLL_S = 0.5
 _AGAIN_S = 10.0
 """Seconds between checkpoints after a notice: workers continue until the node is removed, and may lose this much."""
@@ -113,7 +108,7 @@ def run_on_ray(
     call uses a new name.
     """
     if address is None and "ray" not in sys.modules:  # Ray reads its environment when it is imported
-        _prepare_own_cluster()
+        prepare_own_cluster()
     import ray
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -124,7 +119,7 @@ def run_on_ray(
     cpus = cpus_per_worker or (1 if address else max(1, (os.cpu_count() or 1) // most))
     stop = threading.Event()
     each = {"CPU": cpus} | ({"GPU": gpus_per_worker} if gpus_per_worker else {})
-    with call_on_signal(stop.set), _environment(timeout_s), _cluster(address, most), _scratch() as scratch:
+    with call_on_signal(stop.set), _environment(timeout_s), join_cluster(address, most), _scratch() as scratch:
         _check_room(ray.nodes(), least, each)  # type: ignore[no-untyped-call]
         board = _board()
         trainer = TorchTrainer(
@@ -182,27 +177,6 @@ def _waiting_for(board: Any, workers: int) -> str:
     return "" if ready >= workers else f"starting Ray Train: {ready} of {workers} workers ready"
 
 
-@cache
-def _prepare_own_cluster() -> None:
-    """Make the cluster that this process starts listen on loopback only and require a token.
-
-    Ray 2.60 reads these variables when it is imported, and caches the token, so they are set once before. Ray replaces
-    ``_node_ip_address="127.0.0.1"`` by the address of the network interface; the variable that restricts it to loopback
-    on Windows and macOS works on Linux too. Ray would write its own token to the home directory, readable for all users
-    of the machine. The rendezvous port of torch on rank 0 remains open to the network.
-    """
-    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    os.environ["RAY_AUTH_MODE"] = "token"
-    if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ or _DEFAULT_TOKEN.expanduser().is_file():
-        return
-    folder = Path(tempfile.mkdtemp(prefix="dist-scvi-token-"))  # mode 0700
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    token = folder / "token"
-    token.touch(mode=0o600)
-    token.write_text(secrets.token_hex(32))
-    os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
-
-
 @contextmanager
 def _environment(timeout_s: float) -> Iterator[None]:
     """Set the variables that Ray reads from the environment of its driver, unless the user has set them."""
@@ -214,25 +188,6 @@ def _environment(timeout_s: float) -> Iterator[None]:
     finally:
         for key in ours:
             del os.environ[key]
-
-
-@contextmanager
-def _cluster(address: str | None, workers: int) -> Iterator[None]:
-    """Join a running cluster, or start one for this call only."""
-    import ray
-
-    started = not ray.is_initialized()
-    if started:
-        # without "local", Ray would join a cluster that happens to run on this machine
-        own = {"address": "local", "num_cpus": max(os.cpu_count() or 1, workers), "include_dashboard": False}
-        found: dict[str, Any] = {"address": address} if address else own
-        with report_waiting(lambda: "connecting to Ray" if address else "starting Ray"):
-            ray.init(**found, log_to_driver=False, logging_level=logging.ERROR)
-    try:
-        yield
-    finally:
-        if started:
-            ray.shutdown()
 
 
 @contextmanager

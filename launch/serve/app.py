@@ -31,9 +31,7 @@ header asks; they carry the number of cells, the engine and the digest of the at
 when repeated."""
 
 
-def build_app(
-    service: Service, *, board: Board | None = None, together: Mapping[str, Together] | None = None
-) -> FastAPI:
+def build_app(service: Service, *, board: Board | None = None, together: Together | None = None) -> FastAPI:
     """Open the atlases of a service and return its app, which runs under any ASGI server.
 
     Parameters
@@ -41,7 +39,7 @@ def build_app(
     board
         Where long questions go on; by default in this process.
     together
-        Questions that are answered in batches; see `Asker`.
+        How questions are answered in batches; see `Asker`.
 
     Raises
     ------

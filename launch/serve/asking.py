@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -62,14 +62,14 @@ class Asker:
     board
         Where questions go on that take longer than a client waits.
     together
-        By kind of question, how it is answered in batches; the others are answered one by one.
+        How questions of the kinds that gain by it are answered in batches; by default one by one, as the others.
     """
 
-    def __init__(self, service: Service, board: Board, together: Mapping[str, Together] | None = None) -> None:
+    def __init__(self, service: Service, board: Board, together: Together | None = None) -> None:
         self.limits, self.board = service.limits, board
         self._pool = ThreadPoolExecutor(service.limits.threads, thread_name_prefix="question")
         self._of_client: Counter[str] = Counter()
-        self._together = dict(together or {})
+        self._together = together
         self._followers: set[asyncio.Task[None]] = set()
 
     @property
@@ -139,10 +139,9 @@ class Asker:
         if self.n_running >= self.limits.questions:
             raise BusyError("the service answers as many questions as it can: try again", of_client=False)
         self._of_client[asked.client] += 1
-        together = self._together.get(asked.kind.path)
         work: Awaitable[Answer] = (
-            together(asked, watch)
-            if together is not None
+            self._together(asked, watch)
+            if self._together is not None and asked.kind.in_batches
             else self.run(answer_question, asked.served, asked.kind, asked.body, self.limits, watch)
         )
         task = asyncio.ensure_future(work)

@@ -1,10 +1,11 @@
 """``dist-scvi serve``: its arguments, and the check of where the service may be reached from."""
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dist_scvi.launch.argument_types import at_least, pair, size_bytes
+from dist_scvi.launch.argument_types import at_least, pair, size_bytes, span
 from dist_scvi.launch.serve.hosts import is_loopback, loopback_hosts
 from dist_scvi.launch.serve.limits import Limits, Service, name_atlases, read_tokens
 from dist_scvi.launch.standard_streams import print_text
@@ -29,6 +30,11 @@ def add_serve(commands: "_Commands") -> None:
     parser.add_argument("--port", type=at_least(0), default=PORT, help=f"{PORT} by default; 0 takes a free one")
     parser.add_argument("--token-file", type=Path, metavar="FILE", help="bearer tokens that are accepted, one a line")
     parser.add_argument("--insecure", action="store_true", help="let everybody ask who reaches --host, without a token")
+    parser.add_argument("--ray", action="store_true", help="run on Ray Serve: replicas by load, questions in batches")
+    parser.add_argument("--address", help="with --ray: of a running cluster, or auto; by default one is started here")
+    parser.add_argument(
+        "--replicas", type=span, default=(1, 4), metavar="N | MIN:MAX", help="with --ray: by load; 1:4 by default"
+    )
     _add_limits(parser)
     parser.add_argument(
         "--storage",
@@ -74,6 +80,13 @@ def serve(options: argparse.Namespace) -> int:
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise ValueError(f"'dist-scvi serve' needs {error.name}: pip install 'dist-scvi[serve]'") from error
+    if options.ray:
+        from dist_scvi.launch.serve.ray_serve import serve_with_ray
+
+        tell = partial(announce, service, options.host)
+        place = {"address": options.address, "replicas": options.replicas}
+        serve_with_ray(service, options.host, options.port or PORT, announce=tell, **place)
+        return 0
     from dist_scvi.launch.serve.uvicorn_server import open_socket, server_of
 
     with open_socket(options.host, options.port) as sock:

@@ -10,13 +10,11 @@ from typing import Any
 import pandas as pd
 
 import dist_scvi
-from dist_scvi.atlas.queries.answer import Answer
+from dist_scvi.atlas.queries.answer import Answer, flat_table
 
 JSON, ARROW, CSV = "application/json", "application/vnd.apache.arrow.stream", "text/csv"
 TYPES = (JSON, ARROW, CSV)
 PIECE_ROWS = 4096
-INDEX = b"dist_scvi_index"
-"""Key of the metadata of an Arrow schema that has the names of the columns of the index."""
 
 
 class NotAcceptableError(ValueError):
@@ -89,7 +87,7 @@ def encode(answer: Answer, content_type: str) -> Iterator[bytes]:
 
 def _as_json(answer: Answer) -> Iterator[bytes]:
     """Yield ``{"provenance": {}, "columns": [], "rows": [{}]}``, in which missing and infinite numbers are null."""
-    table, _ = flat_table(answer.table)
+    table = flat_table(answer.table)
     columns = [str(name) for name in table.columns]
     head = json.dumps({"provenance": answer.provenance, "columns": columns}, default=str)
     yield f'{head[:-1]}, "rows": ['.encode()
@@ -119,7 +117,7 @@ def _json_value(value: Any) -> Any:
 
 
 def _as_csv(answer: Answer) -> Iterator[bytes]:
-    table, _ = flat_table(answer.table)
+    table = flat_table(answer.table)
     for start in range(0, max(len(table), 1), PIECE_ROWS):
         text = StringIO()
         table.iloc[start : start + PIECE_ROWS].to_csv(text, index=False, header=start == 0, lineterminator="\n")
@@ -129,9 +127,7 @@ def _as_csv(answer: Answer) -> Iterator[bytes]:
 def _as_arrow(answer: Answer) -> Iterator[bytes]:
     import pyarrow as pa
 
-    _, index = flat_table(answer.table)
     table = answer.to_arrow()
-    table = table.replace_schema_metadata({**(table.schema.metadata or {}), INDEX: json.dumps(index).encode()})
     sink = _Pieces()
     with pa.ipc.new_stream(pa.PythonFile(sink, mode="w"), table.schema) as writer:
         for batch in table.to_batches(max_chunksize=PIECE_ROWS):
@@ -162,11 +158,3 @@ class _Pieces:
         """Return what was written since the last call."""
         taken, self._pieces = b"".join(self._pieces), []
         return taken
-
-
-def flat_table(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str | None]]:
-    """Return a table with its index as columns, as `Answer.to_arrow` has it, and the names of the index."""
-    if isinstance(table.index, pd.RangeIndex):
-        return table, []
-    names: list[str | None] = [None if name is None else str(name) for name in table.index.names]
-    return table.rename_axis([name or "index" for name in names]).reset_index(), names

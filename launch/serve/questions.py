@@ -12,6 +12,8 @@ from dist_scvi.atlas.queries.groups import group_cells
 from dist_scvi.atlas.queries.where import choose_cells
 from dist_scvi.launch.serve.limits import Limits
 from dist_scvi.launch.serve.requests import (
+    AbundanceQuestion,
+    CounterfactualQuestion,
     DifferentialExpressionQuestion,
     ExplainQuestion,
     ExpressionQuestion,
@@ -35,6 +37,8 @@ class QuestionKind:
     """Calls the atlas."""
     check: Callable[[WatchedAtlas, Any, Limits], None]
     """Refuses a question whose answer would be too large, before anything is computed."""
+    in_batches: bool = False
+    """Whether several that arrive together are answered faster than one by one."""
 
 
 def answer_question(served: ServedAtlas, kind: QuestionKind, body: Question, limits: Limits, watch: Watch) -> Answer:
@@ -52,8 +56,8 @@ def answer_question(served: ServedAtlas, kind: QuestionKind, body: Question, lim
     view = WatchedAtlas(served.atlas, watch)
     try:
         watch.check()
-        genes = getattr(body, "genes", None) or ()
-        if len(genes) > limits.genes:
+        genes = getattr(body, "genes", ())
+        if not isinstance(genes, str) and len(genes) > limits.genes:
             raise TooLargeError(f"{len(genes)} genes are named: this service takes at most {limits.genes} at a time")
         kind.check(view, body, limits)
         answer = kind.answer(view, body)
@@ -99,7 +103,8 @@ def _any_size(view: WatchedAtlas, body: Question, limits: Limits) -> None:
 def _check_expression(view: WatchedAtlas, body: ExpressionQuestion, limits: Limits) -> None:
     if body.per_cell:
         n_cells = choose_cells(view, body.where).n_cells
-        _check_values(n_cells * len(body.genes), limits, f"{n_cells:,} cells x {len(body.genes)} genes")
+        n_genes = 1 if isinstance(body.genes, str) else len(body.genes)
+        _check_values(n_cells * n_genes, limits, f"{n_cells:,} cells x {n_genes} genes")
 
 
 def _check_difference(view: WatchedAtlas, body: DifferentialExpressionQuestion, limits: Limits) -> None:
@@ -135,6 +140,8 @@ QUESTIONS = {
             _check_difference,
         ),
         QuestionKind("markers", MarkersQuestion, _call("markers"), _check_markers),
+        QuestionKind("abundance", AbundanceQuestion, _call("abundance"), _any_size),
+        QuestionKind("counterfactual", CounterfactualQuestion, _call("counterfactual"), _any_size),
         QuestionKind("explain", ExplainQuestion, _explain, _any_size),
     )
 }

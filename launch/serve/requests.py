@@ -46,7 +46,7 @@ class ExpressionQuestion(Question):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"genes": ["CD3E", "MS4A1"], "by": ["cell_type"]}]})
 
-    genes: Annotated[Names, Field(min_length=1, description="Names, or values of a column of var such as symbols")]
+    genes: Annotated[Name | Names, Field(min_length=1, description="Names, or values of a column of var")]
     by: Annotated[Name | Names, Field(description="Obs columns whose combinations are the groups")] = []
     where: Cells | None = None
     batch: Annotated[Name, Field(description="'own', 'average', or the name of a batch")] = "own"
@@ -98,6 +98,39 @@ class MarkersQuestion(Question):
     pseudocounts: float | None = None
     threshold_counts: float = 0.01
     seed: Seed = 0
+
+
+class AbundanceQuestion(Question):
+    """Abundance of groups of cells by sample, or its contrast between two conditions."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"by": "donor", "groups": "cell_type", "contrast": ["condition", "stim", "ctrl"]}]
+        }
+    )
+
+    by: Annotated[Name | Names, Field(description="Obs columns that identify the samples")]
+    groups: Annotated[Name | Names, Field(description="Obs columns of the groups; the labels by default")] = []
+    contrast: Name | Names | None = None
+    where: Cells | None = None
+    level: Share = 0.95
+
+
+class CounterfactualQuestion(Question):
+    """Expected expression of cells if they were decoded as of another batch or condition."""
+
+    model_config = ConfigDict(
+        populate_by_name=True,
+        json_schema_extra={"examples": [{"from": "ctrl", "to": "stim", "genes": ["ISG15"], "by": ["cell_type"]}]},
+    )
+
+    from_: Annotated[Name | Names, Field(alias="from")]
+    to: Name
+    genes: Annotated[Name | Names, Field(min_length=1)]
+    key: Name | None = None
+    by: Name | Names = []
+    where: Cells | None = None
+    level: Share = 0.95
 
 
 class ExplainQuestion(Question):

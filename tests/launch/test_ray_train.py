@@ -234,8 +234,8 @@ def test_of_more_workers_than_can_share_the_lanes_the_last_stand_by_and_the_othe
 
 def test_without_an_address_a_cluster_that_happens_to_run_is_left_alone(cluster: Cluster) -> None:
     code = (
-        "import ray; from dist_scvi.launch.ray_train import _cluster\n"
-        "with _cluster(None, 1): print(ray.get_runtime_context().gcs_address)"
+        "import ray; from dist_scvi.launch.ray_cluster import join_cluster\n"
+        "with join_cluster(None, 1): print(ray.get_runtime_context().gcs_address)"
     )
     found = subprocess.run([sys.executable, "-c", code], check=True, timeout=120, capture_output=True, text=True)
     assert found.stdout.strip() not in ("", cluster.address)

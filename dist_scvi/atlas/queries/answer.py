@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 _PLOTS = {"expression": "dots", "differential_expression": "volcano", "markers": "dots", "cells": "violin"}
 _WRITERS = (".csv", ".json", ".parquet")
+_PROVENANCE, _INDEX = b"dist_scvi", b"dist_scvi_index"
+"""Keys of the metadata of an Arrow schema: the provenance, and the names of the columns of the index."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,9 +67,33 @@ class Answer:
         """Return the table as Arrow; the metadata of its schema hold the provenance as JSON under ``dist_scvi``."""
         import pyarrow as pa
 
-        table = pa.Table.from_pandas(_with_index(self.table), preserve_index=False)
-        described = {b"dist_scvi": json.dumps(self.provenance, default=str).encode()}
+        table = pa.Table.from_pandas(flat_table(self.table), preserve_index=False)
+        index = [] if isinstance(self.table.index, pd.RangeIndex) else list(self.table.index.names)
+        described = {
+            _PROVENANCE: json.dumps(self.provenance, default=str).encode(),
+            _INDEX: json.dumps(index, default=str).encode(),
+        }
         return table.replace_schema_metadata({**(table.schema.metadata or {}), **described})
+
+    @classmethod
+    def from_arrow(cls, table: "pa.Table") -> "Answer":
+        """Return the answer that `to_arrow` wrote.
+
+        Raises
+        ------
+        ValueError
+            If the table was written by something else.
+        """
+        try:
+            found = json.loads(table.schema.metadata[_PROVENANCE])
+            index = json.loads(table.schema.metadata[_INDEX])
+            frame = table.to_pandas()
+            if index:
+                frame = frame.set_index([name or "index" for name in index]).rename_axis(index)
+            given = [found[key] for key in ("engine", "batch", "n_cells", "atlas", "digest", "seed", "parameters")]
+            return cls(found["query"], frame, *given, tuple(found["notes"]))
+        except (TypeError, KeyError, ValueError) as error:
+            raise ValueError(f"the table is no answer of an atlas: {error!r}") from error
 
     def write(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write the table as CSV, JSON (a list of records) or parquet, by the ending of `path`.
@@ -87,9 +113,9 @@ class Answer:
 
             parquet.write_table(self.to_arrow(), target)
         elif target.suffix == ".json":
-            _with_index(self.table).to_json(target, orient="records", indent=1)
+            flat_table(self.table).to_json(target, orient="records", indent=1)
         else:
-            _with_index(self.table).to_csv(target, index=False)
+            flat_table(self.table).to_csv(target, index=False)
 
     def plot(self, kind: str | None = None, *, n_genes: int = 20, ax: "Axes | None" = None) -> "Axes":
         """Draw the answer with matplotlib.
@@ -137,8 +163,8 @@ class Answer:
         return f"{self.kind} of {len(self.table):,} rows by {self.engine}{batch}; cells {groups}{more}{notes}"
 
 
-def _with_index(table: pd.DataFrame) -> pd.DataFrame:
-    """Convert a named index to columns; a plain range of numbers is removed."""
+def flat_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table with its index as columns; a plain range of numbers is removed."""
     if isinstance(table.index, pd.RangeIndex):
         return table
     names = [name or "index" for name in table.index.names]
