@@ -106,6 +106,7 @@ class RemoteAtlas:
     expression = _asked("expression", Atlas.expression)
     differential_expression = _asked("differential-expression", Atlas.differential_expression)
     markers = _asked("markers", Atlas.markers)
+    neighbors = _asked("neighbors", Atlas.neighbors)
     abundance = _asked("abundance", Atlas.abundance)
     counterfactual = _asked("counterfactual", Atlas.counterfactual)
 

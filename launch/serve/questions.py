@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 from pydantic import ValidationError
 
+from dist_scvi.atlas.cell_map.polygon import cells_in_polygon
 from dist_scvi.atlas.queries.answer import Answer
 from dist_scvi.atlas.queries.groups import group_cells
 from dist_scvi.atlas.queries.where import choose_cells
@@ -18,6 +19,8 @@ from dist_scvi.launch.serve.requests import (
     ExplainQuestion,
     ExpressionQuestion,
     MarkersQuestion,
+    NeighborsQuestion,
+    Polygon,
     Question,
     WhereQuestion,
     describe_problems,
@@ -53,7 +56,7 @@ def answer_question(served: ServedAtlas, kind: QuestionKind, body: Question, lim
     CancelledError
         If it was cancelled.
     """
-    view = WatchedAtlas(served.atlas, watch)
+    view = WatchedAtlas(served.atlas, watch, lambda: served.cell_map)
     try:
         watch.check()
         genes = getattr(body, "genes", ())
@@ -66,11 +69,33 @@ def answer_question(served: ServedAtlas, kind: QuestionKind, body: Question, lim
     return replace(answer, atlas=served.name, notes=tuple(map(served.hide_place, answer.notes)))
 
 
+def choose(view: WatchedAtlas, cells: Any) -> Any:
+    """Return cells as the atlas takes them: those of a polygon as a set.
+
+    Raises
+    ------
+    ValueError
+        If the atlas has no map, or no cell is inside.
+    """
+    if not isinstance(cells, Polygon):
+        return cells
+    within = None if cells.where is None else choose_cells(view, cells.where)
+    return cells_in_polygon(view.open_map(), cells.polygon, within)
+
+
+def _neighbors(view: WatchedAtlas, body: NeighborsQuestion) -> Answer:
+    arguments = {name: choose(view, value) for name, value in body.arguments().items()}
+    # A text is a filter here; for the method of the atlas it may also be the path of a store.
+    if isinstance(body.query, str):
+        arguments["query"] = choose_cells(view, body.query)
+    return view.neighbors(**arguments)
+
+
 def _call(method: str) -> Callable[[WatchedAtlas, Question], Answer]:
     """Return a function that calls a method of the atlas with the body as arguments."""
 
     def call(view: WatchedAtlas, body: Question) -> Answer:
-        answer: Answer = getattr(view, method)(**body.arguments())
+        answer: Answer = getattr(view, method)(**{name: choose(view, each) for name, each in body.arguments().items()})
         return answer
 
     return call
@@ -84,7 +109,10 @@ def _explain(view: WatchedAtlas, body: ExplainQuestion) -> Answer:
         asked = kind.body.model_validate(body.asked)
     except ValidationError as error:
         raise ValueError(f"{kind.path}: {describe_problems(error.errors())[0]['msg']}") from None
-    plan = view.explain(kind.path.replace("-", "_"), **asked.arguments())
+    arguments = {name: choose(view, each) for name, each in asked.arguments().items()}
+    if isinstance(asked, NeighborsQuestion) and isinstance(asked.query, str):
+        arguments["query"] = choose_cells(view, asked.query)
+    plan = view.explain(kind.path.replace("-", "_"), **arguments)
     row = {"query": plan.query, "engine": plan.engine, "cells": plan.cells, "decoded": plan.decoded}
     table = pd.DataFrame([{**row, "bytes": plan.bytes, "seconds": plan.seconds}])
     return Answer("explain", table, plan.engine, "", {"chosen": plan.cells}, view.uri, view.digest)
@@ -102,21 +130,29 @@ def _any_size(view: WatchedAtlas, body: Question, limits: Limits) -> None:
 
 def _check_expression(view: WatchedAtlas, body: ExpressionQuestion, limits: Limits) -> None:
     if body.per_cell:
-        n_cells = choose_cells(view, body.where).n_cells
+        n_cells = choose_cells(view, choose(view, body.where)).n_cells
         n_genes = 1 if isinstance(body.genes, str) else len(body.genes)
         _check_values(n_cells * n_genes, limits, f"{n_cells:,} cells x {n_genes} genes")
 
 
 def _check_difference(view: WatchedAtlas, body: DifferentialExpressionQuestion, limits: Limits) -> None:
-    plan = view.explain("differential_expression", **body.arguments()) if body.engine == "exact" else None
-    if plan is not None:
+    if body.engine == "exact":
+        plan = view.explain(
+            "differential_expression", **{name: choose(view, each) for name, each in body.arguments().items()}
+        )
         n_values = plan.decoded * view.n_genes
         _check_values(n_values, limits, f"all values of {plan.cells:,} cells are held by engine='exact':")
 
 
+def _check_neighbors(view: WatchedAtlas, body: NeighborsQuestion, limits: Limits) -> None:
+    listed = body.query if isinstance(body.query, list) else None
+    n_points = choose_cells(view, choose(view, body.query)).n_cells if listed is None else len(listed)
+    _check_values(5 * n_points * body.k, limits, f"5 columns of {n_points:,} points x k={body.k}")
+
+
 def _check_markers(view: WatchedAtlas, body: MarkersQuestion, limits: Limits) -> None:
     each = min(body.n_genes or view.n_genes, view.n_genes)
-    n_groups = len(group_cells(view, body.by, choose_cells(view, body.where)).names)
+    n_groups = len(group_cells(view, body.by, choose_cells(view, choose(view, body.where))).names)
     _check_values(16 * n_groups * each, limits, f"16 columns of {each} genes of {n_groups} groups")
 
 
@@ -140,6 +176,7 @@ QUESTIONS = {
             _check_difference,
         ),
         QuestionKind("markers", MarkersQuestion, _call("markers"), _check_markers),
+        QuestionKind("neighbors", NeighborsQuestion, _neighbors, _check_neighbors, in_batches=True),
         QuestionKind("abundance", AbundanceQuestion, _call("abundance"), _any_size),
         QuestionKind("counterfactual", CounterfactualQuestion, _call("counterfactual"), _any_size),
         QuestionKind("explain", ExplainQuestion, _explain, _any_size),

@@ -8,19 +8,31 @@ from pydantic import BaseModel, ConfigDict, Field
 _WHERE = "cell_type == 'B' and n_counts > 500"
 
 Value = str | bool | int | float
-Cells = Annotated[
-    Annotated[str, Field(max_length=100_000)]
-    | list[Annotated[int, Field(ge=0, lt=1 << 62)]]
-    | dict[str, Value | list[Value]],
-    Field(
-        description="Cells: a filter over obs columns, rows of the atlas, or values of obs columns",
-        examples=[_WHERE, [0, 17, 42], {"cell_type": ["B", "NK"]}],
-    ),
-]
 Name = Annotated[str, Field(max_length=1_000)]
 Names = Annotated[list[Name], Field(max_length=10_000)]
 Seed = Annotated[int, Field(ge=0, lt=1 << 62, description="Seed of draws")]
 Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Polygon(BaseModel):
+    """The cells inside a polygon on the map."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
+
+    polygon: Annotated[list[tuple[float, float]], Field(min_length=3, max_length=10_000)]
+    where: Annotated[str, Field(max_length=100_000)] | None = None
+
+
+Cells = Annotated[
+    Annotated[str, Field(max_length=100_000)]
+    | list[Annotated[int, Field(ge=0, lt=1 << 62)]]
+    | dict[str, Value | list[Value]]
+    | Polygon,
+    Field(
+        description="Cells: a filter over obs columns, rows, values of obs columns, or a polygon on the map",
+        examples=[_WHERE, [0, 17, 42], {"cell_type": ["B", "NK"]}, {"polygon": [[0, 0], [5, 0], [5, 5]]}],
+    ),
+]
 
 
 class Question(BaseModel):
@@ -97,6 +109,23 @@ class MarkersQuestion(Question):
     n_samples: Annotated[int, Field(ge=2, le=5_000)] = 500
     pseudocounts: float | None = None
     threshold_counts: float = 0.01
+    seed: Seed = 0
+
+
+class NeighborsQuestion(Question):
+    """The nearest cells of cells of the atlas, or of points of its latent space."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"query": [0, 17], "k": 5, "where": _WHERE}]})
+
+    query: Annotated[
+        Cells | Names | list[float] | Annotated[list[list[float]], Field(max_length=100_000)],
+        Field(description="Cells by a filter, rows, names or values of obs columns; or latent vectors"),
+    ]
+    k: Annotated[int, Field(ge=1, le=10_000)] = 15
+    where: Cells | None = None
+    metric: Literal["euclidean", "posterior"] = "euclidean"
+    engine: Literal["auto", "index", "exact"] = "auto"
+    names: bool = True
     seed: Seed = 0
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from dist_scvi.atlas.atlas import Atlas, open_atlas
+from dist_scvi.atlas.cell_map.cell_map import CellMap, open_map
 from dist_scvi.launch.serve.limits import Service
 
 _MOST_COUNTED = 20_000
@@ -23,6 +24,20 @@ class ServedAtlas:
     def hide_place(self, message: str) -> str:
         """Return a message with the name of the atlas in place of its path."""
         return message.replace(self.atlas.uri, self.name)
+
+    @cached_property
+    def cell_map(self) -> CellMap:
+        """The map of the cells.
+
+        Raises
+        ------
+        ValueError
+            If there is none, or it is damaged or of another atlas.
+        """
+        try:
+            return open_map(self.atlas)
+        except FileNotFoundError as error:
+            raise ValueError(f"{self.name} has no map of its cells") from error
 
     @cached_property
     def description(self) -> dict[str, Any]:

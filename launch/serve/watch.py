@@ -6,13 +6,14 @@ Shape letters in this file
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dist_scvi.atlas.atlas import Atlas
+from dist_scvi.atlas.cell_map.cell_map import CellMap
 from dist_scvi.inference.encode_decode import LatentCells
 from dist_scvi.launch.serve.limits import Limits
 
@@ -75,11 +76,11 @@ class Watch:
 class WatchedAtlas(Atlas):
     """An atlas whose reads are counted. It shares all with the atlas that it is made from and opens nothing."""
 
-    def __init__(self, atlas: Atlas, watch: Watch) -> None:
+    def __init__(self, atlas: Atlas, watch: Watch, open_map: Callable[[], CellMap]) -> None:
         # A query runs to its end inside one call of numpy, torch or numba after the other and takes no callback:
         # its reads are the only place where it can be counted and stopped.
         self.__dict__.update(atlas.__dict__)
-        self._watch = watch
+        self._watch, self.open_map = watch, open_map
         if atlas.leaves is not None:
             self.leaves = _WatchedLeaves(atlas.leaves, watch)  # type: ignore[assignment]
 
@@ -87,6 +88,11 @@ class WatchedAtlas(Atlas):
         """Read as `Atlas.read_latent`, counted."""
         self._watch.check(_n_rows(rows, self.n_cells))
         return super().read_latent(rows)
+
+    def read_mean(self, rows: Any = None) -> NDArray[np.float32]:
+        """Read as `Atlas.read_mean`; nothing is decoded from means alone."""
+        self._watch.check()
+        return super().read_mean(rows)
 
     def read_cells(self, rows: Any = None) -> LatentCells:
         """Read as `Atlas.read_cells`, which reads and counts the latents."""
