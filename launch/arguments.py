@@ -200,14 +200,18 @@ def _minify(commands: "_Commands") -> None:
 def _export(commands: "_Commands") -> None:
     export = commands.add_parser("export", help="write a model, or the cells of an atlas, in a format that others read")
     export.add_argument("run", type=Path, help="folder of a run, of a model, or of an atlas")
-    export.add_argument("out", type=Path, help="folder or file to write")
+    export.add_argument("out", help="folder or file to write; for soma the experiment to add to, or its URL")
     export.add_argument(
         "--to",
-        choices=["scvi-tools", "h5ad", "parquet"],
+        choices=["scvi-tools", "h5ad", "scvi-hub", "parquet", "soma"],
         default="scvi-tools",
         help="scvi-tools (default): the model as scvi-tools 1.4.2 loads it; h5ad: the cells of an atlas as scvi-tools "
-        "minifies them; parquet: their names, obs and latent means",
+        "minifies them; scvi-hub: a folder of its hub, model and cells; parquet: their names, obs and latent means; "
+        "soma: latent mean, variance and obs columns added to a TileDB-SOMA experiment of the same cells",
     )
+    export.add_argument("--card", type=Path, metavar="FILE", help="scvi-hub: text of the model card, Markdown")
+    export.add_argument("--measurement", metavar="NAME", help="soma: measurement that receives them, RNA by default")
+    export.add_argument("--obs-names-column", metavar="COLUMN", help="soma: column of obs with the names of cells")
     export.add_argument("--overwrite", action="store_true", help="replace what an earlier export wrote")
 
 

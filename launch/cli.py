@@ -354,20 +354,9 @@ def _query(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from dist_scvi.atlas.atlas import open_atlas
-    from dist_scvi.atlas.export import write_h5ad, write_parquet
-    from dist_scvi.metrics.run_record import MODEL
-    from dist_scvi.network.model_files import load_model
-    from dist_scvi.scvi_tools.model_folder import write_scvi_tools
+    from dist_scvi.launch.export import export
 
-    if options.to != "scvi-tools":
-        write = write_h5ad if options.to == "h5ad" else write_parquet
-        write(open_atlas(options.run), options.out.resolve(), overwrite=options.overwrite)
-        print_text(f"wrote {options.out}")
-        return OK
-    folder = options.run / MODEL if (options.run / MODEL).is_dir() else options.run
-    write_scvi_tools(options.out.resolve(), *load_model(folder), overwrite=options.overwrite)
-    print_text(f"wrote {options.out}: scvi-tools 1.4.2 loads it with its cells")
+    print_text(export(options))
     return OK
 
 

@@ -26,6 +26,19 @@ _PROBES = 8
 _PROBE_CELLS = 64
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredPosterior:
+    """What is kept of minified cells in place of, or with, their counts."""
+
+    mean_nk: NDArray[np.float32]
+    variance_nk: NDArray[np.float32]
+    """Mean and variance of q(z | x), shape (n, latent dimensions)."""
+    library_n: NDArray[np.float32]
+    """Total count."""
+    has_counts: bool
+    """Whether the counts are there as well."""
+
+
 @dataclass(frozen=True, slots=True)
 class CellData:
     """Cells and their covariates, as `open_data` found them."""
@@ -41,6 +54,8 @@ class CellData:
     unlabeled_category: str | None = None
     labels_required: bool = False
     """Whether a cell without a label is refused."""
+    posterior: StoredPosterior | None = None
+    """Of minified cells."""
     process: int = field(default_factory=os.getpid)
     """The process that opened the store."""
 
@@ -272,6 +287,7 @@ def minibatch(
     global_cells: int,
 ) -> MiniBatch:
     """Return counts and covariates of the cells `row_n` as a minibatch."""
+    stored = data.posterior
     return MiniBatch(
         counts,
         data.n_genes,
@@ -279,7 +295,7 @@ def minibatch(
         columns.label_n,
         columns.categorical_nc,
         columns.continuous_nc,
-        counts.library_n(),
+        counts.library_n() if stored is None else stored.library_n[row_n],
         columns.size_factor_n,
         row_n,
         epoch,
@@ -288,7 +304,28 @@ def minibatch(
         micro_keys,
         global_cells,
         columns.hash_n,
+        None if stored is None else (stored.mean_nk[row_n], stored.variance_nk[row_n]),
     )
+
+
+def check_counts(data: CellData, what: str) -> None:
+    """Refuse minified cells without counts.
+
+    Parameters
+    ----------
+    what
+        What needs the counts.
+
+    Raises
+    ------
+    ValueError
+        If there are none.
+    """
+    if data.posterior is not None and not data.posterior.has_counts:
+        raise ValueError(
+            f"{what} needs counts, and the cells are minified: set an AnnData with counts as model.adata, or minify "
+            "with minified_data_type='latent_posterior_parameters_with_counts'"
+        )
 
 
 def _labels(store: CellStore, key: str | None, unlabeled: str | None) -> Categorical | None:

@@ -48,6 +48,8 @@ class MiniBatch:
     """Cells of the global minibatch over all ranks."""
     hash_n: NDArray[np.uint64] | None = None
     """Hash of the content of each cell, in training; see `data.hash_cells`."""
+    posterior: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
+    """Mean and variance of q(z | x) of minified cells, each of shape (n, latent dimensions)."""
 
     @property
     def n_cells(self) -> int:
@@ -60,6 +62,7 @@ class MiniBatch:
         def send(array: NDArray[np.generic], dtype: torch.dtype) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(array)).to(device).to(dtype)
 
+        stored = None if self.posterior is None else tuple(send(part, torch.float32) for part in self.posterior)
         return Tensors(
             self.n_genes,
             send(self.counts.indptr, torch.int64),
@@ -72,6 +75,7 @@ class MiniBatch:
                 send(self.categorical_nc, torch.int64),
                 send(self.continuous_nc, torch.float32),
             ),
+            None if stored is None else (stored[0], stored[1]),
         )
 
 
@@ -100,6 +104,8 @@ class Tensors:
     library_n: Tensor
     """Total count or size factor: what the expected share of each gene is multiplied by."""
     covariates: Covariates
+    posterior: tuple[Tensor, Tensor] | None = None
+    """Mean and variance of q(z | x), if the cells are minified; the encoder is then not asked."""
 
     @property
     def place_e(self) -> Tensor:

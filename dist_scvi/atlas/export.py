@@ -21,13 +21,15 @@ from scipy import sparse
 from dist_scvi.atlas.store.atlas_store import AtlasStore
 from dist_scvi.atlas.store.names import LIBRARY, QZM, QZV
 from dist_scvi.inference.encode_decode import expression_query, normalized_expression
+from dist_scvi.loaders.arrays.obs_columns import typed_categories
+from dist_scvi.network.model_spec import Covariate
+from dist_scvi.scvi_tools.minified_h5ad import LATENT_PREFIX, MINIFY_TYPE, WITHOUT_COUNTS
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 Rows = NDArray[np.int64] | None
 _PART_CELLS = 4096
-_MINIFY_TYPE = "_scvi_adata_minify_type"
 _PARQUET_CELLS = 1 << 16
 
 
@@ -68,12 +70,30 @@ def to_anndata(atlas: AtlasStore, genes: Sequence[str] | None = None, rows: Rows
 
 
 def to_minified_anndata(atlas: AtlasStore, rows: Rows = None) -> "AnnData":
-    """Return cells as scvi-tools 1.4.2 minifies them: no counts, and the posterior under its names."""
-    found = to_anndata(atlas, None, rows)
-    del found.obsm["X_scVI"]
+    """Return cells as scvi-tools 1.4.2 minifies them: no counts, and the posterior under its names.
+
+    The covariates of the model have the type of the categories that it was trained with.
+    """
+    found, spec = to_anndata(atlas, None, rows), atlas.spec
+    mean_nk, variance_nk = found.obsm[QZM], found.obsm[QZV]
+    found.obsm.clear()
+    prefix = LATENT_PREFIX[spec.model.model_name]
+    found.obsm[f"{prefix}_latent_qzm"], found.obsm[f"{prefix}_latent_qzv"] = mean_nk, variance_nk
+    for covariate in (spec.batch, spec.label, *spec.categorical_covariates):
+        if covariate is not None and covariate.key in found.obs:
+            found.obs[covariate.key] = _typed(found.obs[covariate.key], covariate)
+    if spec.layer not in (None, "raw/X"):
+        found.layers[spec.layer] = found.X
     found.obs[LIBRARY] = atlas.read_library(rows)
-    found.uns = {_MINIFY_TYPE: "latent_posterior_parameters"}
+    found.uns = {MINIFY_TYPE: WITHOUT_COUNTS}
     return found
+
+
+def _typed(column: "pd.Series[Any]", covariate: Covariate) -> "pd.Series[Any]":
+    """Return a column whose categories have the type that the model was trained with; an atlas keeps them as text."""
+    if covariate.dtype == "str" or not isinstance(column.dtype, pd.CategoricalDtype):
+        return column
+    return column.cat.rename_categories(typed_categories(list(column.cat.categories), covariate.dtype).tolist())
 
 
 def to_dask(atlas: AtlasStore, chunk_cells: int = 1 << 16) -> dict[str, Any]:
@@ -114,7 +134,7 @@ def write_h5ad(atlas: AtlasStore, out: Path, *, overwrite: bool = False) -> None
     FileExistsError
         If `out` exists and may not be replaced.
     """
-    with _replacing(out, overwrite=overwrite) as partial:
+    with replacing(out, overwrite=overwrite) as partial:
         to_minified_anndata(atlas).write_h5ad(partial)
 
 
@@ -129,7 +149,7 @@ def write_parquet(atlas: AtlasStore, out: Path, *, overwrite: bool = False) -> N
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with _replacing(out, overwrite=overwrite) as partial:
+    with replacing(out, overwrite=overwrite) as partial:
         writer: Any = None
         for rows in atlas.chunks(_PARQUET_CELLS):
             mean_nk, _ = atlas.read_latent(rows)
@@ -156,7 +176,7 @@ def _expression(atlas: AtlasStore, genes: list[str], rows: Rows) -> NDArray[np.f
 
 
 @contextmanager
-def _replacing(out: Path, *, overwrite: bool) -> Iterator[Path]:
+def replacing(out: Path, *, overwrite: bool) -> Iterator[Path]:
     """Yield a temporary file alongside `out` and rename it when it is complete."""
     if out.exists() and (not overwrite or not out.is_file()):
         raise FileExistsError(f"{out} exists: give another path, or allow it to be replaced (--overwrite)")

@@ -27,7 +27,7 @@ from dist_scvi.inference.importance import Anchors, Candidates
 from dist_scvi.inference.likelihood_estimates import marginal_log_likelihood
 from dist_scvi.inference.obs_query import queried
 from dist_scvi.inference.progress import with_progress
-from dist_scvi.loaders.data import CellData
+from dist_scvi.loaders.data import CellData, check_counts
 from dist_scvi.loaders.minibatch import MiniBatch
 from dist_scvi.loaders.stream import rows_minibatch
 from dist_scvi.network.likelihood import GeneLikelihood
@@ -104,6 +104,7 @@ class ModelSource:
 
     def raw_moments(self, group_n: NDArray[np.int32], n_groups: int) -> RawMoments:
         """Sum the counts of each group in one pass that all workers share; cells of group -1 are left out."""
+        check_counts(self.data, "differential_expression with all_stats=True, or mode='change' without pseudocounts,")
         sums = np.zeros((3, n_groups, len(self.var_names)))
         selection = select(self.data, group_n >= 0)
 
@@ -142,6 +143,7 @@ class ModelSource:
     @torch.no_grad()
     def anchors(self, row_a: NDArray[np.int64], n_mc_samples: int, n_mc_samples_per_pass: int) -> Anchors:
         """Read and encode the sorted rows `row_a` and estimate their marginal likelihood."""
+        check_counts(self.data, "weights='importance'")
         device, width = self.module.device, max(1, _MARGINAL_VALUES // (n_mc_samples_per_pass * len(self.var_names)))
         minibatch = rows_minibatch(self.data, row_a)
         cells = latent_cells(self.module, minibatch)

@@ -1,16 +1,18 @@
 """Types of cells that a model accepts, and how they are opened."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from anndata import AnnData
 
 from dist_scvi.loaders.cell_store import CellStore
-from dist_scvi.loaders.data import CellData, open_data
+from dist_scvi.loaders.data import CellData, StoredPosterior, open_data
 from dist_scvi.model.setup_anndata import data_of_setup
 from dist_scvi.network.fit_data import fit_to_spec, open_for
 from dist_scvi.network.model_spec import ModelSpec
+from dist_scvi.scvi_tools.minified_h5ad import MINIFY_TYPE, WITH_COUNTS, minified_cells
 
 CellSource: TypeAlias = AnnData | str | Path | Sequence[AnnData | str | Path] | CellStore | CellData
 """An AnnData, the path or URL of a store, several of these as one, an open store, or ``dist_scvi.open_data(...)``."""
@@ -32,6 +34,8 @@ def open_new(adata: CellSource | None, *, model_name: str) -> tuple[CellData, An
         return adata, None
     in_memory = anndata_of(adata)
     if in_memory is not None:
+        if in_memory.uns.get(MINIFY_TYPE, WITH_COUNTS) != WITH_COUNTS:
+            raise ValueError(f"the AnnData is minified and has no counts: {model_name}.load opens it with its model")
         return data_of_setup(in_memory, model_name=model_name), in_memory
     if not isinstance(adata, str | Path | list | tuple | CellStore):
         raise ValueError(  # noqa: TRY004
@@ -48,7 +52,14 @@ def open_fitting(adata: CellSource, spec: ModelSpec) -> CellData:
     ValueError
         If genes or columns are missing, or there are categories that the model was not trained on.
     """
-    return fit_to_spec(adata, spec) if isinstance(adata, CellData) else open_for(adata, spec)
+    if isinstance(adata, CellData):
+        return fit_to_spec(adata, spec)
+    data, in_memory = open_for(adata, spec), anndata_of(adata)
+    if in_memory is None or MINIFY_TYPE not in in_memory.uns:
+        return data
+    cells = minified_cells(in_memory, "the AnnData", spec)
+    has_counts = in_memory.uns[MINIFY_TYPE] == WITH_COUNTS
+    return replace(data, posterior=StoredPosterior(cells.qzm_nk, cells.qzv_nk, cells.library_n, has_counts))
 
 
 def anndata_of(adata: Any) -> AnnData | None:

@@ -29,10 +29,12 @@ from dist_scvi.inference.posterior import (
 )
 from dist_scvi.inference.zarr_output import ComputeChunk, RowArrays, check_count, chunk_cells_of, compute_or_write
 from dist_scvi.loaders.arrays.anndata_layout import QZM, QZV
+from dist_scvi.loaders.data import check_counts
 from dist_scvi.loaders.minibatch import MiniBatch
 from dist_scvi.model.cell_source import CellSource, anndata_of
 from dist_scvi.model.opened_model import OpenedModel
 from dist_scvi.network.noise import RowNoise
+from dist_scvi.scvi_tools.minified_h5ad import WITH_COUNTS, WITHOUT_COUNTS, minified_adata
 
 
 class LatentModel(OpenedModel):
@@ -236,6 +238,62 @@ class LatentModel(OpenedModel):
         selection, chunk_cells = self.select(adata, indices), chunk_cells_of(batch_size)
         moments = posterior_moments(self.module, selection, self.world, chunk_cells=chunk_cells)
         return AggregatedPosterior(*moments, dof, variance_as_scale=variance_as_scale)
+
+    @property
+    def minified_data_type(self) -> str | None:
+        """Kind of the minified cells that the model has, under the names of scvi-tools; None if they are not."""
+        stored = self.data.posterior
+        return None if stored is None else WITH_COUNTS if stored.has_counts else WITHOUT_COUNTS
+
+    def minify_adata(
+        self,
+        minified_data_type: str = WITHOUT_COUNTS,
+        use_latent_qzm_key: str = "X_latent_qzm",
+        use_latent_qzv_key: str = "X_latent_qzv",
+    ) -> None:
+        """Replace the AnnData of the model by a copy that keeps the latent posterior in place of the counts.
+
+        Methods then use the stored posterior; those that need counts are refused. For cells beyond memory see `minify`.
+
+        Parameters
+        ----------
+        minified_data_type
+            ``"latent_posterior_parameters"``, or ``"..._with_counts"`` to keep the counts as well.
+        use_latent_qzm_key, use_latent_qzv_key
+            Keys of mean and variance of the posterior in ``obsm``. They are computed if the default ones are absent.
+
+        Raises
+        ------
+        ValueError
+            If the model has no AnnData or a latent library size, or the posterior does not fit.
+
+        Notes
+        -----
+        scvi-tools 1.4.2, model/base/_base_model.py: minify_adata. There the posterior must be in ``obsm``.
+        """
+        if minified_data_type not in (WITHOUT_COUNTS, WITH_COUNTS):
+            raise ValueError(
+                f"minified_data_type={minified_data_type!r}: '{WITHOUT_COUNTS}' or '{WITH_COUNTS}' is needed"
+            )
+        if self._adata is None:
+            raise ValueError("the model was made for a store, not for an AnnData: minify(PATH) writes an atlas of it")
+        if self.module.latent_library:
+            raise ValueError("a model with a latent library size is not minified: use_observed_lib_size=True is needed")
+        check_counts(self.data, "minify_adata")
+        keys = (use_latent_qzm_key, use_latent_qzv_key)
+        missing = [key for key in keys if key not in self._adata.obsm]
+        if missing == ["X_latent_qzm", "X_latent_qzv"]:
+            posterior = self.get_latent_representation(return_dist=True)
+        elif missing:
+            raise ValueError(
+                f"obsm of the AnnData has no {', '.join(missing)}: put mean and variance of the posterior there"
+            )
+        else:
+            posterior = (self._adata.obsm[keys[0]], self._adata.obsm[keys[1]])
+        library_n = np.concatenate([cells.library_n for cells in self.select().minibatches()])
+        self.adata = minified_adata(
+            self._adata, self.spec, posterior, library_n, keep_counts=minified_data_type == WITH_COUNTS
+        )
 
     def differential_abundance(
         self,

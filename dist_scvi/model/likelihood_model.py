@@ -20,6 +20,7 @@ from dist_scvi.inference.likelihood_estimates import (
     reconstruction_error,
 )
 from dist_scvi.inference.zarr_output import check_count, chunk_cells_of
+from dist_scvi.loaders.data import check_counts
 from dist_scvi.model.cell_source import CellSource
 from dist_scvi.model.latent_model import LatentModel
 
@@ -256,6 +257,7 @@ class LikelihoodModel(LatentModel):
         return_mean: bool,
     ) -> float | NDArray[np.float32] | zarr.Group:
         """Return one number per requested cell, or their mean. They depend on the keywords of `compute`."""
+        check_counts(selection.data, name)
         if return_mean and out is not None:
             raise ValueError(f"out={str(out)!r} is for the values of cells: give return_mean=False with it")
         if return_mean:

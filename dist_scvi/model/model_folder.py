@@ -75,6 +75,7 @@ def write_model(
     prefix: str = "",
     format: str = "dist_scvi",
     obs: pd.DataFrame | None = None,
+    minified: bool = False,
 ) -> None:
     """Write a model to a folder that `check_target` accepts; files that do not belong to a model stay.
 
@@ -82,6 +83,8 @@ def write_model(
     ----------
     obs
         Table of the cells, for ``format="scvi-tools"``.
+    minified
+        Whether they are minified.
     """
     if format == "dist_scvi":
         plain = {name: json.loads(frame.to_json(orient="split")) for name, frame in saved.history.items()}
@@ -103,6 +106,7 @@ def write_model(
         obs=obs,
         is_trained=saved.is_trained,
         split=saved.split,
+        minified=minified,
         prefix=prefix,
         overwrite=True,
     )
@@ -142,10 +146,6 @@ def read_model(folder: Path, *, prefix: str = "") -> SavedModel:
 
 def _read_scvi_tools(folder: Path, prefix: str) -> SavedModel:
     found = read_scvi_tools(folder, prefix=prefix)
-    if found.minified:
-        raise ValueError(
-            f"{folder} holds minified cells, without counts: make an atlas of it with dist_scvi.import_minified"
-        )
     history = {name: pd.DataFrame({name: values}).rename_axis("epoch") for name, values in found.history.items()}
     return SavedModel(found.build(), found.spec, history, found.is_trained, found.split)
 

@@ -24,7 +24,7 @@ from dist_scvi.atlas.minify import minify
 from dist_scvi.inference.cell_selection import Cells, Selection, select
 from dist_scvi.inference.encode_decode import LatentCells, latent_cells
 from dist_scvi.loaders.arrays.printable import html_table
-from dist_scvi.loaders.data import CellData
+from dist_scvi.loaders.data import CellData, check_counts
 from dist_scvi.loaders.order.plan import Plan, Split, split_rows
 from dist_scvi.model.cell_source import CellSource, anndata_of, open_fitting
 from dist_scvi.model.description import (
@@ -262,6 +262,7 @@ class OpenedModel:
 
     def minify(self, path: str | Path, *, obs_columns: Sequence[str] = (), overwrite: bool = False) -> Atlas:
         """Write the minified atlas `path` and open it."""
+        check_counts(self.data, "an atlas")
         self._warn_if_untrained()
         target = Path(path).expanduser().resolve()
         minify(
@@ -308,7 +309,8 @@ class OpenedModel:
             split = {name: self._mask(name) for name in ("train", "validation", "test")} if known else {}
             saved = SavedModel(self.module, self.spec, self.history, self.is_trained, split)
             obs = None if self._adata is None else self._adata.obs
-            write_model(target, saved, prefix=prefix, format=format, obs=obs)
+            minified = self.data.posterior is not None
+            write_model(target, saved, prefix=prefix, format=format, obs=obs, minified=minified)
             if save_anndata and self._adata is not None:
                 partial = target / f".partial-{prefix}{CELLS}"
                 self._adata.write_h5ad(partial, **anndata_write_kwargs)

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -10,7 +11,7 @@ import torch
 
 from dist_scvi.config.load import absolute, parse_section
 from dist_scvi.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig
-from dist_scvi.loaders.data import CellData
+from dist_scvi.loaders.data import CellData, check_counts
 from dist_scvi.metrics.history import history_of
 from dist_scvi.metrics.metrics_file import Row
 from dist_scvi.metrics.reporter import MetricsReporter
@@ -148,6 +149,7 @@ class TrainableModel(ExpressionModel):
         progress: bool,
     ) -> None:
         """Continue training from the present weights."""
+        check_counts(self.data, "training")
         given = {key: value for key, value in options.items() if value is not None}
         both = sorted(given.keys() & (plan_kwargs or {}).keys())
         if both:
@@ -177,7 +179,7 @@ class TrainableModel(ExpressionModel):
         try:
             trained = train(
                 config,
-                data=self.data,
+                data=replace(self.data, posterior=None),  # training encodes the counts
                 world=World(self.world.rank, self.world.size, self.device),
                 folder=folder,
                 on_metrics=log_row,

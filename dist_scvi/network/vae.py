@@ -161,8 +161,8 @@ class VAE(nn.Module):
     def encode(
         self, cells: Tensors, micro_n: tuple[int, ...] = (), noise: Noise | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return the mean and variance of q(z | x), each of shape (n, k)."""
-        qzm_nk, qzv_nk = self.z_encoder(*self._encoder_input(cells), micro_n, noise)
+        """Return the mean and variance of q(z | x), each of shape (n, k); of minified cells those that are stored."""
+        qzm_nk, qzv_nk = cells.posterior or self.z_encoder(*self._encoder_input(cells), micro_n, noise)
         return qzm_nk, qzv_nk
 
     def encode_library(

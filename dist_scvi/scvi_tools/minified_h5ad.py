@@ -14,11 +14,15 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
 
 from dist_scvi.network.model_spec import ModelSpec
 
-_MINIFIED = "_scvi_adata_minify_type"
-_PREFIX = {"SCVI": "scvi", "SCANVI": "scanvi", "LinearSCVI": "ldvae"}
+MINIFY_TYPE = "_scvi_adata_minify_type"
+WITHOUT_COUNTS, WITH_COUNTS = "latent_posterior_parameters", "latent_posterior_parameters_with_counts"
+"""Values of `MINIFY_TYPE`."""
+LATENT_PREFIX = {"SCVI": "scvi", "SCANVI": "scanvi", "LinearSCVI": "ldvae"}
+"""Prefix of the names of latent mean and variance in obsm, by class."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,19 +67,20 @@ def open_minified_h5ad(path: Path, spec: ModelSpec) -> MinifiedCells:
     except (OSError, KeyError, ValueError, TypeError) as error:
         raise ValueError(f"{path} cannot be read as h5ad: {error}") from error
     try:
-        return _read(cells, path, spec)
+        return minified_cells(cells, path, spec)
     finally:
         cells.file.close()
 
 
-def _read(cells: ad.AnnData, path: Path, spec: ModelSpec) -> MinifiedCells:
-    if _MINIFIED not in cells.uns:
-        raise ValueError(f"{path} is not minified: uns['{_MINIFIED}'] is missing; open it as a store of counts instead")
+def minified_cells(cells: ad.AnnData, path: Path | str, spec: ModelSpec) -> MinifiedCells:
+    """Return what an AnnData, called `path` in messages, keeps of minified cells; see `open_minified_h5ad`."""
+    if MINIFY_TYPE not in cells.uns:
+        raise ValueError(f"{path} is not minified: uns['{MINIFY_TYPE}'] is missing; open it as a store of counts")
     if tuple(map(str, cells.var_names)) != spec.var_names:
         raise ValueError(
             f"{path} has {cells.n_vars} genes that are not the {len(spec.var_names)} of the model, in order"
         )
-    prefix = _PREFIX[spec.model.model_name]
+    prefix = LATENT_PREFIX[spec.model.model_name]
     means, variances = (
         _choose(cells.obsm, (f"{prefix}_latent_{q}", f"_{prefix}_latent_{q}"), path) for q in ("qzm", "qzv")
     )
@@ -90,7 +95,41 @@ def _read(cells: ad.AnnData, path: Path, spec: ModelSpec) -> MinifiedCells:
     )
 
 
-def _choose(present: Iterable[str], names: tuple[str, ...], path: Path) -> str:
+def minified_adata(
+    adata: ad.AnnData,
+    spec: ModelSpec,
+    posterior: tuple[NDArray[np.float32], ...],
+    library_n: NDArray[Any],
+    *,
+    keep_counts: bool,
+) -> ad.AnnData:
+    """Return a copy of an AnnData as scvi-tools minifies it, whose counts are 0 if they are not kept.
+
+    Notes
+    -----
+    scvi-tools 1.4.2, model/utils/_minification.py: get_minified_adata_scrna. There all counts are copied first.
+    """
+    if keep_counts:
+        minified = adata.copy()
+    else:
+        empty = csr_matrix(adata.shape, dtype=np.float32)
+        minified = ad.AnnData(
+            empty,
+            obs=adata.obs.copy(),
+            var=adata.var.copy(),
+            uns=dict(adata.uns),
+            obsm=dict(adata.obsm),
+            layers={name: empty.copy() for name in adata.layers},
+        )
+    prefix = LATENT_PREFIX[spec.model.model_name]
+    for name, values_nk in zip(("qzm", "qzv"), posterior, strict=True):
+        minified.obsm[f"{prefix}_latent_{name}"] = values_nk
+    minified.obs["observed_lib_size"] = library_n
+    minified.uns[MINIFY_TYPE] = WITH_COUNTS if keep_counts else WITHOUT_COUNTS
+    return minified
+
+
+def _choose(present: Iterable[str], names: tuple[str, ...], path: Path | str) -> str:
     found = [name for name in names if name in [*present]]
     if not found:
         raise ValueError(
@@ -100,7 +139,7 @@ def _choose(present: Iterable[str], names: tuple[str, ...], path: Path) -> str:
 
 
 def _checked(
-    stored: Any, name: str, shape: tuple[int, ...], path: Path, *, least: float = -np.inf
+    stored: Any, name: str, shape: tuple[int, ...], path: Path | str, *, least: float = -np.inf
 ) -> NDArray[np.float32]:
     values = np.asarray(stored, dtype=np.float32)
     if values.shape != shape:

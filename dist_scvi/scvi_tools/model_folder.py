@@ -111,6 +111,7 @@ def write_scvi_tools(
     obs: pd.DataFrame | None = None,
     is_trained: bool = True,
     split: Mapping[str, NDArray[np.bool_]] | None = None,
+    minified: bool = False,
     prefix: str = "",
     overwrite: bool = False,
 ) -> None:
@@ -126,6 +127,8 @@ def write_scvi_tools(
         Whether the model is trained; scvi-tools warns if an untrained model is queried.
     split
         Cells in ``train``, ``validation`` and ``test``, as masks over all cells.
+    minified
+        Whether the cells that the model will be loaded with are minified.
     prefix
         Prefix of the file name.
     overwrite
@@ -144,7 +147,7 @@ def write_scvi_tools(
     if path.exists() and not overwrite:
         raise ValueError(f"{path} exists: give another path, or allow it to be replaced with overwrite=True")
     state = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
-    attributes = attributes_of(spec, is_trained=is_trained, obs=obs) | {
+    attributes = attributes_of(spec, is_trained=is_trained, obs=obs, minified=minified) | {
         "history_": {name: np.ravel(np.asarray(values, float)).tolist() for name, values in (history or {}).items()},
         **{f"{name}_indices_": np.flatnonzero(mask_n) for name, mask_n in (split or {}).items()},
     }

@@ -15,13 +15,16 @@ from numpy.typing import NDArray
 from dist_scvi.config.schema import ModelConfig
 from dist_scvi.loaders.arrays.obs_columns import typed_categories
 from dist_scvi.network.model_spec import Covariate, ModelSpec
+from dist_scvi.scvi_tools.minified_h5ad import LATENT_PREFIX, MINIFY_TYPE
 from dist_scvi.scvi_tools.registry import NAMED_OPTIONS, OTHER_OPTIONS
 
 VERSION = "1.4.2"
 """Version of scvi-tools whose layout is written."""
 
 
-def attributes_of(spec: ModelSpec, *, is_trained: bool = True, obs: pd.DataFrame | None = None) -> dict[str, Any]:
+def attributes_of(
+    spec: ModelSpec, *, is_trained: bool = True, obs: pd.DataFrame | None = None, minified: bool = False
+) -> dict[str, Any]:
     """Return the attributes from which scvi-tools 1.4.2 builds the model of `spec`.
 
     Parameters
@@ -29,6 +32,8 @@ def attributes_of(spec: ModelSpec, *, is_trained: bool = True, obs: pd.DataFrame
     obs
         The cells that the model will be loaded with. For models that do not record types of categories, they are taken
         from its columns; without it all categories are text.
+    minified
+        Whether these cells are minified.
 
     Raises
     ------
@@ -37,6 +42,8 @@ def attributes_of(spec: ModelSpec, *, is_trained: bool = True, obs: pd.DataFrame
     """
     _check_offered(spec)
     registry = registry_of(spec, obs=obs)
+    if minified:
+        registry["field_registries"] |= _write_minified(spec)
     attributes = {"init_params_": init_params_of(spec.model), "is_trained_": is_trained, "registry_": registry}
     if spec.model.model_name == "SCANVI":
         attributes["unlabeled_category_"] = registry["setup_args"]["unlabeled_category"]
@@ -142,6 +149,23 @@ def _write_fields(
         "size_factor": _field({"attr_name": "obs", "attr_key": key} if key else {}, {}),
         "extra_categorical_covs": _joint_field("extra_categorical_covs", categorical, len(columns)),
         "extra_continuous_covs": _joint_field("extra_continuous_covs", continuous, len(numbers)),
+    }
+
+
+def _write_minified(spec: ModelSpec) -> dict[str, dict[str, Any]]:
+    """Return the fields that minify_adata of scvi-tools adds (model/base/_base_model.py)."""
+    k, prefix = spec.model.n_latent, LATENT_PREFIX[spec.model.model_name]
+    return {
+        **{
+            f"latent_{q}": _field(
+                {"attr_name": "obsm", "attr_key": f"{prefix}_latent_{q}"},
+                {"column_names": np.arange(k)},
+                **{f"n_latent_{q}": k},
+            )
+            for q in ("qzm", "qzv")
+        },
+        "observed_lib_size": _field({"attr_name": "obs", "attr_key": "observed_lib_size"}, {}),
+        "minify_type": _field({"attr_name": "uns", "attr_key": MINIFY_TYPE}, {}),
     }
 
 

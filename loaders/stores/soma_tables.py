@@ -27,7 +27,7 @@ from dist_scvi.loaders.arrays.obs_columns import (
 from dist_scvi.loaders.cell_store import check_var_names
 
 _JOINID = "soma_joinid"
-_NAMES = ("obs_id", "observation_joinid", "cell_id", "barcode", "_index", "index")
+CELL_NAMES = ("obs_id", "observation_joinid", "cell_id", "barcode", "_index", "index")
 """Columns in which tiledbsoma.io, the CELLxGENE Census and others store the names of cells."""
 _GENE_NAMES = ("var_id", "feature_id", "gene_id", "feature_name", "gene_name", "_index", "index")
 Tables = Callable[[str, list[str], slice], Iterator[Any]]
@@ -67,7 +67,7 @@ class SomaObs:
         if tuple(frame.index_column_names) != (_JOINID,):
             raise ValueError(f"obs of {uri} is indexed by {', '.join(frame.index_column_names)}: {_JOINID} is needed")
         self._frame, self._tables, self._uri, self.value_filter = frame, tables, uri, value_filter
-        self._names = _name_column(frame, names_column, _NAMES, f"obs of {uri}")
+        self._names = _name_column(frame, names_column, CELL_NAMES, f"obs of {uri}")
         self.columns = [name for name in frame.schema.names if name not in (_JOINID, self._names)]
         self.span: tuple[int, int] = frame.non_empty_domain()[0]
         self.n_whole = int(frame.count)
