@@ -149,7 +149,6 @@ class TrainableModel(ExpressionModel):
         progress: bool,
     ) -> None:
         """Continue training from the present weights."""
-        check_counts(self.data, "training")
         given = {key: value for key, value in options.items() if value is not None}
         both = sorted(given.keys() & (plan_kwargs or {}).keys())
         if both:
@@ -209,8 +208,9 @@ class TrainableModel(ExpressionModel):
         Raises
         ------
         ValueError
-            If `data_kwargs` has keys other than those of sampling and reading.
+            If `data_kwargs` has keys other than those of sampling and reading, or the cells are minified.
         """
+        check_counts(self.data, "training")
         spec, given = self.spec, dict(data_kwargs or {})
         strange = sorted(given.keys() - set(_OF_READING))
         if strange:
