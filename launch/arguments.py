@@ -12,6 +12,7 @@ from dist_scvi.launch.clusters.command import add_launch
 from dist_scvi.launch.exit_codes import MEANINGS
 from dist_scvi.launch.query import QUERIES
 from dist_scvi.launch.serve.command import add_serve
+from dist_scvi.launch.serve.rayservice import add_rayservice
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -49,9 +50,9 @@ def parse(
         _query,
         _export,
         add_serve,
-        add_launch,
     ):
         add(subparsers)
+    add_launch(subparsers, add_rayservice)
     options, behind = parser.parse_known_args(arguments)
     words = getattr(options, "words", None)
     strange = [word for word in behind if words is None or word.startswith("-")]

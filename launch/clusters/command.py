@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from dist_scvi.launch.clusters.dataclass_arguments import add_arguments, record_of
@@ -29,14 +30,20 @@ class _Target(NamedTuple):
     render: Callable[["Job", argparse.Namespace], str]
 
 
-def add_launch(commands: "_Commands") -> None:
-    """Add the command ``launch`` and its targets; `launch` runs it."""
-    parser = commands.add_parser("launch", help="print a file that trains on a cluster until the run is finished")
+def add_launch(commands: "_Commands", *others: Callable[["_Commands"], None]) -> None:
+    """Add the command ``launch`` and its targets, also those that `others` add; `launch` runs it.
+
+    Each target sets ``render``, which returns the file from the options.
+    """
+    parser = commands.add_parser("launch", help="print a file that trains, or answers, on a cluster")
     targets = parser.add_subparsers(required=True, metavar="TARGET", dest="target")
     for name, target in _TARGETS.items():
         arguments = targets.add_parser(name, help=target.help)
         for record in (JobOptions, target.options, OutputOptions):
             add_arguments(arguments, record)
+        arguments.set_defaults(render=partial(_render_job, target))
+    for add in others:
+        add(targets)
 
 
 def launch(options: argparse.Namespace) -> int:
@@ -49,12 +56,7 @@ def launch(options: argparse.Namespace) -> int:
     FileExistsError
         If the file exists.
     """
-    from dist_scvi.launch.clusters.job import job_of
-
-    job = job_of(
-        record_of(options, JobOptions), spot_of_gcp=getattr(options, "provider", None) == "gcp" and options.spot
-    )
-    text = _TARGETS[options.target].render(job, options)
+    text = options.render(options)
     output = record_of(options, OutputOptions)
     if output.out is None:
         sys.stdout.write(text)
@@ -65,6 +67,15 @@ def launch(options: argparse.Namespace) -> int:
         )
     output.out.write_text(text)
     return 0
+
+
+def _render_job(target: _Target, options: argparse.Namespace) -> str:
+    from dist_scvi.launch.clusters.job import job_of
+
+    job = job_of(
+        record_of(options, JobOptions), spot_of_gcp=getattr(options, "provider", None) == "gcp" and options.spot
+    )
+    return target.render(job, options)
 
 
 # The renderers are imported by the target that needs them: yaml and jsonschema would slow every other command.

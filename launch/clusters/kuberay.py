@@ -6,7 +6,7 @@ from typing import Any
 
 from dist_scvi.launch.clusters.documents import comment, dump
 from dist_scvi.launch.clusters.job import Job, refuse_local
-from dist_scvi.launch.clusters.options import KubeRayOptions
+from dist_scvi.launch.clusters.options import KubeRayOptions, PodOptions
 from dist_scvi.launch.clusters.schema_check import check, check_shell
 from dist_scvi.launch.clusters.templates import pinned_version, render_script
 from dist_scvi.launch.exit_codes import MISTAKE
@@ -33,7 +33,7 @@ def render_kuberay(job: Job, options: KubeRayOptions) -> str:
     shells: it is a command without quotes that runs a script, in which everything is quoted once.
     """
     refuse_local(job, [path for _, path in options.volumes], "--volume CLAIM=/PATH")
-    _check_names(options)
+    check_names(options)
     if options.spot and not options.node_selector:
         raise ValueError(
             "--spot needs the label of the spot nodes: --node-selector cloud.google.com/gke-spot=true (GKE), "
@@ -53,7 +53,14 @@ def render_kuberay(job: Job, options: KubeRayOptions) -> str:
     return comment(_heading(job, options)) + dump(config, ray_job)
 
 
-def _check_names(options: KubeRayOptions) -> None:
+def check_names(options: PodOptions) -> None:
+    """Refuse names that Kubernetes does not allow.
+
+    Raises
+    ------
+    ValueError
+        With the option and the name.
+    """
     _check_each("--image", [options.image], r"\S+", "an image without spaces")
     _check_each("--namespace", [options.namespace], _DNS_LABEL, "up to 63 lower-case letters, digits and dashes")
     for option, names in (
@@ -143,23 +150,42 @@ def _ray_job(job: Job, options: KubeRayOptions) -> dict[str, Any]:
 
 
 def _head(job: Job, options: KubeRayOptions) -> dict[str, Any]:
-    pod = _pod(job, options, "ray-head", {"cpu": "2", "memory": "8Gi"}, shm_mib=2048)
+    pod = head_pod(options, grace_s=job.grace_s, drain_s=job.drain_s)
     pod["containers"][0]["volumeMounts"].append({"name": "config", "mountPath": _FOLDER, "readOnly": True})
     pod["volumes"].append({"name": "config", "configMap": {"name": job.name}})
+    return pod
+
+
+def _worker(job: Job, options: KubeRayOptions) -> dict[str, Any]:
+    resources = {"cpu": str(job.cpus_per_node), "memory": f"{job.memory_mib_per_node}Mi"}
+    if job.gpus_per_node:
+        resources["nvidia.com/gpu"] = str(job.gpus_per_node)
+    return worker_pod(options, resources, job.memory_mib_per_node, grace_s=job.grace_s, drain_s=job.drain_s)
+
+
+def head_pod(options: PodOptions, *, grace_s: int, drain_s: int) -> dict[str, Any]:
+    """Return the pod of the head, which runs no worker."""
+    resources = {"cpu": "2", "memory": "8Gi"}
+    pod = _pod(options, "ray-head", resources, shm_mib=2048, grace_s=grace_s, drain_s=drain_s)
     if options.head_node_selector:
         pod["nodeSelector"] = dict(options.head_node_selector)
     return pod
 
 
-def _worker(job: Job, options: KubeRayOptions) -> dict[str, Any]:
-    memory_mib = job.memory_mib_per_node
+def worker_pod(
+    options: PodOptions, resources: dict[str, str], memory_mib: int, *, grace_s: int, drain_s: int
+) -> dict[str, Any]:
+    """Return the pod of workers.
+
+    Raises
+    ------
+    ValueError
+        If its shared memory is no part of its memory.
+    """
     shm_mib = options.shm_bytes >> 20 if options.shm_bytes else memory_mib * 3 // 10  # the share of Ray's object store
     if not 0 < shm_mib < memory_mib:
         raise ValueError(f"--shm of {shm_mib} MiB: it is taken from the {memory_mib} MiB of the pod, less is needed")
-    resources = {"cpu": str(job.cpus_per_node), "memory": f"{memory_mib}Mi"}
-    if job.gpus_per_node:
-        resources["nvidia.com/gpu"] = str(job.gpus_per_node)
-    pod = _pod(job, options, "ray-worker", resources, shm_mib=shm_mib)
+    pod = _pod(options, "ray-worker", resources, shm_mib=shm_mib, grace_s=grace_s, drain_s=drain_s)
     if options.node_selector:
         pod["nodeSelector"] = dict(options.node_selector)
     if options.tolerations:
@@ -167,12 +193,14 @@ def _worker(job: Job, options: KubeRayOptions) -> dict[str, Any]:
     return pod
 
 
-def _pod(job: Job, options: KubeRayOptions, name: str, resources: dict[str, str], *, shm_mib: int) -> dict[str, Any]:
+def _pod(
+    options: PodOptions, name: str, resources: dict[str, str], *, shm_mib: int, grace_s: int, drain_s: int
+) -> dict[str, Any]:
     mounts = [(f"claim-{number}", claim, path) for number, (claim, path) in enumerate(options.volumes)]
     container: dict[str, Any] = {
         "name": name,
         "image": options.image,
-        "env": [{"name": "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "value": str(job.drain_s)}],
+        "env": [{"name": "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "value": str(drain_s)}],
         "resources": {"requests": dict(resources), "limits": dict(resources)},
         "volumeMounts": [
             {"name": "shm", "mountPath": "/dev/shm"},
@@ -182,7 +210,7 @@ def _pod(job: Job, options: KubeRayOptions, name: str, resources: dict[str, str]
     if options.secrets:
         container["envFrom"] = [{"secretRef": {"name": secret}} for secret in options.secrets]
     pod: dict[str, Any] = {
-        "terminationGracePeriodSeconds": job.grace_s,
+        "terminationGracePeriodSeconds": grace_s,
         "containers": [container],
         "volumes": [
             {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{shm_mib}Mi"}},

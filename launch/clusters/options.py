@@ -82,12 +82,11 @@ class SlurmOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KubeRayOptions:
+class PodOptions:
     """Namespace, image and resources in a Kubernetes cluster."""
 
     image: str = argument("--image", "with dist_scvi and ray[default], as made from launch/clusters/docker")
     namespace: str = argument("--namespace", "default by default", default="default")
-    spot: bool = _spot()
     node_selector: tuple[tuple[str, str], ...] = argument(
         "--node-selector", "label of the nodes of workers", metavar="LABEL=VALUE", read=_LABEL, default=()
     )
@@ -109,6 +108,13 @@ class KubeRayOptions:
     shm_bytes: int | None = argument(
         "--shm", "/dev/shm of a worker pod; 30%% of its memory", metavar="SIZE", read=size_bytes, default=None
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KubeRayOptions(PodOptions):
+    """A job in a Kubernetes cluster."""
+
+    spot: bool = _spot()
     time_s: int | None = argument(
         "--time", "limit after which a start is given up", metavar="[D-]HH:MM:SS", read=time_s, default=None
     )

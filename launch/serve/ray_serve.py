@@ -75,7 +75,7 @@ def build(values: Mapping[str, Any]) -> Any:
     Parameters
     ----------
     values
-        Those of `Service.to_dict`, and ``replicas``, the least and the most.
+        Those of `Service.to_dict`, ``replicas``, the least and the most, and ``cpus_per_replica``.
     """
     from ray import serve
 
@@ -83,6 +83,7 @@ def build(values: Mapping[str, Any]) -> Any:
 
     given = dict(values)
     least, most = given.pop("replicas", REPLICAS)
+    cpus = given.pop("cpus_per_replica", 1)
     service = service_from(given)
     board = serve.deployment(name=BOARD, num_replicas=1, ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1000)
     replica = serve.deployment(
@@ -90,7 +91,7 @@ def build(values: Mapping[str, Any]) -> Any:
         name=REPLICA,
         max_ongoing_requests=_ONGOING,
         autoscaling_config={"min_replicas": least, "max_replicas": most, "target_ongoing_requests": 8},
-        ray_actor_options={"num_cpus": 1},
+        ray_actor_options={"num_cpus": cpus},
         health_check_period_s=5,
         graceful_shutdown_timeout_s=20,
     )

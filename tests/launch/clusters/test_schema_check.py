@@ -8,7 +8,7 @@ import pytest
 from dist_scvi.launch.clusters.schema_check import RAY_CLUSTER, check, check_shell, load_schema
 
 
-@pytest.mark.parametrize("name", ["slurm", "rayjob", "configmap", "skypilot", RAY_CLUSTER])
+@pytest.mark.parametrize("name", ["slurm", "rayjob", "rayservice", "configmap", "skypilot", RAY_CLUSTER])
 def test_every_schema_is_installed_with_the_package_and_is_one(name: str) -> None:
     import jsonschema
 
@@ -25,7 +25,7 @@ def test_the_reduced_schemas_allow_nothing_that_they_do_not_name() -> None:
             for key, part in schema.items():
                 closed(part, f"{place}/{key}")
 
-    for name in ("slurm", "rayjob", "configmap", "skypilot"):
+    for name in ("slurm", "rayjob", "rayservice", "configmap", "skypilot"):
         closed(load_schema(name), name)
 
 
