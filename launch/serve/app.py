@@ -13,12 +13,12 @@ from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
 import dist_scvi
-from dist_scvi.launch.serve.asking import Asker, Board, BusyError, Together, local_board
 from dist_scvi.launch.serve.content import NotAcceptableError
 from dist_scvi.launch.serve.guard import Guard, ServiceMetrics
-from dist_scvi.launch.serve.jobs import JobBoard
 from dist_scvi.launch.serve.limits import Service
-from dist_scvi.launch.serve.requests import describe_problems
+from dist_scvi.launch.serve.questions.asking import Asker, Board, BusyError, Together, local_board
+from dist_scvi.launch.serve.questions.jobs import JobBoard
+from dist_scvi.launch.serve.questions.requests import describe_problems
 from dist_scvi.launch.serve.routes import router
 from dist_scvi.launch.serve.served import open_served
 from dist_scvi.launch.serve.watch import CancelledError

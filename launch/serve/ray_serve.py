@@ -13,7 +13,7 @@ from dist_scvi.launch.signals import call_on_signal
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from dist_scvi.launch.serve.asking import Asked
+    from dist_scvi.launch.serve.questions.asking import Asked
     from dist_scvi.launch.serve.watch import Watch
 
 APP, REPLICA, BOARD = "dist_scvi", "Replica", "Board"
@@ -79,7 +79,7 @@ def build(values: Mapping[str, Any]) -> Any:
     """
     from ray import serve
 
-    from dist_scvi.launch.serve.jobs import JobBoard
+    from dist_scvi.launch.serve.questions.jobs import JobBoard
 
     given = dict(values)
     least, most = given.pop("replicas", REPLICAS)
@@ -110,7 +110,7 @@ def _build_replica(service: Service) -> "FastAPI":
     from ray import serve
 
     from dist_scvi.launch.serve.app import build_app
-    from dist_scvi.launch.serve.batches import answer_together
+    from dist_scvi.launch.serve.questions.batches import answer_together
 
     handle: Any = serve.get_deployment_handle(BOARD)
 

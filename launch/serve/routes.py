@@ -8,7 +8,6 @@ from fastapi import APIRouter, Depends, HTTPException, Query, Request
 from fastapi.responses import Response, StreamingResponse
 
 from dist_scvi.atlas.queries.answer import Answer
-from dist_scvi.launch.serve.asking import Asked, Asker
 from dist_scvi.launch.serve.content import (
     ARROW,
     CSV,
@@ -19,8 +18,9 @@ from dist_scvi.launch.serve.content import (
     encode,
     question_tag,
 )
-from dist_scvi.launch.serve.questions import QUESTIONS, QuestionKind
-from dist_scvi.launch.serve.requests import Question
+from dist_scvi.launch.serve.questions.asking import Asked, Asker
+from dist_scvi.launch.serve.questions.kinds import QUESTIONS, QuestionKind
+from dist_scvi.launch.serve.questions.requests import Question
 from dist_scvi.launch.serve.served import ServedAtlas
 
 _PROBLEM = {

@@ -9,7 +9,7 @@ import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dist_scvi.launch.serve.questions import QUESTIONS
+from dist_scvi.launch.serve.questions.kinds import QUESTIONS
 
 LEAN = settings(
     max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None

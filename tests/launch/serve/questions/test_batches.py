@@ -7,11 +7,11 @@ import pytest
 
 from dist_scvi.atlas.atlas import Atlas
 from dist_scvi.atlas.queries.answer import Answer
-from dist_scvi.launch.serve import batches
-from dist_scvi.launch.serve.asking import Asked
-from dist_scvi.launch.serve.batches import answer_together
 from dist_scvi.launch.serve.limits import Limits
-from dist_scvi.launch.serve.questions import QUESTIONS, answer_question
+from dist_scvi.launch.serve.questions import batches
+from dist_scvi.launch.serve.questions.asking import Asked
+from dist_scvi.launch.serve.questions.batches import answer_together
+from dist_scvi.launch.serve.questions.kinds import QUESTIONS, answer_question
 from dist_scvi.launch.serve.served import ServedAtlas
 from dist_scvi.launch.serve.watch import CancelledError, Watch
 

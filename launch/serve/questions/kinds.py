@@ -12,7 +12,7 @@ from dist_scvi.atlas.queries.answer import Answer
 from dist_scvi.atlas.queries.groups import group_cells
 from dist_scvi.atlas.queries.where import choose_cells
 from dist_scvi.launch.serve.limits import Limits
-from dist_scvi.launch.serve.requests import (
+from dist_scvi.launch.serve.questions.requests import (
     AbundanceQuestion,
     CounterfactualQuestion,
     DifferentialExpressionQuestion,

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from dist_scvi.atlas.queries.answer import Answer
-from dist_scvi.launch.serve.jobs import JobBoard
 from dist_scvi.launch.serve.limits import Service
-from dist_scvi.launch.serve.questions import QuestionKind, answer_question
-from dist_scvi.launch.serve.requests import Question
+from dist_scvi.launch.serve.questions.jobs import JobBoard
+from dist_scvi.launch.serve.questions.kinds import QuestionKind, answer_question
+from dist_scvi.launch.serve.questions.requests import Question
 from dist_scvi.launch.serve.served import ServedAtlas
 from dist_scvi.launch.serve.watch import CancelledError, Watch
 

@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 
 from dist_scvi.atlas.queries.answer import Answer
-from dist_scvi.launch.serve import jobs
-from dist_scvi.launch.serve.jobs import JobBoard
 from dist_scvi.launch.serve.limits import Limits
+from dist_scvi.launch.serve.questions import jobs
+from dist_scvi.launch.serve.questions.jobs import JobBoard
 
 ANSWER = Answer("markers", pd.DataFrame({"x": [1]}), "sketch", "own", {}, "small", "d")
 

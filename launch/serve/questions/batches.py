@@ -6,10 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 from dist_scvi.atlas.queries.answer import Answer
-from dist_scvi.launch.serve.asking import Asked
 from dist_scvi.launch.serve.limits import Limits
-from dist_scvi.launch.serve.questions import answer_question
-from dist_scvi.launch.serve.requests import NeighborsQuestion
+from dist_scvi.launch.serve.questions.asking import Asked
+from dist_scvi.launch.serve.questions.kinds import answer_question
+from dist_scvi.launch.serve.questions.requests import NeighborsQuestion
 from dist_scvi.launch.serve.watch import CancelledError, Watch
 
 Item = tuple[Asked, Watch]
