@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from dist_scvi.atlas import export
+from dist_scvi.atlas.annotation.annotate import annotate
 from dist_scvi.atlas.neighbors.neighbors import neighbors
 from dist_scvi.atlas.queries.where import Cells, choose_cells, where
 from dist_scvi.atlas.store.atlas_store import AtlasStore
@@ -42,6 +43,7 @@ class CellAtlas(AtlasStore):
     # Queries are functions of an `AtlasReader`, see `queries/reader.py`. Here they become methods.
     where = where
     neighbors = neighbors
+    annotate = annotate
 
     def rows_where(self, where: Mapping[str, str | Sequence[str]]) -> NDArray[np.int64]:
         """Return the rows whose obs columns have the given values, as in ``{"cell_type": ["B", "NK"]}``.

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dist_scvi.atlas.annotation.annotate import annotate, plan_annotate
 from dist_scvi.atlas.differential.differential_expression import differential_expression, sketch_obstacle
 from dist_scvi.atlas.differential.markers import markers, markers_obstacle
 from dist_scvi.atlas.differential.sides import choose_sides, correction_batches
@@ -144,5 +145,6 @@ _QUERIES: dict[str, tuple[Callable[..., Any], Callable[[AtlasReader, dict[str, A
     "markers": (markers, _of_markers),
     "counterfactual": (counterfactual, _of_counterfactual),
     "neighbors": (neighbors, plan_neighbors),
+    "annotate": (annotate, plan_annotate),
 }
 """Each query, and the function that estimates its cost from its arguments."""

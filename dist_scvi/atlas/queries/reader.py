@@ -37,6 +37,9 @@ class ObsReader(Protocol):
     def categorical(self, key: str) -> Categorical:
         """Open a column of categories."""
 
+    def codes(self, key: str, rows: Rows = None) -> NDArray[np.int32]:
+        """Read the codes of a column of categories."""
+
     def values(self, key: str, rows: Rows = None) -> NDArray[Any]:
         """Read a column as it is stored."""
 
