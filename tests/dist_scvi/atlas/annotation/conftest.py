@@ -1,4 +1,4 @@
-"""An atlas of eight donors whose types overlap, and cells of six other donors."""
+"""An atlas of twelve donors whose types overlap, and cells of six other donors."""
 
 from dataclasses import dataclass
 
@@ -41,10 +41,10 @@ class Annotated:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Annotated:
-    known = donors(0, 8, 180)
+    known = donors(0, 12, 250)
     known.obs["cell_type"] = known.obs["cell_type"].cat.add_categories("unknown")
     known.obs.iloc[::11, 0] = "unknown"
     data = open_data(known, batch_key="donor", labels_key="cell_type", unlabeled_category="unknown")
     model = SCANVI(data, n_hidden=32, n_latent=4)
-    model.train(4, enable_progress_bar=False)
-    return Annotated(model, model.minify(tmp_path_factory.mktemp("annotated") / "atlas"), donors(8, 6, 400))
+    model.train(5, enable_progress_bar=False)
+    return Annotated(model, model.minify(tmp_path_factory.mktemp("annotated") / "atlas"), donors(12, 6, 400))
