@@ -157,6 +157,7 @@ def _train(commands: "_Commands") -> None:
         epilog="'dist-scvi config --template' prints every key with its meaning and default.",
     )
     train.add_argument("words", nargs="+", metavar="RUN.yaml | key=value", help="configuration file and overrides")
+    train.add_argument("--skip-missing", action="store_true", help="the same as data.skip_missing=true")
     add_permissions(train)
     _add_workers(train)
     train.add_argument("--dry-run", action="store_true", help="print cells, genes, steps and memory, and stop")
@@ -226,6 +227,7 @@ def _query(commands: "_Commands") -> None:
     query.add_argument("what", choices=QUERIES, nargs="?", help="what to compute")
     query.add_argument("--questions", type=Path, metavar="FILE", help="YAML list of queries, answered one by one")
     _add_names(query, "--genes", "genes, by name or symbol; all by default")
+    query.add_argument("--skip-missing", action="store_true", help="leave out genes that the atlas does not have")
     _add_names(query, "--by", "group the cells by these obs columns")
     cells = query.add_mutually_exclusive_group()
     _add_names(cells, "--cells", "cells by name")
@@ -285,6 +287,7 @@ def _add_sources(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="obs column, added to those of several stores, that names the store of each cell; '' for none",
     )
+    parser.add_argument("--skip-missing", action="store_true", help="leave out listed genes that are in no store")
     _add_reading(parser)
 
 

@@ -17,6 +17,7 @@ from dist_scvi.launch.clusters.command import launch
 from dist_scvi.launch.exit_codes import AGAIN, MISTAKE, OK, exit_code
 from dist_scvi.launch.serve.command import serve
 from dist_scvi.launch.standard_streams import open_closed_streams, print_text
+from dist_scvi.launch.waiting_threads import let_waiting_threads_sleep
 from dist_scvi.progress_reporter import ProgressReporter
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit with its code."""
     open_closed_streams()
+    let_waiting_threads_sleep()
     options = parse(arguments, COMMANDS)
     sys.exit(exit_code(partial(options.command, options)))
 
@@ -67,6 +69,7 @@ def _source(options: argparse.Namespace) -> "Callable[..., CellStore]":
         join=options.join,
         source_key=options.source_key or None,
         allow_fractional=options.allow_fractional,
+        skip_missing=options.skip_missing,
         soma=_soma(options),
         storage_options=dict(options.storage),
     )
@@ -83,9 +86,9 @@ def _tell_unmatched(store: "CellStore") -> None:
 def _soma(options: argparse.Namespace) -> "SomaOptions | None":
     from dist_scvi.loaders.stores.soma_store import SomaOptions
 
-    asked = {"measurement": options.soma_measurement, "obs_value_filter": options.soma_filter}
-    asked = {key: value for key, value in asked.items() if value is not None}
-    return SomaOptions(**asked) if asked else None
+    given = {"measurement": options.soma_measurement, "obs_value_filter": options.soma_filter}
+    given = {key: value for key, value in given.items() if value is not None}
+    return SomaOptions(**given) if given else None
 
 
 def _inspect(options: argparse.Namespace) -> int:
@@ -181,6 +184,7 @@ def _train(options: argparse.Namespace) -> int:
     if len(named) > 1:
         raise ValueError(f"one configuration file is needed, found {', '.join(named)}; overrides are written key=value")
     overrides = [word for word in options.words if "=" in word]
+    overrides += ["data.skip_missing=true"] if options.skip_missing else []
     return _run(load_config(Path(named[0]) if named else None, overrides), options)
 
 
@@ -288,8 +292,8 @@ def _minify(options: argparse.Namespace) -> int:
             print_text(f"{out} is there already, whole and of this run")
             return OK
         check_free(out, overwrite=False, storage_options=storage)
-    asked = AtlasOptions(obs_columns, leaf_columns, options.leaf_budget, options.seed)
-    task = partial(minify_worker, run, out, options=asked, overwrite=options.overwrite)
+    atlas_options = AtlasOptions(obs_columns, leaf_columns, options.leaf_budget, options.seed)
+    task = partial(minify_worker, run, out, options=atlas_options, overwrite=options.overwrite)
     if options.workers in (None, (1, 1)) and options.address is None:  # workers of Ray have no terminal
         task = partial(task, on_progress=ProgressReporter("minified"))
     _start(task, options, config.train)
@@ -339,12 +343,12 @@ def _query(options: argparse.Namespace) -> int:
 
     if (options.what is None) == (options.questions is None):
         raise ValueError("name one query, as in 'dist-scvi query ATLAS markers --by cell_type', or --questions FILE")
-    asked = [options]
+    queries = [options]
     if options.questions is not None:
-        asked = [parse(words, COMMANDS) for words in read_questions(options.questions, options.atlas)]
-    for one in asked:  # all of them before the first is computed
+        queries = [parse(words, COMMANDS) for words in read_questions(options.questions, options.atlas)]
+    for one in queries:  # all of them before the first is computed
         check_options(one)
-    for one in asked:
+    for one in queries:
         answer = query(one)
         if isinstance(answer, str):
             print_text(answer)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dist_scvi.loaders.arrays.printable import printable
-from dist_scvi.loaders.name_lookup import split_names
+from dist_scvi.loaders.name_lookup import describe_missing, split_names, symbols_in
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,6 +23,7 @@ QUERIES = (LATENT, LABELS, EXPRESSION, GROUPS, DE, MARKERS, ABUNDANCE, COUNTERFA
 ENDINGS = (".csv", ".json", ".parquet")
 _FOR = {
     "genes": (EXPRESSION, GROUPS, COUNTERFACTUAL),
+    "skip_missing": (EXPRESSION, GROUPS, COUNTERFACTUAL),
     "by": (EXPRESSION, GROUPS, MARKERS, ABUNDANCE, COUNTERFACTUAL),
     "cells": (LATENT, LABELS, EXPRESSION),
     "soft": (LABELS,),
@@ -50,6 +51,8 @@ _FOR = {
     "explain": (GROUPS, DE, MARKERS, COUNTERFACTUAL),
 }
 """The queries that accept an option; the others refuse it."""
+_NOT_OF_ATLAS = ("explain", "cells", "skip_missing")
+"""Options that are not arguments of the methods of an atlas."""
 
 _PAIR = re.compile(r"([^=<>!'\"()]+)=([^=~].*)")
 _NEEDS = {
@@ -125,10 +128,10 @@ def _chosen(atlas: Any, filters: Sequence[str] | None) -> "CellSet | None":
 
 
 def _arguments(atlas: Any, options: argparse.Namespace, cells: "CellSet | None") -> dict[str, Any]:
-    keys = [key for key, queries in _FOR.items() if options.what in queries and key not in ("explain", "cells")]
+    keys = [key for key, queries in _FOR.items() if options.what in queries and key not in _NOT_OF_ATLAS]
     found = {key: getattr(options, key) for key in keys if getattr(options, key) not in (None, False)}
     if "genes" in found:
-        found["genes"] = split_names(options.genes, set(atlas.var_names))
+        found["genes"] = _genes(atlas, options)
     for key in found.keys() & {"by", "groups"}:
         found[key] = split_names(found[key], atlas.obs.columns())
     if "contrast" in found:
@@ -161,10 +164,23 @@ def _table(atlas: Any, options: argparse.Namespace, cells: "CellSet | None") -> 
     return Answer(options.what, table, "", "", {}, atlas.uri, atlas.digest, options.seed or 0)
 
 
+def _genes(atlas: Any, options: argparse.Namespace) -> list[str]:
+    """Return the genes that `options` name, by their names in the model."""
+    genes = split_names(options.genes, set(atlas.var_names))
+    known = [gene for gene in genes if atlas.has_gene(gene)] if options.skip_missing else genes
+    if len(known) < len(genes):
+        missing = [gene for gene in genes if gene not in known]
+        near = describe_missing(missing, atlas.var_names, symbols_in(atlas.var))
+        sys.stderr.write(f"left out {len(missing)} of {len(genes)} genes: {printable(near)}\n")
+    if not known:
+        raise ValueError(f"the atlas has none of the {len(genes)} genes of --genes")
+    return [atlas.var_names[index] for index in atlas.gene_index(known)]
+
+
 def _expression(atlas: Any, options: argparse.Namespace, rows: Any) -> "pd.DataFrame":
     batches = atlas.spec.batch.categories if atlas.spec.batch else ()
     requested: dict[str, Any] = {
-        "gene_list": options.genes and split_names(options.genes, set(atlas.var_names)),
+        "gene_list": options.genes and _genes(atlas, options),
         "indices": rows,
         "transform_batch": options.transform_batch and split_names(options.transform_batch, batches),
         "library_size": options.library_size or 1.0,

@@ -1,15 +1,15 @@
 """`CellStore`, the protocol of all stores of cells, and the checks that all of them use."""
 
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from dist_scvi.loaders.arrays.csr_rows import CsrRows, GeneChoice
 from dist_scvi.loaders.arrays.obs_columns import Categorical, NotNumbersError, Numeric, Ranges
-
-if TYPE_CHECKING:
-    import pandas as pd
+from dist_scvi.loaders.name_lookup import describe_missing, symbols_in
 
 
 @runtime_checkable
@@ -80,7 +80,7 @@ class CellStore(Protocol):
         """Names of the cells ``[start, stop)``."""
         ...
 
-    def read_var(self) -> "pd.DataFrame":
+    def read_var(self) -> pd.DataFrame:
         """Read the columns of the genes, such as their symbols: a row for each of `var_names`, in this order."""
         ...
 
@@ -132,6 +132,21 @@ def check_var_names(names: Any, where: str) -> NDArray[np.object_]:
             "name, call adata.var_names_make_unique() and save again"
         )
     return var_names
+
+
+def join_var(stores: Sequence[CellStore]) -> pd.DataFrame:
+    """Return the columns of the genes of several stores, each gene once, from the first store that has it."""
+    joined = pd.concat([store.read_var() for store in stores])
+    return joined[~joined.index.duplicated()]
+
+
+def describe_missing_genes(genes: Iterable[str], stores: Sequence[CellStore]) -> str:
+    """Return a text with the first of `genes`, none of which is in `stores`, and the most similar existing genes.
+
+    Names that differ in case or version suffix and symbols in columns of var are found; see `nearest_names`.
+    """
+    var = join_var(stores)
+    return describe_missing(genes, [str(name) for name in var.index], symbols_in(var))
 
 
 def check_not_empty(n_cells: int, n_genes: int, where: str) -> None:

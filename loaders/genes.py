@@ -18,14 +18,10 @@ from skmisc.loess import loess
 
 from dist_scvi.loaders.arrays.csr_rows import CsrRows
 from dist_scvi.loaders.cell_store import CellStore
-from dist_scvi.loaders.read_limits import READ_TIMEOUT_S
+from dist_scvi.loaders.read_limits import READ_TIMEOUT_S, cells_of_read
 from dist_scvi.loaders.stream import prefetch
 
 Progress = Callable[[int, int], None]
-
-_READ_ENTRIES = 1 << 22
-"""Entries in memory at once, estimated from the mean number in a cell."""
-_READ_CELLS = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +226,7 @@ def _ranked(
 def _reads(store: CellStore, batch_key: str | None) -> Iterator[tuple[int, CsrRows, NDArray[np.int32]]]:
     """Read the store sequentially; yield the end of each read, its counts, and the batches of its cells."""
     column = store.categorical(batch_key) if batch_key else None
-    step = min(max(1, _READ_ENTRIES * store.n_cells // max(1, store.n_entries)), _READ_CELLS)
+    step = cells_of_read(store.n_cells, store.n_entries)
     for start in range(0, store.n_cells, step):
         stop = min(start + step, store.n_cells)
         batch_n = column.required_codes(start, stop) if column else np.zeros(stop - start, dtype=np.int32)

@@ -14,14 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_scvi.loaders.data import CellData
-from dist_scvi.loaders.read_limits import READ_TIMEOUT_S
+from dist_scvi.loaders.read_limits import READ_TIMEOUT_S, cells_of_read
 from dist_scvi.loaders.stream import prefetch
 
 Progress = Callable[[int, int], None]
 
-_READ_ENTRIES = 1 << 22
-"""Entries in memory at once, estimated from the mean number in a cell."""
-_READ_CELLS = 1 << 16
 _MIDDLE = 8.0
 """Subtracted from each log before summation; about the log of a typical total count."""
 
@@ -100,7 +97,7 @@ def prior_from(sums_bs: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArr
 def _reads(data: CellData, rank: int, world_size: int) -> Iterator[tuple[int, NDArray[Any], NDArray[np.int32]]]:
     """Yield every `world_size`-th part of the store: its end, and the total counts and batches of its cells."""
     n_cells, chunk = data.n_cells, data.store.chunk_cells
-    step = min(max(1, _READ_ENTRIES * n_cells // max(1, data.store.n_entries)), _READ_CELLS)
+    step = cells_of_read(n_cells, data.store.n_entries)
     step = max(1, step // chunk) * chunk
     for start in range(rank * step, n_cells, world_size * step):
         stop = min(start + step, n_cells)

@@ -3,6 +3,10 @@
 import difflib
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _SHOWN = 3
 SYMBOL_COLUMNS = (
@@ -52,6 +56,11 @@ def nearest_names(
         pairs = zip(present, others, strict=True)
         same += [f"{there!r} (its {column} is {other!r})" for there, other in pairs if _plain(str(other)) == plain]
     return same[:_SHOWN] or [repr(near) for near in difflib.get_close_matches(name, present, n=_SHOWN, cutoff=0.5)]
+
+
+def symbols_in(var: "pd.DataFrame") -> dict[str, list[str]]:
+    """Return further names of genes: those of the `SYMBOL_COLUMNS` that `var` has, by column."""
+    return {str(key): [str(name) for name in var[key]] for key in var.columns if key in SYMBOL_COLUMNS}
 
 
 def describe_missing(

@@ -1,14 +1,17 @@
 """The number of threads that fetch and decode chunks: the processors of this process minus those that compute."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _REMOTE_THREADS = 32
 """Concurrent requests to a network. Their threads wait most of the time, so they may outnumber the processors."""
 _compute_threads = 0
 
 
-def reserve_compute_threads(number: int) -> None:
-    """Reserve `number` processors of this process for computing; 0, the initial value, lets reading use all of them.
+@contextmanager
+def reserve_compute_threads(number: int) -> Iterator[None]:
+    """Reserve `number` processors of this process for computing within the context.
 
     At least one thread always reads. Reads that have begun keep their number of threads.
 
@@ -20,7 +23,11 @@ def reserve_compute_threads(number: int) -> None:
     global _compute_threads  # noqa: PLW0603 - all readers of a process share its processors
     if number < 0:
         raise ValueError(f"number={number}: the number of compute threads, 0 or more, is needed")
-    _compute_threads = number
+    before, _compute_threads = _compute_threads, number
+    try:
+        yield
+    finally:
+        _compute_threads = before
 
 
 def reader_threads(*, remote: bool = False) -> int:

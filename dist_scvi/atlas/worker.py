@@ -71,7 +71,7 @@ def minify_worker(
 
     def heeding(done: int, share: int) -> None:
         if requests is not None and requests.read()[1]:
-            raise StoppedError(f"stopped as asked after {done} of {share} cells; all of it is kept")
+            raise StoppedError(f"stopped on request after {done} of {share} cells; all of it is kept")
         if on_progress is not None:
             on_progress(done, share)
 

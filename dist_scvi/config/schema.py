@@ -67,6 +67,8 @@ class DataConfig(_Section):
     """Layer to read instead of X; raw/X for the counts in raw; for SOMA the layer of X."""
     genes: tuple[str, ...] | str | None = None
     """Genes to keep, in this order: a list, or a file with one name per line."""
+    skip_missing: bool = False
+    """Leave out genes of data.genes that are in no store, with a message; they are refused otherwise."""
     join: Literal["inner", "outer"] = "inner"
     """For several stores: keep the genes that all of them have (inner), or that any has (outer)."""
     source_key: str | None = "source"

@@ -109,8 +109,8 @@ def groups_by_column(
     """
     size_q = np.bincount(code_n[code_n >= 0], minlength=len(categories))
     present = [name for name, size in zip(categories, size_q, strict=True) if size]
-    asked = present if group1 is None else [group1] if np.ndim(group1) == 0 else list(group1)
-    names = [str(name) for name in asked]
+    wanted = present if group1 is None else [group1] if np.ndim(group1) == 0 else list(group1)
+    names = [str(name) for name in wanted]
     if not names or (group1 is None and len(names) == 1):
         raise ValueError(
             f"group1 is {'not given' if group1 is None else 'empty'}, and obs column '{groupby}' has {len(present)} "
@@ -187,12 +187,12 @@ def decoding_batches(
     codes = []
     for name, given in (("batchid1", batchid1), ("batchid2", batchid2)):
         listed = categories if given is None else [given] if np.ndim(given) == 0 else given
-        asked = dict.fromkeys(str(batch) for batch in listed)
-        unknown = [batch for batch in asked if batch not in categories]
-        if unknown or not asked:
+        wanted = dict.fromkeys(str(batch) for batch in listed)
+        unknown = [batch for batch in wanted if batch not in categories]
+        if unknown or not wanted:
             what = f"holds {unknown[0]!r}" if unknown else "is empty"
             raise ValueError(f"{name} {what}: the batches of the model are {', '.join(categories)}")
-        codes.append(tuple(list(categories).index(batch) for batch in asked))
+        codes.append(tuple(list(categories).index(batch) for batch in wanted))
     # With the same batches samples are compared within a batch, with none in common across batches. With only some in
     # common, neither applies to all samples.
     shared = set(codes[0]) & set(codes[1])

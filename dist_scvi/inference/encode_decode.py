@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dist_scvi.loaders.cell_store import CellStore, describe_missing_genes
 from dist_scvi.loaders.minibatch import Covariates, MiniBatch
 from dist_scvi.loaders.name_lookup import check_list, describe_missing
 from dist_scvi.network.model_spec import ModelSpec
@@ -107,8 +108,14 @@ def expression_query(
     library_size: float | str,
     n_samples: int | None,
     seed: int,
+    store: CellStore | None = None,
 ) -> ExpressionQuery:
     """Check the arguments of a query against the model.
+
+    Parameters
+    ----------
+    store
+        The cells, whose columns of var suggest names for genes that are not known.
 
     Raises
     ------
@@ -120,10 +127,8 @@ def expression_query(
     genes = list(spec.var_names if gene_list is None else gene_list)
     unknown = [gene for gene in genes if gene not in place]
     if unknown:
-        raise ValueError(
-            f"the model has no gene {describe_missing(unknown, spec.var_names)}: its {len(place)} genes begin "
-            f"{', '.join(spec.var_names[:3])}"
-        )
+        named = describe_missing_genes(unknown, [store]) if store else describe_missing(unknown, spec.var_names)
+        raise ValueError(f"the model has no gene {named}: its {len(place)} genes begin {', '.join(spec.var_names[:3])}")
     if isinstance(library_size, str) and library_size != "latent":
         raise ValueError(f"library_size={library_size!r}: a number is needed, or 'latent' for each cell's own total")
     if not isinstance(library_size, str) and not (math.isfinite(library_size) and library_size > 0):

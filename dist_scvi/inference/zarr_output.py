@@ -142,7 +142,7 @@ def write_rows(
             finish(zarr.open_group(unfinished, mode="r+"))
             sync_tree(unfinished)
 
-    asked = {
+    described = {
         "cells": cells_fingerprint(selection.data),
         "rows": None if selection.row_n is None else digest(selection.row_n),
         "arrays": {name: [str(values.dtype), *values.shape[1:]] for name, values in one.items()},
@@ -153,7 +153,7 @@ def write_rows(
     }
     with written_in_shards(
         path,
-        asked,
+        described,
         create,
         n_cells=selection.n_cells,
         shard_cells=shard,

@@ -194,6 +194,7 @@ class ExpressionModel(PredictiveModel):
             library_size=library_size,
             n_samples=n_samples,
             seed=seed,
+            store=selection.data.store,
         )
         genes = [self.spec.var_names[index] for index in query.gene_index]
         apart = not return_mean and n_samples is not None and n_samples > 1

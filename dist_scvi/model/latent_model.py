@@ -337,8 +337,8 @@ class LatentModel(OpenedModel):
         rows = rows_by_category(data.store.categorical(sample_key), data.n_cells, most=num_cells_posterior, seed=seed)
         if not rows:
             raise ValueError(f"obs column '{sample_key}' has no value in any cell: name another as sample_key")
-        asked, chunk_cells = select(data, np.concatenate(list(rows.values()))), chunk_cells_of(batch_size)
-        moments = posterior_moments(self.module, asked, self.world, chunk_cells=chunk_cells)
+        sampled, chunk_cells = select(data, np.concatenate(list(rows.values()))), chunk_cells_of(batch_size)
+        moments = posterior_moments(self.module, sampled, self.world, chunk_cells=chunk_cells)
         qzm, qzv = (torch.split(moment_nk, [*map(len, rows.values())]) for moment_nk in moments)
         mixtures = [
             AggregatedPosterior(*part, dof, variance_as_scale=variance_as_scale) for part in zip(qzm, qzv, strict=True)
@@ -369,9 +369,9 @@ class LatentModel(OpenedModel):
         var_names: Sequence[str] = (),
     ) -> list[NDArray[Any]] | zarr.Group:
         """Compute or write `answers`; `identity` is the method with the arguments on which they depend."""
-        asked = {"asked": identity, "model": out and model_fingerprint(self.module, self.spec)}
+        described = {"asked": identity, "model": out and model_fingerprint(self.module, self.spec)}
         return compute_or_write(
-            selection, answers, out, identity=asked, var_names=var_names, world=self.world, batch_size=batch_size
+            selection, answers, out, identity=described, var_names=var_names, world=self.world, batch_size=batch_size
         )
 
 

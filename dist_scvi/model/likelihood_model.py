@@ -262,6 +262,8 @@ class LikelihoodModel(LatentModel):
             raise ValueError(f"out={str(out)!r} is for the values of cells: give return_mean=False with it")
         if return_mean:
             return mean_over_cells(selection, compute, self.world, chunk_cells=chunk_cells_of(batch_size))
-        asked = (name, compute.keywords)
-        found = self._answer(selection, lambda cells: {f"obs/{name}": compute(cells)}, batch_size, out, identity=asked)
+        identity = (name, compute.keywords)
+        found = self._answer(
+            selection, lambda cells: {f"obs/{name}": compute(cells)}, batch_size, out, identity=identity
+        )
         return found if isinstance(found, zarr.Group) else found[0]

@@ -103,7 +103,8 @@ class PredictiveModel(LikelihoodModel):
         check_count("n_samples", n_samples)
         if out is not None and n_samples > 1:
             raise ValueError(f"out={str(out)!r} holds one draw of each cell, n_samples={n_samples}: give 1, and a seed")
-        selection, query = self.select(adata, indices), self._query(gene_list, transform_batch, seed)
+        selection = self.select(adata, indices)
+        query = self._query(selection, gene_list, transform_batch, seed)
         genes, batches = query.gene_index, query.transform_batch
 
         def drawn(minibatch: MiniBatch) -> RowArrays:
@@ -200,7 +201,8 @@ class PredictiveModel(LikelihoodModel):
         check_count("n_samples", n_samples)
         if correlation_type not in ("spearman", "pearson"):
             raise ValueError(f"correlation_type={correlation_type!r}: 'spearman' or 'pearson' is needed")
-        selection, query = self.select(adata, indices), self._query(gene_list, transform_batch, seed)
+        selection = self.select(adata, indices)
+        query = self._query(selection, gene_list, transform_batch, seed)
         genes, chunk_cells = query.gene_index, chunk_cells_of(batch_size)
         correlate = {"spearman": spearman_correlation, "pearson": pearson_correlation}[correlation_type]
         total_gg = np.zeros((len(genes), len(genes)))
@@ -217,10 +219,18 @@ class PredictiveModel(LikelihoodModel):
         names = [self.spec.var_names[index] for index in genes]
         return pd.DataFrame(total_gg / len(query.transform_batch), index=names, columns=names)
 
-    def _query(self, gene_list: Sequence[str] | None, transform_batch: Batches, seed: int) -> ExpressionQuery:
+    def _query(
+        self, selection: Selection, gene_list: Sequence[str] | None, transform_batch: Batches, seed: int
+    ) -> ExpressionQuery:
         """Read the requested values of single draws."""
         return expression_query(
-            self.spec, gene_list=gene_list, transform_batch=transform_batch, library_size=1, n_samples=1, seed=seed
+            self.spec,
+            gene_list=gene_list,
+            transform_batch=transform_batch,
+            library_size=1,
+            n_samples=1,
+            seed=seed,
+            store=selection.data.store,
         )
 
     def _with_progress(

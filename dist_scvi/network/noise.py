@@ -96,20 +96,22 @@ class RowNoise:
         Key of the noise; `draw` is one number for all cells, or one for each.
     row_n
         Row of each cell in the store.
-    asked
+    n_calls
         Number of earlier calls of `normal`.
     """
 
-    def __init__(self, seed: int, row_n: NDArray[np.int64], draw: int | NDArray[np.int64] = 0, asked: int = 0) -> None:
+    def __init__(
+        self, seed: int, row_n: NDArray[np.int64], draw: int | NDArray[np.int64] = 0, n_calls: int = 0
+    ) -> None:
         if not 0 <= seed < 1 << 64:
             raise ValueError(f"seed={seed}: a whole number from 0 on is needed")
         self._seed, self._row_n, self._draw = seed, row_n, draw
-        self._asked = asked
+        self._n_calls = n_calls
 
     def normal(self, like_nk: Tensor) -> Tensor:
         """Draw standard normals in the shape of `like_nk`; dimensions before that of the cells repeat them."""
-        seed = hash_keys(self._seed, self._asked) if self._asked else self._seed
-        self._asked += 1
+        seed = hash_keys(self._seed, self._n_calls) if self._n_calls else self._seed
+        self._n_calls += 1
         drawn = row_normal(seed, self._row_n, self._draw, like_nk.shape[-1])
         return torch.from_numpy(drawn).to(like_nk.device).expand_as(like_nk)
 
@@ -122,7 +124,7 @@ class RowNoise:
         cuts = np.cumsum(sizes)[:-1].tolist()
         draws = np.split(np.broadcast_to(self._draw, self._row_n.shape), cuts)
         rows = np.split(self._row_n, cuts)
-        return [RowNoise(self._seed, row_n, draw_n, self._asked) for row_n, draw_n in zip(rows, draws, strict=True)]
+        return [RowNoise(self._seed, row_n, draw_n, self._n_calls) for row_n, draw_n in zip(rows, draws, strict=True)]
 
     @property
     def keyed(self) -> bool:

@@ -165,6 +165,7 @@ def open_from(config: DataConfig) -> CellData:
         soma=soma,
         storage_options=config.storage_options,
         allow_fractional=config.allow_fractional,
+        skip_missing=config.skip_missing,
     )
     return open_data(
         store,

@@ -46,7 +46,7 @@ class Step:
     """Rows of this worker's cells."""
     loss_n: Tensor
     """Loss of each of these cells."""
-    asked: Tensor
+    requests: Tensor
     """Sums over all workers of the requests to save, and to save and stop, float64, shape (2,)."""
 
 
@@ -61,7 +61,7 @@ def take_step(
     seed: int,
     kl_weight: float,
     world: World,
-    asked: tuple[float, float] = (0.0, 0.0),
+    requests: tuple[float, float] = (0.0, 0.0),
 ) -> Step:
     """Take one optimizer step with this worker's part of a global minibatch.
 
@@ -75,7 +75,7 @@ def take_step(
         Seed of the noise.
     kl_weight
         Weight of the KL term.
-    asked
+    requests
         Requests of this worker to all: to save; to save and stop. They are summed together with the losses.
     """
     optimizer.zero_grad(set_to_none=True)
@@ -91,14 +91,14 @@ def take_step(
     loss_n, messages = torch.cat([loss_n for loss_n, _ in found]), torch.stack([message for _, message in found])
     # `torch.full` is filled on the device. A tensor made from a list would be copied there, and that copy waits for the
     # device.
-    requests = [torch.full((1,), value, dtype=torch.float64, device=world.device) for value in asked]
+    sent = [torch.full((1,), value, dtype=torch.float64, device=world.device) for value in requests]
     n_norm = sum(sums.numel() for norm in module.norms() for sums in norm.sums)
     # One all-reduce for requests, losses and normalisations: all are small, so that each further one would cost its
     # latency only.
-    total = world.total(torch.cat([*requests, messages.sum(0)]))
-    asked_of_all, sums, of_norms = torch.split(total, [2, len(total) - 2 - n_norm, n_norm])
+    total = world.total(torch.cat([*sent, messages.sum(0)]))
+    of_all, sums, of_norms = torch.split(total, [2, len(total) - 2 - n_norm, n_norm])
     _update(module, of_norms, [every.global_cells for every in (minibatch, labelled) if every is not None])
-    return Step(minibatch.epoch, minibatch.step, sums, minibatch.row_n, loss_n, asked_of_all)
+    return Step(minibatch.epoch, minibatch.step, sums, minibatch.row_n, loss_n, of_all)
 
 
 def _learn(
@@ -122,14 +122,14 @@ def _learn(
     norms = module.norms()
     for norm in norms:
         norm.sums = []  # remove sums of the previous part, or of a step that was interrupted
-    beside = None
+    alongside = None
     if labelled is not None:
-        beside = Labelled(labelled.to(world.device), labelled.micro_n, _noise(seed, labelled, world))
-    terms = model(minibatch.to(world.device), minibatch.micro_n, _noise(seed, minibatch, world), beside)
+        alongside = Labelled(labelled.to(world.device), labelled.micro_n, _noise(seed, labelled, world))
+    terms = model(minibatch.to(world.device), minibatch.micro_n, _noise(seed, minibatch, world), alongside)
     loss_n = cell_losses(terms, kl_weight)
     loss, label_m = loss_n.sum() / minibatch.global_cells, None
-    if labelled is not None and beside is not None:
-        label_m = beside.cells.covariates.label_n
+    if labelled is not None and alongside is not None:
+        label_m = alongside.cells.covariates.label_n
         cross = F.cross_entropy(terms.logits_ml, label_m, reduction="sum")
         loss = loss + settings.classification_ratio * cross / labelled.global_cells
     # Workers have different numbers of cells, and DDP averages their gradients. The loss is a sum over cells divided by
@@ -143,8 +143,8 @@ def _learn(
 def _parts(minibatch: MiniBatch, labelled: MiniBatch | None, n_parts: int) -> list[tuple[MiniBatch, MiniBatch | None]]:
     """Split the cells of a worker in a step into at most `n_parts` parts of at least one micro-minibatch each."""
     n_parts = max(1, min(n_parts, len(minibatch.micro_n)))
-    beside = [None] * n_parts if labelled is None else _cut(labelled, n_parts)
-    return list(zip(_cut(minibatch, n_parts), beside, strict=True))
+    alongside = [None] * n_parts if labelled is None else _cut(labelled, n_parts)
+    return list(zip(_cut(minibatch, n_parts), alongside, strict=True))
 
 
 def _cut(minibatch: MiniBatch, n_parts: int) -> list[MiniBatch]:

@@ -17,6 +17,7 @@ from dist_scvi.loaders import CellData, Plan
 from dist_scvi.loaders.labelled_stream import labelled_stream
 from dist_scvi.loaders.minibatch import MiniBatch
 from dist_scvi.loaders.order.plan import check_world_size
+from dist_scvi.loaders.reader_threads import reserve_compute_threads
 from dist_scvi.loaders.stream import train_stream
 from dist_scvi.metrics.metrics_file import MetricsLog, Row
 from dist_scvi.network.fit_data import fit_to_spec
@@ -107,7 +108,8 @@ def train(  # noqa: C901, PLR0912, PLR0915 - the whole run, in order
     # --- open and plan
     world, requests, data = world or World(), requests or SaveRequests(), data or open_from(config.data)
     storage = None if folder is None else open_run_storage(folder)
-    with open_run_for_writing(storage, world, driver=driver, fresh=fresh) as (writer, checkpoint):
+    reserved = reserve_compute_threads(torch.get_num_threads() if world.device.type == "cpu" else 1)
+    with reserved, open_run_for_writing(storage, world, driver=driver, fresh=fresh) as (writer, checkpoint):
         module, spec = start or begin(config, data, checkpoint)
         data = fit_to_spec(data, spec)
         config, plan = resolve(config, data, spec)
@@ -158,12 +160,12 @@ def train(  # noqa: C901, PLR0912, PLR0915 - the whole run, in order
                 seed=config.seed,
                 kl_weight=weight,
                 world=world,
-                asked=requests.read(),
+                requests=requests.read(),
             )
             meter.add(taken)
             # Requests are summed over workers with the losses; those of this step would wait for the device.
             to_save, to_stop = (number > 0 for number in requested.tolist())
-            requested = taken.asked
+            requested = taken.requests
 
             # --- log, validate, save
             where = _where(state, epoch, plan, settings) | {"kl_weight": weight, "lr": state.schedule.lr}

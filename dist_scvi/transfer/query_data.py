@@ -20,7 +20,7 @@ from scipy import sparse
 from dist_scvi.loaders import CellData, CellStore, open_data, open_store
 from dist_scvi.loaders.arrays.obs_columns import Categorical
 from dist_scvi.loaders.cell_store import check_var_names
-from dist_scvi.loaders.stores.collection import Collection, Unmatched, open_collection
+from dist_scvi.loaders.stores.collection import Collection, open_collection
 from dist_scvi.network.model_spec import Covariate, ModelSpec
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ def prepare_query_data(
 ) -> CellData:
     """Open a query with the genes and obs columns that a reference was trained with.
 
-    Genes of the reference that the query lacks count as 0; other genes of the query are left out. `unmatched_genes`
-    returns both. The query may have new categories; `scarches.query_spec` adds them.
+    Genes of the reference that the query lacks count as 0; other genes of the query are left out. The store of
+    the result names both in ``unmatched``. The query may have new categories; `scarches.query_spec` adds them.
 
     Parameters
     ----------
@@ -87,11 +87,6 @@ def prepare_query_data(
             _without_unused(column, known.get(column.key), data.n_cells) for column in data.categorical_covariates
         ),
     )
-
-
-def unmatched_genes(data: CellData) -> tuple[Unmatched, ...]:
-    """Return, for each store of a query, the number and names of genes that do not match the reference."""
-    return data.store.unmatched if isinstance(data.store, Collection) else ()
 
 
 def _aligned(source: Any, spec: ModelSpec, min_overlap: float, source_key: str | None) -> Collection:

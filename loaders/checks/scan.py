@@ -17,10 +17,8 @@ from dist_scvi.loaders.checks.scan_columns import BLOCK_CELLS, MISSING, ColumnPa
 from dist_scvi.loaders.checks.scan_counts import LibrarySummary
 from dist_scvi.loaders.checks.scan_duplicates import Copies
 from dist_scvi.loaders.order.plan import make_plan
+from dist_scvi.loaders.read_limits import cells_of_read
 
-_READ_ENTRIES = 1 << 22
-"""Entries in memory at once, estimated from the mean number in a cell."""
-_READ_CELLS = 1 << 16
 _FEW_CELLS = 50
 _DENSE_ENOUGH = 0.6
 _FEW_NUMBERS = 50
@@ -203,7 +201,7 @@ def _summed_up(store: CellStore, cells: CellPass, names: NamePass, passes: Seque
 
 
 def _ranges(store: CellStore) -> Iterator[tuple[int, int]]:
-    step = min(max(1, _READ_ENTRIES * store.n_cells // max(1, store.n_entries)), _READ_CELLS)
+    step = cells_of_read(store.n_cells, store.n_entries)
     for start in range(0, store.n_cells, step):
         yield start, min(start + step, store.n_cells)
 

@@ -11,14 +11,12 @@ from dist_scvi.loaders.cell_store import CellStore, open_column
 from dist_scvi.loaders.checks.lost_rows import Losses, Lost, bisect_damage, budget, steps
 from dist_scvi.loaders.checks.scan_duplicates import Hashes, hash_names, n_parts
 from dist_scvi.loaders.checks.verify_zarr import ZarrParts, open_parts, packed_sums, verify_arrays, verify_zarr_obs
-from dist_scvi.loaders.read_limits import PAGE_ROWS
+from dist_scvi.loaders.read_limits import PAGE_ROWS, cells_of_read
 from dist_scvi.loaders.stores.open import open_store
 
 if TYPE_CHECKING:
     from dist_scvi.loaders.stores.soma_store import SomaOptions
 
-_READ_ENTRIES = 1 << 22
-"""Entries read at once."""
 _ELSEWHERE = (
     "only what a read notices is seen here: in what carries no checksum, as HDF5 without gzip or fletcher32, a flipped "
     "bit is found only if it makes an impossible value"
@@ -153,7 +151,7 @@ def _verify_counts(store: CellStore, parts: "ZarrParts | None", losses: Losses, 
             sums.add(rows, start)
 
     coarse, fine = budget(), budget()
-    step = min(max(1, _READ_ENTRIES * store.n_cells // max(1, store.n_entries)), PAGE_ROWS)
+    step = cells_of_read(store.n_cells, store.n_entries)
     for start, stop in steps(0, store.n_cells, step):
         for low, high, why in bisect_damage(read, start, stop, store.chunk_cells, coarse):
             # Damage concerns whole chunks. So three rows are enough to decide that all rows of such a short part are

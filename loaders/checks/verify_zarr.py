@@ -20,10 +20,9 @@ from dist_scvi.loaders.arrays.pack_manifest import MEMBER, Manifest, PackSums, p
 from dist_scvi.loaders.arrays.printable import printable
 from dist_scvi.loaders.arrays.zarr_access import absent_chunks, layout_of, open_zarr_group
 from dist_scvi.loaders.checks.lost_rows import Losses, bisect_damage, budget, steps, without
+from dist_scvi.loaders.read_limits import READ_ENTRIES
 from dist_scvi.loaders.stores.zarr_store import ZarrTree, may_be_left_out, open_array_of
 
-_READ_ENTRIES = 1 << 22
-"""Entries read at once."""
 _CHECKED = ("crc32", "crc32c", "adler32", "fletcher32", "gzip", "zlib")
 """Codecs with a checksum; zstd has one as an option."""
 _RESTORE = "restore it from a copy or pack the store again"
@@ -80,7 +79,7 @@ class ZarrParts:
                 check(values, start)
 
         chunk, probes = int(array.chunks[0]), budget()
-        step = max(chunk, _READ_ENTRIES // chunk * chunk)
+        step = max(chunk, READ_ENTRIES // chunk * chunk)
         # Cut at the gaps first, so that for metadata that claim 10^15 entries the steps are bounded by existing files.
         gaps = [(one.start, one.stop) for one in absent if one.all_absent or not may_lack]
         for low, high in without(0, array.shape[0], gaps):

@@ -12,11 +12,12 @@ from typing import Any, Literal
 import numpy as np
 
 from dist_scvi.loaders.arrays.anndata_layout import SOURCE_ROW
+from dist_scvi.loaders.arrays.bounded_json import parse_json_object
 from dist_scvi.loaders.arrays.csr_rows import gene_type
 from dist_scvi.loaders.arrays.obs_columns import missing_column
 from dist_scvi.loaders.arrays.pack_manifest import PackSource
-from dist_scvi.loaders.cell_store import CellStore
-from dist_scvi.loaders.name_lookup import check_list, describe_missing
+from dist_scvi.loaders.cell_store import CellStore, describe_missing_genes
+from dist_scvi.loaders.name_lookup import check_list
 from dist_scvi.loaders.pack.sorted_parts import settle_rows
 
 Codec = Literal["lz4hc", "lz4", "zstd"]
@@ -207,7 +208,7 @@ def check_genes(source: CellStore, genes: Sequence[str] | None) -> tuple[str, ..
     absent = [name for name in genes if name not in known]
     if absent:
         raise ValueError(
-            f"{source.uri} lacks {len(absent)} of {len(genes)} genes: {describe_missing(absent, present)}; "
+            f"{source.uri} lacks {len(absent)} of {len(genes)} genes: {describe_missing_genes(absent, [source])}; "
             "give names of the store's var in genes"
         )
     if len(set(genes)) < len(genes) or not genes:
@@ -288,19 +289,19 @@ def begin_job(folder: Path, job: PackJob) -> PackJob:
         If a different job was begun there.
     """
     file = folder / "job.json"
-    asked = json.loads(json.dumps(asdict(job)))
+    requested = json.loads(json.dumps(asdict(job)))
     if not file.exists():
         strange = [child.name for child in folder.iterdir() if not child.name.startswith(".")]
         if strange:
             raise ValueError(f"{folder} is in the way and is no unfinished pack (it holds {strange[0]}): remove it")
-        write_file(file, json.dumps(asked).encode())
+        write_file(file, json.dumps(requested).encode())
         return job
     # `piece_cells` depends on memory and processes, which may change. The begun value is kept, as the finished pieces
     # have its size.
-    begun = json.loads(file.read_text())
-    differing = [key for key in asked if key != "piece_cells" and begun.get(key) != asked[key]]
+    begun = parse_json_object(file.read_bytes(), str(file))
+    differing = [key for key in requested if key != "piece_cells" and begun.get(key) != requested[key]]
     if differing:
-        shown = "; ".join(f"{key} was {_short(begun.get(key))} and is {_short(asked[key])}" for key in differing)
+        shown = "; ".join(f"{key} was {_short(begun.get(key))} and is {_short(requested[key])}" for key in differing)
         raise ValueError(
             f"{folder} holds another pack that was not finished: {shown}. Finish it with the call that began it, or "
             "remove the folder"

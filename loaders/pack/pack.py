@@ -150,7 +150,7 @@ def pack_store(
         # Not checked for a complete result: a kill during the move can leave the earlier or the new folder at `path`.
         if not (folder / _COMPLETE).exists():
             check_free(path, overwrite=overwrite)
-        asked = PackJob(
+        job = PackJob(
             source=PackSource(
                 store.uri, getattr(store, "layer", None), store.n_cells, len(store.var_names), store.n_entries
             ),
@@ -166,7 +166,7 @@ def pack_store(
             shard_entries=SHARD_ENTRIES,
             piece_cells=store.n_cells,
         )
-        source, budget = _plan(open_columns(store, asked), folder, Budget(memory_bytes, processes))
+        source, budget = _plan(open_columns(store, job), folder, Budget(memory_bytes, processes))
         with _alone(folder):
             source = replace(source, job=begin_job(folder, source.job))
             if not (folder / _COMPLETE).exists():

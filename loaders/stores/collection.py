@@ -5,6 +5,7 @@ Shape letters in this file
     g   genes of one store
 """
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,9 +29,9 @@ from dist_scvi.loaders.arrays.obs_columns import (
     categorical_from_codes,
     missing_column,
 )
-from dist_scvi.loaders.cell_store import CellStore
-from dist_scvi.loaders.name_lookup import describe_missing
+from dist_scvi.loaders.cell_store import CellStore, describe_missing_genes, join_var
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 Read = Callable[[int, int], NDArray[Any]]
 _NAMED = 10
@@ -175,8 +176,7 @@ class Collection:
 
     def read_var(self) -> pd.DataFrame:
         """Columns of the genes, each from the first store that has the gene; see `CellStore`."""
-        joined = pd.concat([store.read_var() for store in self._stores])
-        return joined[~joined.index.duplicated()].reindex(self.var_names)
+        return join_var(self._stores).reindex(self.var_names)
 
     def layers(self) -> list[str]:
         """Return the names of the layers that all stores have."""
@@ -266,6 +266,7 @@ def open_collection(
     join: Literal["inner", "outer"] = "inner",
     genes: Sequence[str] | None = None,
     source_key: str | None = "source",
+    skip_missing: bool = False,
 ) -> Collection:
     """Combine open stores into one.
 
@@ -280,6 +281,8 @@ def open_collection(
         These genes instead, in this order. Each has to be in at least one store.
     source_key
         Name of a further obs column with the short name of each cell's store, or None for no such column.
+    skip_missing
+        Leave out requested genes that are in no store, with a log message, rather than refuse them.
 
     Raises
     ------
@@ -303,7 +306,7 @@ def open_collection(
         raise ValueError(f"data.join='outer' and a list of {len(genes)} data.genes are given: leave one of them out")
     uri = stores[0].uri if len(stores) == 1 else f"{stores[0].uri} + {len(stores) - 1} more"
     if genes is not None:
-        chosen = _listed_genes(stores, list(map(str, genes)))
+        chosen = _listed_genes(stores, list(map(str, genes)), skip_missing=skip_missing)
     elif join == "inner":
         chosen = _shared_genes(stores)
     else:
@@ -369,21 +372,22 @@ def _shared_genes(stores: Sequence[CellStore]) -> list[str]:
     return [name for name in first.var_names if name in shared]
 
 
-def _listed_genes(stores: Sequence[CellStore], genes: list[str]) -> list[str]:
-    """Return `genes` after a check that each occurs once and is in a store."""
+def _listed_genes(stores: Sequence[CellStore], genes: list[str], *, skip_missing: bool) -> list[str]:
+    """Return `genes` after a check that each occurs once and is in a store; `skip_missing` leaves out the others."""
     twice = [name for name, count in Counter(genes).items() if count > 1]
     if twice or not genes:
         problem = f"names {_some(twice[:3], len(twice))} twice" if twice else "is empty"
         raise ValueError(f"the list data.genes {problem}: each gene is needed once")
     present = dict.fromkeys(name for store in stores for name in store.var_names)
     unknown = [name for name in genes if name not in present]
-    if unknown:
-        named = describe_missing(unknown, list(present))
-        raise ValueError(
-            f"{len(unknown)} of {len(genes)} genes requested are in none of {len(stores)} stores: {named}; "
-            "correct data.genes"
-        )
-    return genes
+    if not unknown:
+        return genes
+    named = describe_missing_genes(unknown, stores)
+    found = f"{len(unknown)} of {len(genes)} genes requested are in none of {len(stores)} stores: {named}"
+    if not skip_missing or len(unknown) == len(genes):
+        raise ValueError(f"{found}; correct data.genes, or leave them out with data.skip_missing=true (--skip-missing)")
+    log.warning("%s; left out", found)
+    return [name for name in genes if name in present]
 
 
 def _plain(name: str) -> str:

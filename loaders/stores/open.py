@@ -28,6 +28,7 @@ def open_store(
     soma: SomaOptions | None = None,
     storage_options: Mapping[str, str] | None = None,
     allow_fractional: bool = False,
+    skip_missing: bool = False,
 ) -> CellStore:
     """Open a store of raw counts, or several as one.
 
@@ -53,6 +54,8 @@ def open_store(
     allow_fractional
         Read counts that are not whole, as from ambient correction or Smart-seq, as float32; otherwise they are refused.
         For an AnnData in memory they are always accepted, with a warning.
+    skip_missing
+        Leave out `genes` that are in no store, with a log message; otherwise they are refused.
 
     Raises
     ------
@@ -69,7 +72,8 @@ def open_store(
         store.fractional = True
     if not several and genes is None:
         return stores[0]
-    return open_collection(stores, join=join, genes=genes, source_key=source_key if several else None)
+    key = source_key if several else None
+    return open_collection(stores, join=join, genes=genes, source_key=key, skip_missing=skip_missing)
 
 
 def _open_one(source: Any, layer: str | None, soma: SomaOptions | None, options: Mapping[str, str] | None) -> CellStore:

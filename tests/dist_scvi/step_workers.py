@@ -43,7 +43,7 @@ def take_steps(cells: Path, name: str, case: str, world: World) -> dict[str, Any
     module = spec_of(ModelConfig.model_validate({"model_name": name, "n_hidden": 16}), 0, data).build().train()
     model = average_gradients(module, world, options)
     optimizer = torch.optim.SGD([value for value in module.parameters() if value.requires_grad], lr=1e-3)
-    given = {"seed": 0, "kl_weight": 0.5, "world": world, "asked": (float(world.rank), 0.0)}
+    given = {"seed": 0, "kl_weight": 0.5, "world": world, "requests": (float(world.rank), 0.0)}
     stream = train_stream(data, plan, **where, epoch=0, step=0, n_epochs=1)
     steps = [
         take_step(model, module, optimizer, *parts, options, **given)
@@ -51,7 +51,7 @@ def take_steps(cells: Path, name: str, case: str, world: World) -> dict[str, Any
     ]
     return {
         "sums": torch.stack([step.sums for step in steps]),
-        "asked": torch.stack([step.asked for step in steps]),
+        "requests": torch.stack([step.requests for step in steps]),
         "weights": {key: value.clone() for key, value in module.state_dict().items()},
     }
 

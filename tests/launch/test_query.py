@@ -46,6 +46,18 @@ def test_each_question_has_its_table(atlas: Path) -> None:
     np.testing.assert_allclose(by["gene0001"], 100 * one["gene0001"])
 
 
+def test_genes_that_the_atlas_lacks_are_refused_or_left_out_on_request(atlas: Path, capsys) -> None:
+    with pytest.raises(ValueError, match=r"'Gene0001': did you mean 'gene0001'\?$"):
+        ask(atlas, "expression", "--genes", "Gene0001,gene0002")
+    for query_of_genes in (["expression"], ["group-expression", "--by", "batch"]):
+        answer = ask(atlas, *query_of_genes, "--genes", "Gene0001,gene0002", "--skip-missing")
+        assert "gene0002" in str(answer)
+        assert "gene0001" not in str(answer)
+        assert "left out 1 of 2 genes: 'Gene0001' (did you mean 'gene0001'?)" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="none of the 1 genes"):
+        ask(atlas, "expression", "--genes", "x", "--skip-missing")
+
+
 def test_cells_are_named_or_chosen_by_a_column(atlas: Path) -> None:
     names = list(open_atlas(atlas).obs_names([7, 3]))
     assert list(ask(atlas, "latent", "--cells", ",".join(names)).index) == names

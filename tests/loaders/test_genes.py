@@ -10,7 +10,7 @@ from anndata import AnnData
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import sparse
 
-from dist_scvi.loaders import genes, open_store
+from dist_scvi.loaders import open_store, read_limits
 from dist_scvi.loaders.genes import gene_moments, highly_variable_genes
 
 scanpy = pytest.importorskip("scanpy")
@@ -53,7 +53,7 @@ def assert_equal_to_scanpy(
 @pytest.fixture(params=[1 << 22, 9_000])
 def read_entries(monkeypatch, request):
     """Read all at once, and some rows at a time."""
-    monkeypatch.setattr(genes, "_READ_ENTRIES", request.param)
+    monkeypatch.setattr(read_limits, "READ_ENTRIES", request.param)
 
 
 @pytest.mark.parametrize("batch_key", [None, "batch"])
@@ -153,7 +153,7 @@ def test_cells_without_a_batch_are_refused(cells):
 
 def test_progress_counts_the_cells_of_both_passes(monkeypatch):
     told: list[tuple[int, int]] = []
-    monkeypatch.setattr(genes, "_READ_CELLS", 500)
+    monkeypatch.setattr(read_limits, "READ_CELLS", 500)
     highly_variable_genes(open_store(simulated()), progress=lambda done, of_both: told.append((done, of_both)))
     assert told == [(done, 2400) for done in (500, 1000, 1200, 1700, 2200, 2400)]
 

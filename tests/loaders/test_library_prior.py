@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from dist_scvi.loaders import CellData, open_data
-from dist_scvi.loaders import library_prior as library
+from dist_scvi.loaders import CellData, open_data, read_limits
 from dist_scvi.loaders.library_prior import library_prior, library_sums, prior_from
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "parity" / "golden"
@@ -27,7 +26,7 @@ def open_cells(total_n: np.ndarray, batch_n: np.ndarray, names: tuple[str, ...] 
 
 @pytest.fixture
 def small_reads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library, "_READ_CELLS", 7)
+    monkeypatch.setattr(read_limits, "READ_CELLS", 7)
 
 
 @pytest.mark.real_data
@@ -46,7 +45,7 @@ def test_the_prior_is_that_of_scvi_tools(case: str) -> None:
 def test_it_is_mean_and_variance_of_the_logs_for_any_length_of_reads(cells, read_cells) -> None:
     total_n, batch_n = np.array(cells).T
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(library, "_READ_CELLS", read_cells)
+        patch.setattr(read_limits, "READ_CELLS", read_cells)
         means_b, vars_b = library_prior(open_cells(total_n, batch_n))
     for batch in range(3):
         log_n = np.log(total_n[batch_n == batch])

@@ -150,6 +150,10 @@ class AtlasStore:
     def _gene_names(self) -> GeneNames:
         return GeneNames(self.var, self.uri)
 
+    def has_gene(self, gene: str) -> bool:
+        """Return whether `gene` is a name of a gene, or its text in a column of `var`."""
+        return self._gene_names.has(gene)
+
     def gene_index(self, genes: Sequence[str]) -> NDArray[np.int64]:
         """Return the indices of genes in `var_names`, shape (g,); a gene may be named by any column of `var`.
 

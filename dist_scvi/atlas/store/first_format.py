@@ -6,7 +6,6 @@ Shape letters in this file
 """
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from dist_scvi.atlas.store.names import CELLS, FACTOR, LIBRARY, MANIFEST, MODEL, QZM, QZV, SOURCE_ROW
 from dist_scvi.atlas.store.obs import AtlasObs, Column, take_rows
 from dist_scvi.atlas.store.raw_arrays import Rows
+from dist_scvi.loaders.arrays.bounded_json import parse_json_object
 from dist_scvi.loaders.arrays.obs_columns import PagedArray, read_range
 from dist_scvi.loaders.arrays.obs_table import ObsTable
 from dist_scvi.loaders.stores.zarr_store import ZarrTree, complete_array, open_root
@@ -97,7 +97,7 @@ def read_first_manifest(path: Path, content: bytes) -> dict[str, Any]:
     ValueError
         If a file is missing, new or changed.
     """
-    manifest = dict(json.loads(content))
+    manifest = parse_json_object(content, str(path / MANIFEST))
     kinds = (type(manifest.get("n_cells")), type(manifest.get("described")))
     if kinds != (int, dict):
         raise ValueError(f"{path / MANIFEST} lacks n_cells or described: restore it from a copy or minify again")

@@ -4,12 +4,13 @@ Shape letters in this file
     g   genes
 """
 
-import difflib
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+
+from dist_scvi.loaders.name_lookup import nearest_names
 
 
 class GeneNames:
@@ -40,6 +41,10 @@ class GeneNames:
             raise ValueError(f"genes={genes!r} is one text: a list of genes is needed")  # noqa: TRY004
         return np.array([self._find(str(gene)) for gene in genes], dtype=np.int64)
 
+    def has(self, gene: str) -> bool:
+        """Return whether `gene` is a name of a gene, or its text in a column."""
+        return gene in self._place or gene in self._by_column()
+
     def _find(self, gene: str) -> int:
         if gene in self._place:
             return self._place[gene]
@@ -64,11 +69,10 @@ class GeneNames:
         return self._others
 
     def _hint(self, gene: str) -> str:
-        # One spelling of each name in lower case: upper and lower case are the usual difference.
-        known = {name.casefold(): name for name in (*self._by_column(), *self._place)}
-        near = difflib.get_close_matches(gene.casefold(), list(known), n=3, cutoff=0.6)
+        texts = [key for key in self._var.columns if self._var[key].dtype.kind not in "iufb"]
+        near = nearest_names(gene, list(self._place), {str(key): list(map(str, self._var[key])) for key in texts})
         if near:
-            return f": did you mean {', '.join(repr(known[name]) for name in near)}?"
+            return f": did you mean {', '.join(near)}?"
         columns = ", ".join(map(str, self._var.columns))
         named = f"the names in var ({columns}) and " if columns else ""
         return f": {named}its {len(self._place)} genes begin {', '.join(list(self._place)[:3])}"

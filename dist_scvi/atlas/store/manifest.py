@@ -7,9 +7,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dist_scvi.atlas.store.names import FORMAT_1, FORMAT_2, MANIFEST
+from dist_scvi.loaders.arrays.bounded_json import Budget, parse_json_object
 
 LARGEST_MANIFEST = 1 << 28
 """Bytes; a billion cells with 50 columns need a tenth."""
+_BUDGET = Budget(max_bytes=LARGEST_MANIFEST, max_depth=8, max_leaves=1 << 22)
 
 
 class _Record(BaseModel):
@@ -115,9 +117,9 @@ def format_of(content: bytes, uri: str) -> str:
         If it is unreadable or of another version.
     """
     try:
-        found = dict(json.loads(content))["format"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{uri} is no minified atlas: its {MANIFEST} is unreadable ({error!r})") from error
+        found = parse_json_object(content, MANIFEST, _BUDGET)["format"]
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{uri} is no minified atlas: its {MANIFEST} is unreadable ({error})") from error
     if found not in (FORMAT_1, FORMAT_2):
         raise ValueError(
             f"{uri} has format {str(found)[:80]!r}: {FORMAT_1!r} and {FORMAT_2!r} are read here; read it with a newer "

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from dist_scvi.atlas.store.names import ATLAS_PARTS, MANIFEST
 from dist_scvi.loaders.arrays.anndata_layout import replace_folder
+from dist_scvi.loaders.arrays.bounded_json import parse_json_object
 from dist_scvi.loaders.arrays.objects import Objects
 from dist_scvi.loaders.arrays.remote import open_objects
 from dist_scvi.network.model_files import save_model
@@ -68,7 +69,8 @@ class AtlasWork:
     def done(self, mark: str) -> Listed | None:
         """Return the files listed when a part was finished; None if it is not finished."""
         try:
-            return {name: (size, sha256) for name, (size, sha256) in json.loads(self.scratch.read(mark)).items()}
+            found = parse_json_object(self.scratch.read(mark), f"{mark} of {self.scratch.uri}")
+            return {name: (size, sha256) for name, (size, sha256) in found.items()}
         except FileNotFoundError:
             return None
 

@@ -308,3 +308,10 @@ def test_the_methods_take_the_arguments_of_scvi_tools_in_its_order() -> None:
         parameters = inspect.signature(getattr(ExpressionModel, name)).parameters.values()
         placed = [one.name for one in parameters if one.kind is one.POSITIONAL_OR_KEYWORD]
         assert placed == ["self", *arguments.split()], name
+
+
+def test_an_unknown_gene_is_refused_with_the_gene_of_that_symbol(adata: ad.AnnData) -> None:
+    named = adata.copy()
+    named.var["gene_symbols"] = [f"SYM{gene}" for gene in range(adata.n_vars)]
+    with pytest.raises(ValueError, match=r"no gene 'sym1' \(did you mean 'gene1' \(its gene_symbols is 'SYM1'\)\?\)"):
+        made(named).get_normalized_expression(gene_list=["sym1"])

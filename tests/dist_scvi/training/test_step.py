@@ -238,9 +238,9 @@ def test_what_a_worker_asks_is_told_with_the_step(data: CellData, spec: ModelSpe
     module, part = spec.build().train(), first_parts(data, 1)[0]
     given = {"seed": 0, "kl_weight": 0.5, "world": World()}
     for asked in ((0.0, 0.0), (1.0, 0.0), (0.0, 2.0)):
-        step = take_step(module, module, descent(module, 0.0), *part, TrainConfig(), **given, asked=asked)
-        assert step.asked.dtype == torch.float64
-        assert step.asked.tolist() == list(asked)
+        step = take_step(module, module, descent(module, 0.0), *part, TrainConfig(), **given, requests=asked)
+        assert step.requests.dtype == torch.float64
+        assert step.requests.tolist() == list(asked)
         assert step.sums[3].item() == part[0].n_cells
 
 

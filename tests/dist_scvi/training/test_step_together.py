@@ -69,9 +69,9 @@ def test_all_workers_hold_the_same_weights_and_know_what_any_asked(workers: list
     for key, found in first.items():
         for name, value in found["weights"].items():
             assert torch.equal(second[key]["weights"][name], value), (key, name)
-        for part in ("sums", "asked"):
+        for part in ("sums", "requests"):
             assert torch.equal(second[key][part], found[part])
-        assert found["asked"].tolist() == [[1.0, 0.0]] * len(found["sums"])
+        assert found["requests"].tolist() == [[1.0, 0.0]] * len(found["sums"])
 
 
 def test_a_step_takes_one_message_beside_the_gradients_and_two_for_each_normalisation_over_all_cells(

@@ -14,7 +14,7 @@ from dist_scvi.loaders.stores.collection import format_unmatched
 from dist_scvi.loaders.stores.open import open_store
 from dist_scvi.network.fit_data import fit_to_spec
 from dist_scvi.network.model_spec import ModelSpec, spec_of
-from dist_scvi.transfer.query_data import prepare_query_anndata, prepare_query_data, unmatched_genes
+from dist_scvi.transfer.query_data import prepare_query_anndata, prepare_query_data
 
 KEYS = {"batch_key": "batch", "categorical_covariate_keys": ["site"], "continuous_covariate_keys": ["age"]}
 LABELS = {"labels_key": "label", "unlabeled_category": "?"}
@@ -95,11 +95,10 @@ def test_several_stores_are_one_query_and_each_is_held_to_its_own_genes(
 
 
 def test_genes_that_do_not_match_are_counted_and_named(query: ad.AnnData, spec: ModelSpec) -> None:
-    (found,) = unmatched_genes(prepare_query_data(query, spec))
+    (found,) = prepare_query_data(query, spec).store.unmatched
     assert (found.n_genes, found.n_left_out, found.left_out) == (47, 1, ("new",))
     assert (found.n_lacking, found.lacking) == (4, ("gene0", *LACKING))
     assert format_unmatched([found]).endswith("4 genes are lacking and count as 0 (gene0, gene3, gene7, gene41)")
-    assert unmatched_genes(open_data(query)) == ()
 
 
 def test_few_genes_in_common_are_warned_of_and_fewer_are_refused(adata: ad.AnnData, spec: ModelSpec) -> None:

@@ -8,7 +8,7 @@ import pytest
 from anndata import AnnData
 from scipy import sparse
 
-from dist_scvi.loaders import open_store
+from dist_scvi.loaders import open_store, read_limits
 from dist_scvi.loaders.checks import scan, scan_cells, scan_duplicates
 from dist_scvi.loaders.checks.scan import format_inspection, inspect_store
 
@@ -28,7 +28,7 @@ def uneven() -> AnnData:
 @pytest.fixture(params=[1 << 22, 700])
 def read_entries(monkeypatch, request):
     """Read all at once, and some rows at a time."""
-    monkeypatch.setattr(scan, "_READ_ENTRIES", request.param)
+    monkeypatch.setattr(read_limits, "READ_ENTRIES", request.param)
 
 
 def test_sizes_and_counts_are_exact(read_entries, cells, expected_ng):
@@ -183,7 +183,7 @@ def test_the_order_of_the_rows_is_reported_with_what_is_to_be_done(order, line):
 def test_the_time_of_an_epoch_is_that_of_reading_all_cells(monkeypatch, cells):
     ticks = itertools.count(0, 2)
     monkeypatch.setattr(scan_cells.time, "perf_counter", lambda: next(ticks))
-    monkeypatch.setattr(scan, "_READ_CELLS", 50)
+    monkeypatch.setattr(read_limits, "READ_CELLS", 50)
     found = inspect_store(open_store(cells))
     assert found.read_cells_per_s == 25
     assert f"  reading alone takes 6 s per epoch on the {found.n_processors} processors" in format_inspection(found)
@@ -199,7 +199,7 @@ def test_chunks_longer_than_blocks_are_told_of_stores_larger_than_windows(cells,
 
 def test_progress_reaches_the_last_cell(monkeypatch, cells):
     told: list[tuple[int, int]] = []
-    monkeypatch.setattr(scan, "_READ_CELLS", 64)
+    monkeypatch.setattr(read_limits, "READ_CELLS", 64)
     inspect_store(open_store(cells), progress=lambda done, all_cells: told.append((done, all_cells)))
     assert told == [(64, 150), (128, 150), (150, 150)]
 
