@@ -12,6 +12,8 @@ from tqdm.auto import tqdm
 
 LINE_S = 60.0
 """Without a terminal a line is written at least this often, so that a log of a job shows that it is alive."""
+_FIRST_S = 5.0
+"""Time after which the first estimate is written, if more than `LINE_S` is left."""
 
 
 class ProgressReporter:
@@ -32,7 +34,7 @@ class ProgressReporter:
         self._stream = stream or sys.stderr  # that of now: notebooks and tests replace the one of the import
         self._bar: Any = None
         self._first: tuple[int, float] | None = None
-        self._line_s = time.monotonic()
+        self._line_s, self._announced = time.monotonic(), False
 
     def __call__(self, done: int, total: int) -> None:
         """Show that `done` of `total` are done."""
@@ -41,9 +43,12 @@ class ProgressReporter:
             return
         now = time.monotonic()
         first, began = self._first = self._first or (done, now)  # work of an earlier start says nothing of the speed
-        if now - self._line_s < LINE_S:
+        speed = (done - first) / max(now - began, 1e-9)
+        # A long task is announced as soon as its speed is known, so that nobody waits a minute to learn of an hour.
+        long = not self._announced and now - began >= _FIRST_S and (total - done) > speed * LINE_S
+        if now - self._line_s < LINE_S and not long:
             return
-        self._line_s, speed = now, (done - first) / max(now - began, 1e-9)
+        self._line_s, self._announced = now, True
         left = f", {speed:,.0f} {self._unit}/s, {duration((total - done) / speed)} left" if speed else ""
         write_line(f"{self._verb} {done:,} of {total:,} {self._unit}{left}", self._stream)
 

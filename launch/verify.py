@@ -2,8 +2,12 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dist_scvi.progress_reporter import ProgressReporter
+
+if TYPE_CHECKING:
+    from dist_scvi.storage.run_storage import RunStorage
 
 
 def verify_written(path: str, storage_options: Mapping[str, str]) -> tuple[str, list[str]] | None:
@@ -26,47 +30,43 @@ def verify_written(path: str, storage_options: Mapping[str, str]) -> tuple[str, 
         report = ProgressReporter("verified", "bytes")
         return "atlas", verify_atlas(path, storage_options=storage_options, on_progress=report)
     if "config.yaml" in names:
-        return "run", _problems_of_run(path, storage_options)
+        return "run", _problems_of_run(folder)
     if "spec.json" in names:
-        return "model", _problems_of_model(path, storage_options)
+        return "model", _problems_of_model(folder)
     if "state.json" in names:
-        return "checkpoint", _problem_of_folder(path, "", storage_options)
+        return "checkpoint", _problems_of_folder(folder, "")
     return None
 
 
-def _problems_of_run(path: str, storage_options: Mapping[str, str]) -> list[str]:
+def _problems_of_run(run: "RunStorage") -> list[str]:
     from dist_scvi.metrics.run_record import CHECKPOINTS, MODEL, newest_first, run_config
-    from dist_scvi.storage.run_storage import open_run_storage
 
-    run, problems = open_run_storage(path, storage_options=storage_options), []
+    problems = []
     try:
         run_config(run)
     except (ValueError, OSError) as error:
         problems.append(str(error))
     for name in newest_first(run.subfolder(CHECKPOINTS)):
-        problems += _problem_of_folder(path, f"{CHECKPOINTS}/{name}", storage_options)
+        problems += _problems_of_folder(run, f"{CHECKPOINTS}/{name}")
     if MODEL in run.names():
-        problems += _problems_of_model(f"{path}/{MODEL}", storage_options)
+        problems += _problems_of_model(run.subfolder(MODEL))
     return problems
 
 
-def _problems_of_model(path: str, storage_options: Mapping[str, str]) -> list[str]:
+def _problems_of_model(folder: "RunStorage") -> list[str]:
     from dist_scvi.network.model_files import load_model
-    from dist_scvi.storage.run_storage import open_run_storage
 
     try:
-        load_model(open_run_storage(path, storage_options=storage_options))
+        load_model(folder)
     except (ValueError, OSError) as error:
         return [str(error)]
     return []
 
 
-def _problem_of_folder(path: str, name: str, storage_options: Mapping[str, str]) -> list[str]:
-    """Return the differences between the files of a folder and its manifest."""
-    from dist_scvi.storage.run_storage import open_run_storage
-
+def _problems_of_folder(storage: "RunStorage", name: str) -> list[str]:
+    """Return the first difference between the files of a folder and its manifest, if there is any."""
     try:
-        open_run_storage(path, storage_options=storage_options).read_folder(name)
+        storage.read_folder(name)
     except (ValueError, OSError) as error:
         return [str(error)]
     return []

@@ -14,7 +14,6 @@ Shape letters in this file
 """
 
 import logging
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -54,8 +53,6 @@ from dist_scvi.inference.importance import Importance, importance_of
 log = logging.getLogger(__name__)
 
 _PASS_CELLS, _ENVELOPE_CELLS = 1024, 10_000
-_LONG_S = 60.0
-"""An estimate of the remaining time is logged if it is longer than this."""
 _CHOICE_KEY, _PAIR_KEY, _ENVELOPE_KEY, _WEIGHT_KEY = 1, 2, 3, 4
 """Keys of independent random streams: an option that draws from one does not change what is drawn from another."""
 
@@ -88,6 +85,7 @@ def differential_expression(  # noqa: PLR0913 - the arguments of scvi-tools
     test_mode: Literal["two", "three"] = "three",
     cred_interval_lvls: Sequence[float] | None = None,
     seed: int = 0,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> pd.DataFrame:
     """Compare the expression of groups of cells, gene by gene.
 
@@ -140,6 +138,8 @@ def differential_expression(  # noqa: PLR0913 - the arguments of scvi-tools
         Levels of credible intervals of the change, in [0, 1).
     seed
         Seed of the choice of cells. The cells chosen from a group do not depend on which other groups are compared.
+    on_progress
+        Called after each comparison with the number done and the number of all.
 
     Returns
     -------
@@ -176,10 +176,7 @@ def differential_expression(  # noqa: PLR0913 - the arguments of scvi-tools
     # The second group is sampled once, not once per comparison; the rest of a group differs between comparisons.
     shared = None if groups.second is None else sampler.sample(groups.member_n(0, 1), 1)
     frames: list[pd.DataFrame] = []
-    began = time.perf_counter()
     for first in groups.first:
-        if len(frames) == 1:
-            _log_estimate(time.perf_counter() - began, len(groups.first) - 1)
         frame = pd.DataFrame(comparison.columns(first, shared), index=pd.Index(source.var_names))
         frame = frame.sort_values("bayes_factor" if mode == "vanilla" else "proba_de", ascending=False)
         if mode == "change":
@@ -189,6 +186,8 @@ def differential_expression(  # noqa: PLR0913 - the arguments of scvi-tools
             frame["comparison"] = " vs ".join(names)
             frame["group1"], frame["group2"] = names
         frames.append(frame)
+        if on_progress is not None:
+            on_progress(len(frames), len(groups.first))
     return pd.concat(frames)
 
 
@@ -342,18 +341,6 @@ def _moments(
         f"{' and '.join(name for name, needed in needs.items() if needed)}: the counts are needed, which are not kept "
         "here; set all_stats=False, and in mode='change' pseudocounts to a number, such as 1e-10"
     )
-
-
-def _log_estimate(one_s: float, n_left: int) -> None:
-    """Log how long the remaining comparisons take, if that is long."""
-    if one_s * n_left > _LONG_S:
-        log.warning(
-            "differential expression: %d more comparisons of about %.1f s each, %.0f min in all; fewer groups "
-            "or a smaller n_samples_overall take less",
-            n_left,
-            one_s,
-            one_s * n_left / 60,
-        )
 
 
 def _check(*, mode: str, fdr_target: float, n_samples: int, pairs: int, seed: int) -> None:

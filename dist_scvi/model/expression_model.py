@@ -268,7 +268,7 @@ class ExpressionModel(PredictiveModel):
         Parameters
         ----------
         silent
-            Do not show the progress of the pass over the counts.
+            Do not show the progress of the pass over the counts and of the comparisons.
         """
         source = self._source(self.select(adata), seed, batch_size, adata)
         if not silent and self.world.rank == 0:
@@ -300,6 +300,7 @@ class ExpressionModel(PredictiveModel):
             test_mode=test_mode,
             cred_interval_lvls=cred_interval_lvls,
             seed=seed,
+            on_progress=None if silent or self.world.rank else ProgressReporter("compared", "groups"),
         )
 
     def _source(

@@ -27,6 +27,7 @@ from dist_scvi.inference.posterior import (
     posterior_of,
     rows_by_category,
 )
+from dist_scvi.inference.progress import with_progress
 from dist_scvi.inference.zarr_output import ComputeChunk, RowArrays, check_count, chunk_cells_of, compute_or_write
 from dist_scvi.loaders.arrays.anndata_layout import QZM, QZV
 from dist_scvi.loaders.data import check_counts
@@ -34,6 +35,7 @@ from dist_scvi.loaders.minibatch import MiniBatch
 from dist_scvi.model.cell_source import CellSource, anndata_of
 from dist_scvi.model.opened_model import OpenedModel
 from dist_scvi.network.noise import RowNoise
+from dist_scvi.progress_reporter import ProgressReporter
 from dist_scvi.scvi_tools.minified_h5ad import WITH_COUNTS, WITHOUT_COUNTS, minified_adata
 
 
@@ -310,7 +312,8 @@ class LatentModel(OpenedModel):
         """Return the log-density of each cell under the aggregated posterior of each sample: cells by samples.
 
         That of an AnnData is also put into its ``obsm["da_log_probs"]``. Every worker holds the posteriors that are
-        mixed, 8 bytes for each cell and latent dimension; `num_cells_posterior` limits them.
+        mixed, 8 bytes for each cell and latent dimension. Time grows with the cells times the posteriors that are mixed;
+        `num_cells_posterior` limits both.
 
         Parameters
         ----------
@@ -349,6 +352,8 @@ class LatentModel(OpenedModel):
             return {"X": _numpy(torch.stack([mixture.log_prob(qzm_nk) for mixture in mixtures], dim=1))}
 
         identity = ("differential_abundance", digest(*rows.values()), dof, variance_as_scale)
+        progress = ProgressReporter("computed")
+        answers = with_progress(answers, selection, progress, world=self.world, chunk_cells=chunk_cells)
         found = self._answer(selection, answers, batch_size, out, identity=identity, var_names=list(rows))
         if isinstance(found, zarr.Group):
             return found

@@ -21,17 +21,26 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def test_a_file_gets_a_line_a_minute_with_speed_and_time_left(clock: list[float]) -> None:
+def test_a_file_gets_an_estimate_of_long_work_at_once_and_then_a_line_a_minute(clock: list[float]) -> None:
     stream = io.StringIO()
     show = ProgressReporter("packed", stream=stream)
     for done in range(1000, 10_001, 1000):  # the first thousand was done by an earlier start
         show(done, 1_000_000)
         clock[0] += 20
     assert stream.getvalue().splitlines() == [
-        "packed 4,000 of 1,000,000 cells, 50 cells/s, 5 h 32 min left",
-        "packed 7,000 of 1,000,000 cells, 50 cells/s, 5 h 31 min left",
-        "packed 10,000 of 1,000,000 cells, 50 cells/s, 5 h 30 min left",
+        "packed 2,000 of 1,000,000 cells, 50 cells/s, 5 h 33 min left",
+        "packed 5,000 of 1,000,000 cells, 50 cells/s, 5 h 32 min left",
+        "packed 8,000 of 1,000,000 cells, 50 cells/s, 5 h 31 min left",
     ]
+
+
+def test_what_takes_less_than_a_minute_writes_nothing_into_a_file(clock: list[float]) -> None:
+    stream = io.StringIO()
+    show = ProgressReporter("packed", stream=stream)
+    for done in range(0, 51, 10):
+        show(done, 50)
+        clock[0] += 10
+    assert stream.getvalue() == ""
 
 
 def test_a_terminal_gets_a_bar_that_ends_with_the_work() -> None:

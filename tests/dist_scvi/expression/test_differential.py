@@ -158,6 +158,15 @@ def test_only_as_many_cells_are_decoded_as_samples_are_wanted(cells):
         assert (np.diff(row_s) >= 0).all()
 
 
+def test_the_cost_of_many_groups_is_that_of_their_samples_and_progress_counts_groups(cells):
+    cells.obs["many"] = [f"m{row % 100}" for row in range(300)]
+    told: list[tuple[int, int]] = []
+    differential_expression(cells, "many", n_samples_overall=4, on_progress=lambda *at: told.append(at))
+    assert len(cells.asked_rows) == 100 * 2 * 4
+    assert cells.passes == 1
+    assert told == [(done, 100) for done in range(1, 101)]
+
+
 def test_samples_beyond_a_pass_are_asked_for_in_parts_and_a_shared_group_once(cells):
     differential_expression(cells, "kind", ["A", "B"], "C", n_samples_overall=2500)
     assert [len(row_s) for row_s, _, _ in cells.asked] == [1024, 1024, 452] * 3

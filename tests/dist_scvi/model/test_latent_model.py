@@ -13,6 +13,7 @@ from dist_scvi.config.schema import ModelConfig
 from dist_scvi.inference import posterior
 from dist_scvi.loaders import CellData, open_data
 from dist_scvi.loaders.stream import rows_minibatch
+from dist_scvi.model import latent_model
 from dist_scvi.model.likelihood_model import LikelihoodModel
 from dist_scvi.network.model_spec import spec_of
 from tests.dist_scvi.golden import Golden, needs_golden
@@ -211,8 +212,20 @@ def test_abundance_is_the_density_under_the_posterior_of_each_sample(adata: Any,
         np.testing.assert_allclose(found, table, rtol=1e-4)
 
 
-def test_abundance_mixes_as_many_cells_as_allowed_and_leaves_a_store_alone(adata: Any, store: Path) -> None:
+def test_abundance_mixes_as_many_cells_as_allowed_and_leaves_a_store_alone(
+    adata: Any, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = made(adata)
+    mixed: list[int] = []
+
+    class Counted(posterior.AggregatedPosterior):
+        def __init__(self, qzm_nk: torch.Tensor, *rest: Any, **options: Any) -> None:
+            super().__init__(qzm_nk, *rest, **options)
+            mixed.append(len(qzm_nk))
+
+    monkeypatch.setattr(latent_model, "AggregatedPosterior", Counted)
+    model.differential_abundance(str(store), "site", num_cells_posterior=5)
+    assert mixed == [5, 5, 5]
     some, same, other = (
         model.differential_abundance(str(store), "site", num_cells_posterior=5, seed=seed, dof=3.0)
         for seed in (0, 0, 1)
