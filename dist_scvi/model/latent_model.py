@@ -312,7 +312,7 @@ class LatentModel(OpenedModel):
         """Return the log-density of each cell under the aggregated posterior of each sample: cells by samples.
 
         That of an AnnData is also put into its ``obsm["da_log_probs"]``. Every worker holds the posteriors that are
-        mixed, 8 bytes for each cell and latent dimension. Time grows with the cells times the posteriors that are mixed;
+        mixed, 8 bytes for each cell and latent dimension. Time grows with the cells times these posteriors.
         `num_cells_posterior` limits both.
 
         Parameters
