@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 from dist_scvi.launch.arguments import parse
 from dist_scvi.launch.clusters.command import launch
 from dist_scvi.launch.exit_codes import AGAIN, MISTAKE, OK, exit_code
+from dist_scvi.launch.process_environment import prepare_environment
 from dist_scvi.launch.serve.command import serve
 from dist_scvi.launch.standard_streams import open_closed_streams, print_text
-from dist_scvi.launch.waiting_threads import let_waiting_threads_sleep
 from dist_scvi.progress_reporter import ProgressReporter
 
 if TYPE_CHECKING:
@@ -32,9 +32,14 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit with its code."""
     open_closed_streams()
-    let_waiting_threads_sleep()
     options = parse(arguments, COMMANDS)
-    sys.exit(exit_code(partial(options.command, options)))
+    sys.exit(exit_code(partial(_run_command, options)))
+
+
+def _run_command(options: argparse.Namespace) -> int:
+    prepare_environment()
+    code: int = options.command(options)
+    return code
 
 
 def _simulate(options: argparse.Namespace) -> int:

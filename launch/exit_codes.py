@@ -11,6 +11,14 @@ from dist_scvi.launch.signals import exit_on_signal
 from dist_scvi.loaders.arrays.printable import printable
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_NO_MEMORY = (
+    "can't allocate memory",
+    "cannot allocate memory",
+    "out of memory",
+    "not enough memory",
+    "failed to map segment",
+    "can't start new thread",
+)
 OK, FAILED, MISTAKE, AGAIN, INTERRUPTED = 0, 1, 2, 75, 130
 MEANINGS = {
     OK: "done",
@@ -38,9 +46,20 @@ def exit_code(command: Callable[[], int]) -> int:
     except (OSError, LostLeaseError) as error:
         room = "; free some space and start the same command again, what was saved before is kept"
         return _report(f"error: {error}{room if getattr(error, 'errno', None) in _FULL else ''}", FAILED)
+    except (MemoryError, ImportError, RuntimeError) as error:
+        if not _lacks_memory(error):
+            raise
+        found = " ".join(str(error).split())[:200] or type(error).__name__
+        return _report(f"error: the memory that this process may use is too small ({found}): give it more", FAILED)
     except KeyboardInterrupt:
         return _report("interrupted; the same command continues where it was", INTERRUPTED)
     return code
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """Return whether `error` means that memory or a thread could not be allocated."""
+    # torch, and the loader of shared libraries, have no type of their own for it.
+    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in _NO_MEMORY)
 
 
 def _leave() -> NoReturn:

@@ -39,6 +39,10 @@ def prepare_own_cluster() -> None:
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
 
 
+_OBJECT_STORE_BYTES = 256 << 20
+"""Of the cluster that a command starts: hardly any data pass through it, and /dev/shm of a container may be small."""
+
+
 @contextmanager
 def join_cluster(address: str | None, cpus: int) -> Iterator[None]:
     """Join a running cluster, or start one for this call only."""
@@ -48,6 +52,7 @@ def join_cluster(address: str | None, cpus: int) -> Iterator[None]:
     if started:
         # without "local", Ray would join a cluster that happens to run on this machine
         own = {"address": "local", "num_cpus": max(os.cpu_count() or 1, cpus), "include_dashboard": False}
+        own |= {"object_store_memory": _OBJECT_STORE_BYTES}
         found: dict[str, Any] = {"address": address} if address else own
         with report_waiting(lambda: "connecting to Ray" if address else "starting Ray"):
             ray.init(**found, log_to_driver=False, logging_level=logging.ERROR)

@@ -20,6 +20,10 @@ from dist_scvi.launch.exit_codes import AGAIN, FAILED, INTERRUPTED, MISTAKE, OK,
         (TimeoutError("late"), AGAIN),
         (OSError(28, "No space left on device", "/run/x"), FAILED),
         (LostLeaseError("taken over"), FAILED),
+        (MemoryError("Unable to allocate 1 TiB"), FAILED),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"), FAILED),
+        (RuntimeError("can't start new thread"), FAILED),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), FAILED),
         (KeyboardInterrupt(), INTERRUPTED),
     ],
 )
@@ -42,3 +46,12 @@ def test_a_command_says_its_own_code_and_what_nobody_foresaw_is_not_hidden() -> 
     assert exit_code(lambda: AGAIN) == 75
     with pytest.raises(ZeroDivisionError):
         exit_code(lambda: 1 // 0)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), ImportError("cannot import name")])
+def test_a_bug_is_not_taken_for_a_lack_of_memory(error: Exception) -> None:
+    def command() -> NoReturn:
+        raise error
+
+    with pytest.raises(type(error)):
+        exit_code(command)
