@@ -30,7 +30,7 @@ MEANINGS = {
 """Exit codes for scripts; ``--help`` prints them."""
 
 
-def exit_code(command: Callable[[], int]) -> int:
+def exit_code(command: Callable[[], int]) -> int:  # noqa: PLR0911 - one for each kind of end
     """Run `command`, print an error in one line on standard error, and return the exit code."""
     try:
         with exit_on_signal(_leave):

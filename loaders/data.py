@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +40,25 @@ class StoredPosterior:
 
 
 @dataclass(frozen=True, slots=True)
+class ColumnKeys:
+    """The obs columns that a model uses; names and meanings are those of `open_data`."""
+
+    batch_key: str | None = None
+    labels_key: str | None = None
+    unlabeled_category: str | None = None
+    size_factor_key: str | None = None
+    categorical_covariate_keys: tuple[str, ...] = ()
+    continuous_covariate_keys: tuple[str, ...] = ()
+
+    def without_labels(self) -> "ColumnKeys":
+        """Return the same columns except that of the labels."""
+        return replace(self, labels_key=None, unlabeled_category=None)
+
+
+COLUMN_KEYS = tuple(field.name for field in fields(ColumnKeys))
+
+
+@dataclass(frozen=True, slots=True)
 class CellData:
     """Cells and their covariates, as `open_data` found them."""
 
@@ -69,6 +88,18 @@ class CellData:
         """Genes of the store."""
         return len(self.store.var_names)
 
+    @property
+    def keys(self) -> ColumnKeys:
+        """The obs columns in use."""
+        return ColumnKeys(
+            self.batch.key if self.batch else None,
+            self.label.key if self.label else None,
+            self.unlabeled_category,
+            self.size_factor.key if self.size_factor else None,
+            tuple(column.key for column in self.categorical_covariates),
+            tuple(column.key for column in self.continuous_covariates),
+        )
+
     def __repr__(self) -> str:
         rows = self._summary()
         return "\n".join([rows.pop("title"), *(f"{name}: {value}" for name, value in rows.items())])
@@ -85,8 +116,7 @@ class CellData:
             "counts": printable(self.store.layer or "X"),
             **{name: f"{printable(one.key)} ({len(one.vocabulary)} categories)" for name, one in used.items() if one},
         }
-        further = [column.key for column in self.categorical_covariates]
-        further += [column.key for column in self.continuous_covariates]
+        further = (*self.keys.categorical_covariate_keys, *self.keys.continuous_covariate_keys)
         if further:
             rows["covariates"] = printable(", ".join(further))
         if self.size_factor is not None:
@@ -103,9 +133,9 @@ class CellData:
             "batch": _describe(self.batch),
             "label": _describe(self.label),
             "unlabeled_category": self.unlabeled_category,
-            "size_factor_key": self.size_factor.key if self.size_factor else None,
+            "size_factor_key": self.keys.size_factor_key,
             "categorical_covariates": [_describe(column) for column in self.categorical_covariates],
-            "continuous_covariates": [column.key for column in self.continuous_covariates],
+            "continuous_covariates": list(self.keys.continuous_covariate_keys),
         }
 
     def read(self, ranges: Ranges, order: NDArray[np.int64], *, hashed: bool = False) -> "tuple[CsrRows, ColumnValues]":
@@ -249,7 +279,6 @@ def open_data(
     """
     for name, keys in {"categorical": categorical_covariate_keys, "continuous": continuous_covariate_keys}.items():
         check_list(f"{name}_covariate_keys", keys)
-    unlabeled_category = None if unlabeled_category is None else str(unlabeled_category)  # categories are names here
     if isinstance(source, CellStore):
         if layer is not None or genes is not None or allow_fractional:
             raise ValueError(
@@ -258,14 +287,27 @@ def open_data(
         store = source
     else:
         store = open_store(source, layer=layer, genes=genes, allow_fractional=allow_fractional)
+    keys = ColumnKeys(
+        batch_key,
+        labels_key,
+        None if unlabeled_category is None else str(unlabeled_category),  # categories are names here
+        size_factor_key,
+        tuple(categorical_covariate_keys),
+        tuple(continuous_covariate_keys),
+    )
+    return open_columns(store, keys)
+
+
+def open_columns(store: CellStore, keys: ColumnKeys) -> CellData:
+    """Open the obs columns `keys` of an open store, and read a few rows all over it; see `open_data`."""
     data = CellData(
         store,
-        store.categorical(batch_key) if batch_key else None,
-        _labels(store, labels_key, unlabeled_category),
-        tuple(store.categorical(key) for key in categorical_covariate_keys),
-        tuple(store.numeric(key) for key in continuous_covariate_keys),
-        store.numeric(size_factor_key) if size_factor_key else None,
-        unlabeled_category,
+        store.categorical(keys.batch_key) if keys.batch_key else None,
+        _labels(store, keys.labels_key, keys.unlabeled_category),
+        tuple(store.categorical(key) for key in keys.categorical_covariate_keys),
+        tuple(store.numeric(key) for key in keys.continuous_covariate_keys),
+        store.numeric(keys.size_factor_key) if keys.size_factor_key else None,
+        keys.unlabeled_category,
     )
     for start in np.unique(np.linspace(0, max(0, store.n_cells - _PROBE_CELLS), _PROBES).astype(int)):
         probe = (int(start), min(int(start) + _PROBE_CELLS, store.n_cells))

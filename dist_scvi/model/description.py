@@ -56,7 +56,7 @@ def describe_data(spec: ModelSpec, data: CellData) -> dict[str, str]:
     for name, covariate in named.items():
         if covariate is not None:
             described[name] = f"{printable(covariate.key)} ({len(covariate.categories)} categories)"
-    further = [covariate.key for covariate in spec.categorical_covariates] + list(spec.continuous_covariates)
+    further = (*spec.keys.categorical_covariate_keys, *spec.continuous_covariates)
     if further:
         described["covariates"] = printable(", ".join(further))
     columns = data.store.obs_columns()

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -219,12 +219,7 @@ class TrainableModel(ExpressionModel):
             "uri": self.data.store.uri,
             "layer": spec.layer,
             "allow_fractional": self.data.store.fractional,
-            "batch_key": spec.batch.key if spec.batch else None,
-            "labels_key": self.data.label.key if self.data.label else None,
-            "unlabeled_category": spec.unlabeled_category,
-            "size_factor_key": spec.size_factor_key,
-            "categorical_covariate_keys": tuple(covariate.key for covariate in spec.categorical_covariates),
-            "continuous_covariate_keys": spec.continuous_covariates,
+            **asdict(replace(spec.keys, labels_key=self.data.keys.labels_key)),
         }
         data = parse_section(DataConfig, "data", {**known, **given})
         return RunConfig(run=run, seed=spec.seed, data=data, model=spec.model, train=train_config)

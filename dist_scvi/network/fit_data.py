@@ -1,6 +1,6 @@
 """Cells in the form that a model needs: its genes in its order, and its codes of categories."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -8,7 +8,7 @@ import numpy as np
 from dist_scvi.loaders import CellData
 from dist_scvi.loaders.arrays.obs_columns import Categorical
 from dist_scvi.loaders.cell_store import CellStore
-from dist_scvi.loaders.data import open_data, without_category
+from dist_scvi.loaders.data import ColumnKeys, open_columns, without_category
 from dist_scvi.loaders.stores.open import open_store
 from dist_scvi.network.model_spec import Covariate, ModelSpec
 
@@ -24,18 +24,12 @@ def open_for(source: Any, spec: ModelSpec) -> CellData:
     store = source if isinstance(source, CellStore) else open_store(source, layer=spec.layer)
     if tuple(store.var_names) != spec.var_names and set(spec.var_names) <= set(store.var_names):
         store = open_store(source, layer=spec.layer, genes=spec.var_names)
-    # A query may lack the column of labels, which SCANVI predicts; the other columns of the model are required.
-    labelled = spec.label is not None and spec.label.key in store.obs_columns()
-    data = open_data(
-        store,
-        batch_key=spec.batch.key if spec.batch else None,
-        labels_key=spec.label.key if spec.label and labelled else None,
-        unlabeled_category=spec.unlabeled_category if labelled else None,
-        size_factor_key=spec.size_factor_key,
-        categorical_covariate_keys=[covariate.key for covariate in spec.categorical_covariates],
-        continuous_covariate_keys=spec.continuous_covariates,
-    )
-    return fit_to_spec(data, spec)
+    return fit_to_spec(open_columns(store, keys_in(store, spec)), spec)
+
+
+def keys_in(store: CellStore, spec: ModelSpec) -> ColumnKeys:
+    """Return the columns of the model; a store may lack that of the labels, which SCANVI predicts, but no other."""
+    return spec.keys if spec.keys.labels_key in store.obs_columns() else spec.keys.without_labels()
 
 
 def fit_to_spec(data: CellData, spec: ModelSpec) -> CellData:
@@ -70,21 +64,14 @@ def fit_to_spec(data: CellData, spec: ModelSpec) -> CellData:
 
 def _check_columns(data: CellData, spec: ModelSpec) -> None:
     """Check that `data` was opened with the columns that the model needs."""
-    found: dict[str, Any] = {
-        "batch_key": data.batch.key if data.batch else None,
-        "size_factor_key": data.size_factor.key if data.size_factor else None,
-        "categorical_covariate_keys": tuple(column.key for column in data.categorical_covariates),
-        "continuous_covariate_keys": tuple(column.key for column in data.continuous_covariates),
-    }
-    needed: dict[str, Any] = {
-        "batch_key": spec.batch.key if spec.batch else None,
-        "size_factor_key": spec.size_factor_key,
-        "categorical_covariate_keys": tuple(covariate.key for covariate in spec.categorical_covariates),
-        "continuous_covariate_keys": spec.continuous_covariates,
-    }
-    if spec.decodes_labels and spec.model.model_name == "SCVI":
-        found["labels_key"], needed["labels_key"] = data.label and data.label.key, spec.label and spec.label.key
-    differ = [f"{key}={needed[key]!r} (found {found[key]!r})" for key in needed if found[key] != needed[key]]
+    needs_labels = spec.decodes_labels and spec.model.model_name == "SCVI"
+    optional = {"unlabeled_category"} if needs_labels else {"labels_key", "unlabeled_category"}
+    found, needed = asdict(data.keys), asdict(spec.keys)
+    differ = [
+        f"{key}={needed[key]!r} (found {found[key]!r})"
+        for key in needed
+        if key not in optional and found[key] != needed[key]
+    ]
     if differ:
         raise ValueError(f"{data.store.uri} was not opened as the model needs it: open it with {', '.join(differ)}")
 

@@ -16,6 +16,7 @@ from pydantic import (
 from dist_scvi.config.schema import ModelConfig
 from dist_scvi.loaders import CellData
 from dist_scvi.loaders.arrays.obs_columns import Categorical, typed_categories
+from dist_scvi.loaders.data import ColumnKeys
 from dist_scvi.network.ldvae import LDVAE
 from dist_scvi.network.scanvae import SCANVAE
 from dist_scvi.network.vae import VAE
@@ -67,6 +68,18 @@ class ModelSpec(BaseModel):
     continuous_covariates: tuple[str, ...]
     lineage: dict[str, Any] = {}
     """Origin of the weights: the model that they were initialized from, the version that wrote them."""
+
+    @property
+    def keys(self) -> ColumnKeys:
+        """The obs columns that the model was set up with."""
+        return ColumnKeys(
+            self.batch.key if self.batch else None,
+            self.label.key if self.label else None,
+            self.unlabeled_category,
+            self.size_factor_key,
+            tuple(covariate.key for covariate in self.categorical_covariates),
+            self.continuous_covariates,
+        )
 
     @property
     def n_batch(self) -> int:
@@ -124,7 +137,7 @@ def spec_of(model: ModelConfig, seed: int, data: CellData) -> ModelSpec:
     spec = ModelSpec(model=model, seed=seed, **known)
     if model.model_name == "SCANVI":
         _check_labels(spec)
-    covariates = [*(column.key for column in spec.categorical_covariates), *spec.continuous_covariates]
+    covariates = [*spec.keys.categorical_covariate_keys, *spec.continuous_covariates]
     if model.model_name == "LinearSCVI" and (covariates or spec.size_factor_key):
         raise ValueError(f"LinearSCVI has no covariate but the batch: leave out {covariates or spec.size_factor_key}")
     return spec

@@ -63,13 +63,13 @@ def registry_of(spec: ModelSpec, *, obs: pd.DataFrame | None = None, n_cells: in
     labels, unlabeled = _written_labels(spec)
     setup: dict[str, Any] = {
         "layer": None if spec.layer == "raw/X" else spec.layer,
-        "batch_key": spec.batch.key if spec.batch else None,
+        "batch_key": spec.keys.batch_key,
         "labels_key": labels.key if labels else None,
     }
     if spec.model.model_name != "LinearSCVI":  # whose setup_anndata has no such arguments
         setup |= {
             "size_factor_key": spec.size_factor_key,
-            "categorical_covariate_keys": [covariate.key for covariate in spec.categorical_covariates] or None,
+            "categorical_covariate_keys": list(spec.keys.categorical_covariate_keys) or None,
             "continuous_covariate_keys": list(spec.continuous_covariates) or None,
         }
     fields = _write_fields(spec, labels, obs, n_cells if n_cells is not None else 0 if obs is None else len(obs))

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from dist_scvi.config.schema import DataConfig, RunConfig, TrainConfig
-from dist_scvi.loaders import CellData, Plan, make_plan, open_data, open_store
+from dist_scvi.loaders import CellData, Plan, make_plan, open_store
+from dist_scvi.loaders.data import COLUMN_KEYS, ColumnKeys, open_columns
 from dist_scvi.loaders.labelled_stream import count_labelled, labelled_plan
 from dist_scvi.loaders.order.column_sampling import open_sampling
 from dist_scvi.loaders.order.plan import check_sizes
@@ -152,7 +153,7 @@ def open_from(config: DataConfig) -> CellData:
     Raises
     ------
     FileNotFoundError, ValueError
-        As `open_store` and `open_data`, or if the file of genes does not exist.
+        As `open_store` and `open_columns`, or if the file of genes does not exist.
     """
     soma = None if config.soma is None else SomaOptions(**config.soma.model_dump())
     genes = read_names(Path(config.genes)) if isinstance(config.genes, str) else config.genes
@@ -167,15 +168,7 @@ def open_from(config: DataConfig) -> CellData:
         allow_fractional=config.allow_fractional,
         skip_missing=config.skip_missing,
     )
-    return open_data(
-        store,
-        batch_key=config.batch_key,
-        labels_key=config.labels_key,
-        unlabeled_category=config.unlabeled_category,
-        size_factor_key=config.size_factor_key,
-        categorical_covariate_keys=config.categorical_covariate_keys,
-        continuous_covariate_keys=config.continuous_covariate_keys,
-    )
+    return open_columns(store, ColumnKeys(*(getattr(config, key) for key in COLUMN_KEYS)))
 
 
 def labelled_plan_of(config: RunConfig, spec: ModelSpec | None, data: CellData, plan: Plan) -> Plan | None:

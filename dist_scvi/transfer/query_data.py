@@ -8,7 +8,7 @@ Shape letters in this file
 
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +17,12 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 
-from dist_scvi.loaders import CellData, CellStore, open_data, open_store
+from dist_scvi.loaders import CellData, CellStore, open_store
 from dist_scvi.loaders.arrays.obs_columns import Categorical
 from dist_scvi.loaders.cell_store import check_var_names
+from dist_scvi.loaders.data import open_columns
 from dist_scvi.loaders.stores.collection import Collection, open_collection
+from dist_scvi.network.fit_data import keys_in
 from dist_scvi.network.model_spec import Covariate, ModelSpec
 
 if TYPE_CHECKING:
@@ -125,31 +127,16 @@ def _check_overlap(where: str, found: Iterable[str], reference: Sequence[str], m
 
 def _open_columns(store: CellStore, spec: ModelSpec) -> CellData:
     """Open the obs columns that the reference was trained with, and the labels if the query has them."""
-    batch_key = spec.batch.key if spec.batch else None
-    categorical = [covariate.key for covariate in spec.categorical_covariates]
-    present = store.obs_columns()
-    needed = {
-        "batch_key": [batch_key] if batch_key else [],
-        "size_factor_key": [spec.size_factor_key] if spec.size_factor_key else [],
-        "categorical_covariate_keys": categorical,
-        "continuous_covariate_keys": spec.continuous_covariates,
-    }
-    lacking = [f"'{key}' ({argument})" for argument, keys in needed.items() for key in keys if key not in present]
+    present, lacking = store.obs_columns(), []
+    for argument, found in asdict(spec.keys.without_labels()).items():
+        keys = [found] if isinstance(found, str) else found or ()
+        lacking += [f"'{key}' ({argument})" for key in keys if key not in present]
     if lacking:
         raise ValueError(
             f"{store.uri} lacks obs columns that the reference was trained with: {', '.join(lacking)}; add them under "
             f"these names, as adata.obs[...]; present are {', '.join(present) or 'none'}"
         )
-    labelled = spec.label is not None and spec.label.key in present
-    return open_data(
-        store,
-        batch_key=batch_key,
-        labels_key=spec.label.key if spec.label and labelled else None,
-        unlabeled_category=spec.unlabeled_category if labelled else None,
-        size_factor_key=spec.size_factor_key,
-        categorical_covariate_keys=categorical,
-        continuous_covariate_keys=spec.continuous_covariates,
-    )
+    return open_columns(store, keys_in(store, spec))
 
 
 def _check_labels(data: CellData, spec: ModelSpec) -> None:
