@@ -16,15 +16,19 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import zarr
-from zarr.storage import LocalStore
+from zarr.storage import LocalStore, ObjectStore
 
-from dist_scvi.loaders.arrays.bounded_json import parse_json_object
+from dist_scvi.loaders.arrays.bounded_json import check_bytes, parse_json_object
 from dist_scvi.loaders.arrays.objects import read_file
 from dist_scvi.loaders.arrays.printable import printable
 from dist_scvi.loaders.arrays.remote import storage_errors, zarr_store_of
+
+if TYPE_CHECKING:
+    from zarr.abc.store import ByteRequest
+    from zarr.core.buffer import Buffer, BufferPrototype
 
 SUPPORTED = ((3, 1), (3, 5))
 """Tested versions of zarr: from the first, below the second."""
@@ -80,6 +84,8 @@ def open_zarr_group(where: str | Path, storage_options: Mapping[str, str] | None
     store = zarr_store_of(where, storage_options)
     if isinstance(store, LocalStore):
         check_documents(Path(where))
+    elif isinstance(store, ObjectStore):
+        store = _CheckedObjects(store.store, read_only=True)
     with storage_errors(where), reading_metadata(str(where)):
         try:
             return zarr.open_group(store, mode="r")
@@ -132,6 +138,25 @@ def check_documents(folder: Path) -> None:
         content = read_file(path)
         if content is not None:
             parse_json_object(content, str(path))
+
+
+class _CheckedObjects(ObjectStore):  # type: ignore[type-arg] - generic from zarr 3.1.2 on only
+    """Object storage whose metadata documents are checked, as by `check_documents`, before zarr parses them."""
+
+    async def get(
+        self, key: str, prototype: "BufferPrototype", byte_range: "ByteRequest | None" = None
+    ) -> "Buffer | None":
+        # A size and a body: two requests for each document. The body alone could have any length.
+        if key.rpartition("/")[2] not in METADATA_FILES:
+            return await super().get(key, prototype, byte_range)
+        try:
+            check_bytes(await self.getsize(key), key)  # before it is received
+        except FileNotFoundError:
+            return None
+        found = await super().get(key, prototype, byte_range)
+        if found is not None:
+            parse_json_object(found.to_bytes(), key)
+        return found
 
 
 def uri_of(node: "zarr.Group | zarr.Array[Any]") -> str:

@@ -176,6 +176,25 @@ def test_a_chunk_that_is_missing_over_the_network_is_noticed_when_it_is_read(pat
             open_store(f"{server.uri}/{path.name}").read(0, 5)
 
 
+@pytest.mark.parametrize("kind", ["http", "s3"])
+@pytest.mark.parametrize(
+    ("document", "refusal"),
+    [
+        ('{"attributes":' + '{"a":' * 100_000 + "1" + "}" * 100_000 + "}", "levels of lists or mappings"),
+        ("[" + "1," * 600_000 + "1]", "values, at most"),
+        (" " * (17 << 20), "bytes, at most"),
+    ],
+)
+def test_metadata_beyond_the_budget_are_refused_over_the_network_too(tmp_path, kind, document, refusal):
+    (tmp_path / "bucket").mkdir()
+    (tmp_path / "bucket" / "zarr.json").write_text(document)
+    with ObjectServer(tmp_path) as server:
+        uri, options = (f"{server.uri}/bucket", None) if kind == "http" else ("s3://bucket", server.s3_options)
+        with pytest.raises(ValueError, match=refusal):
+            open_store(uri, storage_options=options)
+        assert not [path for method, path in server.requests if method == "GET" and len(document) > 1 << 24]
+
+
 def test_storage_that_fails_is_told_to_the_trainer_by_the_name_of_the_object(path, monkeypatch):
     monkeypatch.setattr(remote, "_FIRST_PAUSE_S", 0.01)
     with ObjectServer(path.parent) as server:
