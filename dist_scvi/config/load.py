@@ -18,12 +18,23 @@ T = TypeVar("T", bound=BaseModel)
 _BUDGET = Budget(max_bytes=1 << 19, max_depth=16, max_leaves=30_000)
 """Bound of a file: the longest sensible configuration lists twenty thousand genes."""
 _ERRORS_NAMED = 8
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_SAFE: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """The parser of libyaml is sixteen times as fast, and is part of most installations."""
 _REPR = Repr()
 _REPR.maxstring = _REPR.maxother = 120
 _REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = 6
 _REPR.maxlevel = 3
+
+
+class _Loader(_SAFE):  # type: ignore[misc]
+    """Builds the tree, with a bound for mappings that are merged into others by ``<<``."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)
+        # Each merge copies the pairs of the merged mappings. A few lines that merge ten times what ten others merged
+        # would build 10^10 pairs before anything else could count them.
+        if len(node.value) > _BUDGET.max_leaves:
+            raise yaml.constructor.ConstructorError(None, None, "merged mappings are too large", node.start_mark)
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
@@ -138,14 +149,14 @@ def parse_yaml(text: str, source: str) -> Any:
         depth = 0
         # The parser of events is not recursive. The composer recurses in C and ends the process at 100,000
         # brackets, and the one in Python takes seconds to fail.
-        for count, event in enumerate(yaml.parse(text, Loader=_LOADER)):
+        for count, event in enumerate(yaml.parse(text, Loader=_Loader)):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > _BUDGET.max_depth or count > 3 * _BUDGET.max_leaves:
                 raise ValueError(
                     f"{source} holds more than {_BUDGET.max_leaves} values or is nested more than {_BUDGET.max_depth} "
                     "deep: name a file in data.genes if it lists genes"
                 )
-        tree = yaml.load(text, Loader=_LOADER)
+        tree = yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from error
     check_tree(tree, source, _BUDGET)

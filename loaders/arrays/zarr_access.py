@@ -140,7 +140,7 @@ def check_documents(folder: Path) -> None:
             parse_json_object(content, str(path))
 
 
-class _CheckedObjects(ObjectStore):  # type: ignore[type-arg] - generic from zarr 3.1.2 on only
+class _CheckedObjects(ObjectStore):  # type: ignore[type-arg]  # generic in newer versions only
     """Object storage whose metadata documents are checked, as by `check_documents`, before zarr parses them."""
 
     async def get(

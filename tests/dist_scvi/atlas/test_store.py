@@ -59,7 +59,7 @@ def test_genes_are_found_by_any_column_of_var(atlas: Atlas) -> None:
     assert atlas.gene_index(["SYM3", "gene3", "gene0"]).tolist() == [3, 3, 0]
     with pytest.raises(ValueError, match=r"'SYM23' names 3 genes of .*\(gene23, gene46, gene47\): name one of these"):
         atlas.gene_index(["SYM23"])
-    with pytest.raises(ValueError, match=r"has no gene 'sym7': did you mean 'SYM7'"):
+    with pytest.raises(ValueError, match=r"has no gene 'sym7': did you mean 'gene7' \(its symbol is 'SYM7'\)\?"):
         atlas.gene_index(["sym7"])
 
 

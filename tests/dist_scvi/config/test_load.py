@@ -121,19 +121,23 @@ def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path, text: str, m
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 10)}]\n" for level in range(1, 10)
 )
+MERGES = "a0: &a0 {x: 1, y: 2}\n" + "".join(
+    f"a{level}: &a{level}\n  <<: [{', '.join([f'*a{level - 1}'] * 10)}]\n" for level in range(1, 10)
+)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         (BOMB, "more than 30,000 values"),
+        (MERGES, "merged mappings are too large"),
         ("data: &all {uri: *all}", r"is not valid YAML|has 17 levels"),
         ("data: " + "[" * 100_000, "is nested more than 16 deep"),
         ("seed: [" + "1, " * 31_000 + "]", r"(holds|has) more than 30,?000 values"),
         ("#" * (1 << 19) + "\n", "has 524,289 bytes, at most 524,288"),
         ("seed: \udcff", "is not a text file in UTF-8"),
     ],
-    ids=["aliases", "itself", "deep", "many", "long", "binary"],
+    ids=["aliases", "merges", "itself", "deep", "many", "long", "binary"],
 )
 def test_a_file_beyond_all_bounds_is_refused_at_once(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "run.yaml"
