@@ -1,9 +1,15 @@
 """What training refuses before it opens a file."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from dist_scvi.config.load import read_config
-from dist_scvi.training.resolve import check_config
+from dist_scvi.config.schema import TrainConfig
+from dist_scvi.loaders import CellData
+from dist_scvi.training.resolve import _kernels, check_config
 
 CONFIG = "run: s3://bucket/run\ndata: {uri: s3://bucket/atlas.zarr}\n"
 
@@ -29,3 +35,15 @@ def test_what_cannot_be_trained_is_refused_before_any_file_is_opened(words: list
 def test_a_column_may_make_the_validations() -> None:
     words = ["train.early_stopping=true", "data.split_key=split", "train.train_size=1"]
     check_config(read_config(CONFIG, "run.yaml", words))
+
+
+def test_kernels_are_compiled_where_the_data_are_large_whatever_the_epochs(data: CellData) -> None:
+    sizes: Any = SimpleNamespace(n_cells=10_000_000 // data.n_genes, var_names=data.store.var_names)
+    large = replace(data, store=sizes)
+    found = [
+        _kernels(TrainConfig(kernels=kernels, max_epochs=epochs), cells)
+        for kernels in ("auto", "torch", "compiled")
+        for epochs in (1, 400)
+        for cells in (data, large)
+    ]
+    assert found == ["torch", "compiled"] * 2 + ["torch"] * 4 + ["compiled"] * 4

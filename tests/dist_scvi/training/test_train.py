@@ -1,6 +1,7 @@
 """Training: the same on disk and in memory, resumable anywhere, every cell once, nothing saved after a bad loss."""
 
 import json
+import os
 from pathlib import Path
 
 import anndata as ad
@@ -12,6 +13,7 @@ from scipy import sparse
 
 from dist_scvi.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig
 from dist_scvi.loaders import open_data
+from dist_scvi.loaders.reader_threads import reader_threads
 from dist_scvi.metrics.metrics_file import Row
 from dist_scvi.network.vae import VAE
 from dist_scvi.training.evaluate import evaluate
@@ -61,16 +63,28 @@ def test_an_anndata_in_memory_and_the_store_give_the_same_losses(store: Path, ad
     assert weights(on_disk) == weights(in_memory)
 
 
+def test_readers_leave_the_processors_that_compute_alone_while_training(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)))
+    seen: set[int] = set()
+    train(config_of(store, max_epochs=1), on_metrics=lambda _: seen.add(reader_threads()))
+    assert (seen, reader_threads()) == ({6 - torch.get_num_threads()}, 6)
+
+
 def test_the_loss_falls(store: Path) -> None:
     history = [row for row in train(config_of(store, max_epochs=20)).history if row["kind"] == "validation"]
     assert history[-1]["elbo"] < 0.9 * history[0]["elbo"]
 
 
-@pytest.mark.parametrize("step", [1, 2, 5, 6, 7, 17])
+@pytest.mark.parametrize(
+    ("step", "kernels"), [(1, "torch"), (2, "torch"), (5, "torch"), (6, "torch"), (7, "compiled"), (17, "compiled")]
+)
 def test_a_run_stopped_at_any_step_ends_at_the_weights_of_one_that_was_not(
-    store: Path, tmp_path: Path, step: int
+    store: Path, tmp_path: Path, step: int, kernels: str
 ) -> None:
-    config = config_of(store)
+    config = config_of(store, kernels=kernels)
     whole = train(config, folder=tmp_path / "whole")
     with pytest.raises(Stopped):
         train(config, folder=tmp_path / "stopped", on_metrics=stop_at(step))

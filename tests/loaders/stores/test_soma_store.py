@@ -11,6 +11,7 @@ import tiledbsoma
 import tiledbsoma.io
 from numpy.testing import assert_array_equal
 
+from dist_scvi.loaders import open_store
 from dist_scvi.loaders.stores import soma_store
 from dist_scvi.loaders.stores.soma_store import SomaOptions, is_soma, open_soma
 from tests.loaders.store_contract import Opened, StoreContract, dense
@@ -134,6 +135,16 @@ def test_the_row_of_a_bad_count_is_that_among_the_cells_chosen(tmp_path, cells):
     uri = write_adata(tmp_path / "cells", cells)
     with pytest.raises(ValueError, match=r"holds 0.5 at row 40, gene"):
         open_soma(uri, options=only("place == 's1' or place == 's2'")).read_ranges([(0, 2), (30, 50)])
+
+
+def test_counts_that_are_not_whole_are_refused_or_read_as_they_are(tmp_path, cells):
+    cells.X.data *= np.float32(0.75)
+    path = write_adata(tmp_path / "cells", cells)
+    with pytest.raises(ValueError, match=r"SCVI needs raw counts.* data\.allow_fractional: true"):
+        open_store(path).read(0, 150)
+    read = open_store(path, allow_fractional=True).read(0, 150)
+    assert read.counts_e.dtype == np.float32
+    assert_array_equal(dense(read, 23), cells.X.toarray())
 
 
 def test_gaps_among_the_soma_joinids_of_cells_and_genes_are_no_rows(tmp_path, expected_ng):
