@@ -5,62 +5,19 @@ from dataclasses import replace
 from itertools import islice
 
 import numpy as np
-import pandas as pd
 import pytest
-from anndata import AnnData
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import sparse
 
-from dist_scvi.loaders import CellData, Plan, make_plan, open_data
+from dist_scvi.loaders import CellData, Plan
 from dist_scvi.loaders import labelled_stream as labelled
 from dist_scvi.loaders.arrays.obs_columns import Categorical
-from dist_scvi.loaders.labelled_stream import LabelledSplit, LabelSample, ListedOrder, labelled_plan, labelled_stream
+from dist_scvi.loaders.labelled_stream import LabelSample, labelled_plan, labelled_stream
 from dist_scvi.loaders.minibatch import MiniBatch
 from dist_scvi.loaders.order.column_sampling import open_sampling
-from dist_scvi.loaders.order.weighted_order import WeightedOrder
 from dist_scvi.loaders.stream import train_stream
+from tests.loaders.labelled_cells import labelled_rows, open_cells, pass_rows, plan_of, some_cells
 from tests.loaders.order.lane_rows import minibatch_rows
-
-NAMES = ("?", "alpha", "beta", "gamma")
-
-
-def open_cells(label_n: np.ndarray, **columns: np.ndarray) -> CellData:
-    """Cells whose first counts tell the row; label 0 is the unlabeled category, -1 a missing value."""
-    row_n = np.arange(len(label_n))
-    counts = np.stack([row_n % 97, row_n // 97, np.ones(len(row_n))], axis=1).astype(np.float32)
-    obs = pd.DataFrame({"type": pd.Categorical.from_codes(label_n, NAMES), **columns}, index=row_n.astype(str))
-    return open_data(AnnData(sparse.csr_matrix(counts), obs=obs), labels_key="type", unlabeled_category="?")
-
-
-def some_cells(n_cells: int, share: float, seed: int = 0, **columns: np.ndarray) -> CellData:
-    random = np.random.default_rng(seed)
-    label_n = np.where(random.random(n_cells) < share, random.integers(1, 4, n_cells), random.integers(-1, 1, n_cells))
-    return open_cells(label_n, **columns)
-
-
-def plan_of(data: CellData, *, batch_size: int = 32, lanes: int = 4, window_cells: int = 10_000, **options) -> Plan:
-    return make_plan(
-        n_cells=data.n_cells,
-        n_entries=9,
-        n_genes=3,
-        batch_size=batch_size,
-        lanes=lanes,
-        window_cells=window_cells,
-        **{"train_size": 0.7, "validation_size": 0.2, "micro_cells": 8} | options,
-    )
-
-
-def labelled_rows(data: CellData, plan: Plan) -> list[int]:
-    label_n = data.columns_of([(0, data.n_cells)]).label_n
-    return np.flatnonzero((label_n >= 0) & plan.trains_on(0, data.n_cells)).tolist()
-
-
-def pass_rows(plan: Plan, number: int) -> list[np.ndarray]:
-    return [
-        np.concatenate([minibatch_rows(plan, number, step, lane) for lane in range(plan.lanes)])
-        for step in range(plan.steps_per_epoch)
-    ]
 
 
 def steps_of(data: CellData, plan: Plan, world_size: int, first: int, n: int) -> Iterator[tuple[MiniBatch, ...]]:
@@ -371,62 +328,3 @@ def test_a_draw_reads_the_labels_of_the_pages_of_its_cells_alone() -> None:
     assert np.bincount(row_n % 20, minlength=20).tolist() == [5] * 20
     assert (np.diff(row_n) > 0).all()
     assert split.asked <= 100 * 1024
-
-
-def test_many_labelled_cells_are_read_block_by_block_and_few_are_listed() -> None:
-    data = some_cells(3000, 0.9)
-    plan = plan_of(data)
-    assert isinstance(labelled_plan(data, plan, window_cells=320).line, WeightedOrder)
-    assert isinstance(labelled_plan(data, plan, window_cells=320, n_samples_per_label=3000).line, WeightedOrder)
-    assert isinstance(labelled_plan(data, plan, window_cells=320, n_samples_per_label=300).line, ListedOrder)
-    assert isinstance(labelled_plan(data, plan).line, ListedOrder)
-
-
-def test_the_digest_tells_other_labels_and_other_numbers_of_them() -> None:
-    one, other = some_cells(500, 0.5), some_cells(500, 0.5, seed=1)
-    plans = [labelled_plan(data, plan_of(data), n_samples_per_label=n) for data in (one, other) for n in (None, 3, 4)]
-    assert len({plan.line.digest for plan in plans}) == 6
-
-
-def test_a_seed_gives_another_split_order_and_draw() -> None:
-    data = some_cells(500, 1.0)
-    drawn = [
-        np.concatenate(pass_rows(labelled_plan(data, plan_of(data, seed=seed), n_samples_per_label=20), 0))
-        for seed in (0, 1)
-    ]
-    assert len(set(drawn[0].tolist()) & set(drawn[1].tolist())) < 30
-
-
-def test_the_split_says_nothing_of_rows_that_have_no_label_or_are_held_out() -> None:
-    data = some_cells(200, 0.5)
-    split = LabelledSplit(data.label, plan_of(data))
-    label_n = data.columns_of([(0, 200)]).label_n
-    np.testing.assert_array_equal(split.labels(30, 170), np.where(split.plan.trains_on(0, 200), label_n, -1)[30:170])
-    np.testing.assert_array_equal(split.split_of(30, 170) == 0, split.labels(30, 170) >= 0)
-
-
-def test_cells_without_labels_are_refused_with_what_to_change() -> None:
-    data = open_cells(np.ones(100, dtype=int))
-    with pytest.raises(ValueError, match=r"opened without labels: name the obs column that holds them as labels_key"):
-        labelled_plan(replace(data, label=None), plan_of(data))
-    data = open_cells(np.where(np.arange(100) % 2, 0, -1))
-    expected = (
-        r"none of the training cells has a label in obs column 'type' \(labels_key\), where unlabeled_category='\?' is "
-        r"none: at least two are needed"
-    )
-    for n_samples in (None, 5):
-        with pytest.raises(ValueError, match=expected):
-            labelled_plan(data, plan_of(data), n_samples_per_label=n_samples)
-    data = open_cells((np.arange(100) == 50).astype(int))
-    with pytest.raises(ValueError, match=r"1 of the training cells has a label .* at least two are needed"):
-        labelled_plan(data, plan_of(data, train_size=1.0, validation_size=0.0))
-
-
-def test_numbers_that_make_no_draw_are_refused() -> None:
-    data = open_cells(np.ones(100, dtype=int))
-    with pytest.raises(ValueError, match="n_samples_per_label=0: 1 or more are needed, or None for all cells"):
-        labelled_plan(data, plan_of(data), n_samples_per_label=0)
-    with pytest.raises(ValueError, match="redraw_steps=0: 1 or more are needed"):
-        labelled_plan(data, plan_of(data), redraw_steps=0)
-    with pytest.raises(ValueError, match=r"n_samples_per_label=1 draws one cell in all, .* 'type' .* raise it"):
-        labelled_plan(data, plan_of(data), n_samples_per_label=1)

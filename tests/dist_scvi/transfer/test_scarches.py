@@ -394,10 +394,10 @@ def test_it_is_told_when_the_latent_representation_cannot_change(reference: Make
     known = reference("covariates")
     with pytest.warns(UserWarning, match=r"will not change its latent .* encode_covariates=False: train it with True"):
         known.load()
+    for flags in ({"freeze_expression": False}, {"unfrozen": True}, {"freeze_batchnorm_encoder": False}):
+        known.load(**flags)
     encoded = reference("encoded")
     with pytest.warns(UserWarning, match=r"no batch or covariate that is new: give freeze_reference_categories=False"):
         encoded.load(cells)
-    for flags in ({"freeze_expression": False}, {"unfrozen": True}, {"freeze_batchnorm_encoder": False}):
-        known.load(**flags)
     encoded.load(cells, freeze_reference_categories=False)
     reference("encoded embedding").load()

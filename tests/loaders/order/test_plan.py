@@ -397,5 +397,4 @@ def test_a_world_that_does_not_divide_the_lanes_is_refused_with_those_that_do() 
 
 
 def test_equal_plans_are_equal_records() -> None:
-    assert small() == small()
-    assert replace(small(), seed=1) == small(seed=1)
+    assert (small(), replace(small(), seed=1)) == (small(), small(seed=1))
