@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -187,24 +188,31 @@ def test_an_error_in_a_process_comes_back_as_it_was(tmp_path, cells, save):
         pack_store(partial(open_store, save(cells)), tmp_path / "p.zarr", processes=2)
 
 
-@pytest.mark.parametrize("left", ["pieces/000003", "done/shard000001.npy", "complete", "moved"])
-def test_a_run_that_was_killed_is_gone_on_with_and_ends_with_the_same_bytes(tmp_path, source, left):
-    whole, told = [], []
+def test_a_run_that_was_killed_is_gone_on_with_and_ends_with_the_same_bytes(tmp_path, source):
+    whole = []
     pack_store(partial(open_store, source), tmp_path / "whole.zarr", progress=lambda done, _: whole.append(done))
     folder = tmp_path / "p.zarr.partial"
-    if left in ("complete", "moved"):  # the last moments: whole, and at its place with the work still there
-        pack_store(partial(open_store, source), tmp_path / "p.zarr")
-        begun = kill_when(source, tmp_path / "q.zarr", "pieces/000000")
-        begun.rename(folder)
-        (folder / "complete").touch()
-        if left == "complete":
-            (tmp_path / "p.zarr").rename(folder / "store")
-    else:
-        kill_when(source, tmp_path / "p.zarr", left)
-    pack_store(partial(open_store, source), tmp_path / "p.zarr", progress=lambda done, _: told.append(done))
-    assert files_of(tmp_path / "p.zarr") == files_of(tmp_path / "whole.zarr")
-    assert not folder.exists()
-    assert len(told) < len(whole)
+    kills = {
+        left: kill_when(source, tmp_path / f"q{at}.zarr", left)
+        for at, left in enumerate(["pieces/000003", "done/shard000001.npy"])
+    }
+    shutil.copytree(kills["pieces/000003"], tmp_path / "begun")
+    for left in (*kills, "complete", "moved"):
+        if left in kills:
+            kills[left].rename(folder)
+        else:  # the last moments: whole, and at its place with the work still there
+            shutil.copytree(tmp_path / "begun", folder)
+            (folder / "complete").touch()
+            shutil.rmtree(folder / "store", ignore_errors=True)
+            shutil.copytree(tmp_path / "whole.zarr", folder / "store" if left == "complete" else tmp_path / "p.zarr")
+        told = []
+        pack_store(
+            partial(open_store, source), tmp_path / "p.zarr", progress=lambda done, _, told=told: told.append(done)
+        )
+        assert files_of(tmp_path / "p.zarr") == files_of(tmp_path / "whole.zarr")
+        assert not folder.exists()
+        assert len(told) < len(whole)
+        shutil.rmtree(tmp_path / "p.zarr")
 
 
 def kill_when(source: Path, path: Path, left: str) -> Path:
