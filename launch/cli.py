@@ -188,8 +188,7 @@ def _train(options: argparse.Namespace) -> int:
     named = [word for word in options.words if "=" not in word]
     if len(named) > 1:
         raise ValueError(f"one configuration file is needed, found {', '.join(named)}; overrides are written key=value")
-    overrides = [word for word in options.words if "=" in word]
-    overrides += ["data.skip_missing=true"] if options.skip_missing else []
+    overrides = [word for word in options.words if "=" in word] + ["data.skip_missing=true"] * options.skip_missing
     return _run(load_config(Path(named[0]) if named else None, overrides), options)
 
 
