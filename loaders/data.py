@@ -287,7 +287,7 @@ def open_data(
         store = source
     else:
         store = open_store(source, layer=layer, genes=genes, allow_fractional=allow_fractional)
-    keys = ColumnKeys(
+    named = ColumnKeys(
         batch_key,
         labels_key,
         None if unlabeled_category is None else str(unlabeled_category),  # categories are names here
@@ -295,7 +295,7 @@ def open_data(
         tuple(categorical_covariate_keys),
         tuple(continuous_covariate_keys),
     )
-    return open_columns(store, keys)
+    return open_columns(store, named)
 
 
 def open_columns(store: CellStore, keys: ColumnKeys) -> CellData:
