@@ -203,9 +203,8 @@ def train(  # noqa: C901, PLR0912, PLR0915 - the whole run, in order
             module.load_state_dict(state.best)
         module.eval()
         if writer:
-            epochs_done = state.done // plan.steps_per_epoch
             ends = _reason_to_end(state, settings, plan)
-            writer.finish(module, spec, epoch=epochs_done, step=state.done, ends=ends)
+            writer.finish(module, spec, epoch=state.done // plan.steps_per_epoch, step=state.done, ends=ends)
         return Trained(module, spec, config, data, plan, log.rows)
 
 
