@@ -20,4 +20,11 @@ use_environment "$extras"
 ruff check .
 ruff format --check .
 mypy
-python -m pytest "$@"
+if (($#)); then
+    python -m pytest "$@"
+else
+    # One thread each: two processes with two spinning threads would fight for two cores.
+    OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile tests/loaders tests/dist_scvi
+    # Alone: clusters, servers and killed processes have time limits that a busy machine exceeds.
+    python -m pytest --ignore tests/loaders --ignore tests/dist_scvi
+fi

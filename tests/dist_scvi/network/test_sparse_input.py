@@ -13,13 +13,15 @@ from dist_scvi.network.kernels.thread_parts import own_threads
 
 @pytest.mark.parametrize("extra", [0, 3])
 @pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("share", [0.1, 0.4], ids=["sparse", "dense"])
 def test_value_and_gradients_are_those_of_the_dense_product(
-    extra: int, threads: int, monkeypatch: pytest.MonkeyPatch
+    extra: int, threads: int, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sparse_input, "_GENES", 50)
+    monkeypatch.setattr(sparse_input, "_GENES", 60)
+    monkeypatch.setattr(sparse_input, "_ROWS", 7)
     n, g, h = 30, 200, 20
     torch.manual_seed(1)
-    matrix = sparse.random(n, g, 0.2, "csr", np.float32, np.random.default_rng(0))
+    matrix = sparse.random(n, g, share, "csr", np.float32, np.random.default_rng(0))
     dense, rest = torch.from_numpy(matrix.toarray()), torch.randn(n, extra, requires_grad=True)
     weight, bias = torch.randn(h, g + extra + 2, requires_grad=True), torch.randn(h, requires_grad=True)
     rows = SparseRows(
