@@ -158,6 +158,11 @@ def _train(commands: "_Commands") -> None:
     )
     train.add_argument("words", nargs="+", metavar="RUN.yaml | key=value", help="configuration file and overrides")
     train.add_argument("--skip-missing", action="store_true", help="the same as data.skip_missing=true")
+    train.add_argument(
+        "--reference",
+        action="store_true",
+        help="options of a model onto which later batches are mapped: the batch in the encoder, layer normalisation",
+    )
     add_permissions(train)
     _add_workers(train)
     train.add_argument("--dry-run", action="store_true", help="print cells, genes, steps and memory, and stop")

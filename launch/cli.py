@@ -184,11 +184,14 @@ def _config(options: argparse.Namespace) -> int:
 
 def _train(options: argparse.Namespace) -> int:
     from dist_scvi.config.load import load_config
+    from dist_scvi.config.schema import REFERENCE
 
     named = [word for word in options.words if "=" not in word]
     if len(named) > 1:
         raise ValueError(f"one configuration file is needed, found {', '.join(named)}; overrides are written key=value")
     overrides = [word for word in options.words if "=" in word] + ["data.skip_missing=true"] * options.skip_missing
+    if options.reference:  # before the user's own, which may change them
+        overrides = [*(f"model.{key}={str(value).lower()}" for key, value in REFERENCE.items()), *overrides]
     return _run(load_config(Path(named[0]) if named else None, overrides), options)
 
 

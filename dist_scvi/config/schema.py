@@ -123,6 +123,10 @@ class ClassifierConfig(_Section):
 _Where = Literal["encoder", "decoder", "none", "both"]
 
 
+REFERENCE: dict[str, Any] = {"encode_covariates": True, "use_layer_norm": "both", "use_batch_norm": "none"}
+"""Options of a model onto which later batches are to be mapped (scArches), as ``SCVI(data, **REFERENCE)``."""
+
+
 class ModelConfig(_Section):
     """The network; names and defaults of scvi-tools 1.4.2."""
 
@@ -147,7 +151,8 @@ class ModelConfig(_Section):
     log_variational: bool = True
     """Encode log(1 + counts) instead of counts."""
     encode_covariates: bool = False
-    """Pass the covariates to the encoder as well."""
+    """Pass the covariates to the encoder as well. A reference onto which later batches are mapped needs it (train
+    --reference)."""
     deeply_inject_covariates: bool = True
     """Pass the covariates to every layer, else only to the first."""
     batch_representation: Literal["one-hot", "embedding"] = "one-hot"

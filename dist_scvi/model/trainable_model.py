@@ -1,5 +1,6 @@
 """Create, train and extend a model in a notebook: the arguments are those of scvi-tools, the training is a run."""
 
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -10,7 +11,7 @@ import pandas as pd
 import torch
 
 from dist_scvi.config.load import absolute, parse_section
-from dist_scvi.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig
+from dist_scvi.config.schema import REFERENCE, DataConfig, ModelConfig, RunConfig, TrainConfig
 from dist_scvi.loaders.data import CellData, check_counts
 from dist_scvi.metrics.history import history_of
 from dist_scvi.metrics.metrics_file import Row
@@ -26,11 +27,13 @@ from dist_scvi.storage.run_storage import open_run_storage
 from dist_scvi.training.initial_model import set_library_prior
 from dist_scvi.training.train import train
 from dist_scvi.transfer.query_data import prepare_query_anndata, prepare_query_data
-from dist_scvi.transfer.scarches import load_query
+from dist_scvi.transfer.scarches import load_query, reference_obstacle
 from dist_scvi.world import World, choose_device
 
 if TYPE_CHECKING:
     pass
+
+log = logging.getLogger(__name__)
 
 Accelerator = Literal["auto", "cpu", "gpu", "cuda"]
 _OF_READING = (
@@ -164,8 +167,8 @@ class TrainableModel(ExpressionModel):
             return
         self.to_device(device)
         config = self.run_config(section, run=str(run or ""), data_kwargs=data_kwargs)
-        shown = MetricsReporter() if progress else None
-        folder = open_run_storage(absolute(str(run))) if run else None
+        shown, folder = MetricsReporter() if progress else None, open_run_storage(absolute(str(run))) if run else None
+        self._log_obstacle()
         rows: list[Row] = []
 
         def log_row(row: Row) -> None:
@@ -199,6 +202,13 @@ class TrainableModel(ExpressionModel):
         self.history = history if folder else _joined(self.history, history)  # that of a folder is complete
         self._set_plan(trained.plan)
         self.world.wait()
+
+    def _log_obstacle(self) -> None:
+        """Log that the model will be unfit as a reference, before the time for its training is spent."""
+        obstacle = None if "reference" in self.spec.lineage else reference_obstacle(self.spec.model)
+        if obstacle and self.spec.n_batch > 1 and self.world.rank == 0:
+            options = ", ".join(f"{key}={value!r}" for key, value in REFERENCE.items())
+            log.warning("later batches cannot be mapped onto this model: %s; a reference has %s", obstacle, options)
 
     def run_config(
         self, train_config: TrainConfig, *, run: str = "", data_kwargs: Mapping[str, Any] | None = None

@@ -19,6 +19,7 @@ from dist_scvi.training.initial_model import begin
 from dist_scvi.training.resolve import check_config, labelled_plan_of, resolve
 from dist_scvi.training.run_folder import check_folder_is_free
 from dist_scvi.training.worker import fix_soma_timestamp, storage_of_run
+from dist_scvi.transfer.scarches import reference_obstacle
 
 
 def preview(
@@ -63,7 +64,7 @@ def _describe(
     config: RunConfig, data: CellData, plan: Plan, labelled_plan: Plan | None, workers: int
 ) -> dict[str, Any]:
     """Describe what a resolved run reads, keeps in memory and does."""
-    density = data.store.n_entries / data.n_cells
+    density, obstacle = data.store.n_entries / data.n_cells, reference_obstacle(config.model)
     entry_bytes = 2 + (2 if data.n_genes <= 1 << 16 else 4)
     window = plan.window_steps * plan.batch_size
     labels = max((len(column.vocabulary) for column in (data.label, data.batch) if column), default=1)
@@ -97,6 +98,9 @@ def _describe(
         "diversity": _diversity(plan, labels),
         "memory for cells": f"{3 * window * density * entry_bytes / workers / 2**20:.0f} MiB in each worker",
         "memory for a step": f"{12 * plan.batch_size / workers * data.n_genes * 4 / 2**20:.0f} MiB in each worker",
+        "reference": "fit for mapping later batches"
+        if obstacle is None
+        else f"unfit for mapping: {obstacle}; train --reference makes one that is",
         "run folder": config.run,
     }
 

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from dist_scvi.config.schema import ModelConfig
 from dist_scvi.loaders import CellData
 from dist_scvi.loaders.arrays.obs_columns import Categorical
 from dist_scvi.loaders.library_prior import library_prior
@@ -333,6 +334,15 @@ def _free(frozen: dict[str, Tensor], name: str, where: Any) -> None:
     """Mark entries of a parameter as free, if the parameter exists and is trained at all."""
     if name in frozen:
         frozen[name][where] = False
+
+
+def reference_obstacle(config: ModelConfig) -> str | None:
+    """Return the reason why a model with these options is unfit as a reference for later batches, if there is one."""
+    if config.model_name == "LinearSCVI":
+        return "LinearSCVI does not pass the batch to its encoder"
+    if not config.encode_covariates:
+        return "encode_covariates=False: training on a query could not change its latent representation"
+    return None
 
 
 def _trains_latent(module: VAE) -> bool:

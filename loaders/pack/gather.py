@@ -123,9 +123,22 @@ def create_store(plan: Gathering, source: Source) -> None:
     if plan.path != made:
         zarr.create_group(aside, attributes=COLLECTION)
     root = new_root(aside / plan.path.relative_to(made), source.job.genes)
+    _write_var(root["var"], source)
     _create_matrix(plan, root, source.job)
     _create_table(plan, root, source)
     aside.rename(made)
+
+
+def _write_var(var: Any, source: Source) -> None:
+    """Keep the columns of var, such as symbols, of the genes that are kept; categories become text."""
+    frame = source.store.read_var().loc[list(source.job.genes)]
+    for key, column in frame.items():
+        if column.dtype.kind in "biuf" and isinstance(column.dtype, np.dtype):
+            new_array(var, str(key), (len(frame),), column.dtype, chunk_rows=len(frame))[:] = column.to_numpy()
+        else:
+            texts = column.astype(object).where(column.notna(), "").map(str)
+            new_strings(var, str(key), len(frame))[:] = texts.to_numpy(dtype=object)
+    finish_table(var, [str(key) for key in frame.columns])
 
 
 def write_shard(plan: Gathering, number: int) -> int:

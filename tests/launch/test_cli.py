@@ -52,6 +52,17 @@ def test_the_whole_way_from_simulated_counts_to_an_answer(tmp_path: Path, capsys
     assert "donor" in ad.read_zarr(folder / "atlas" / "cells.zarr").obs
 
 
+def test_a_run_says_at_the_start_whether_later_batches_can_be_mapped(
+    short: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("train", short, "--dry-run") == 0
+    assert "unfit for mapping: encode_covariates=False" in capsys.readouterr().out
+    assert run("train", short, "--dry-run", "--reference") == 0
+    assert "fit for mapping later batches" in capsys.readouterr().out
+    assert run("train", short, "--dry-run", "--reference", "model.encode_covariates=false") == 0
+    assert "unfit for mapping" in capsys.readouterr().out
+
+
 def test_a_dry_run_says_what_it_would_do_and_does_nothing(short: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("train", short, "--dry-run", "--workers", 2) == 0
     said = capsys.readouterr().out

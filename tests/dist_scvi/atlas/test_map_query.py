@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from dist_scvi.atlas.atlas import open_atlas
+from dist_scvi.config.schema import REFERENCE
 from dist_scvi.model import SCVI
 
 
@@ -12,9 +13,17 @@ def reference(adata, tmp_path_factory):
     """An atlas that is fit to be a reference."""
     cells = adata.copy()
     SCVI.setup_anndata(cells, batch_key="batch")
-    model = SCVI(cells, n_hidden=16, n_latent=4, encode_covariates=True, use_layer_norm="both", use_batch_norm="none")
+    model = SCVI(cells, n_hidden=16, n_latent=4, **REFERENCE)
     model.train(2, enable_progress_bar=False)
     return model, model.minify(tmp_path_factory.mktemp("reference") / "atlas")
+
+
+def test_training_says_at_the_start_what_makes_a_reference_unfit(adata, caplog):
+    for options, said in ((REFERENCE, False), ({}, True)):
+        cells = adata[:60].copy()
+        SCVI.setup_anndata(cells, batch_key="batch")
+        SCVI(cells, n_hidden=8, n_latent=2, **options).train(1, enable_progress_bar=False)
+        assert ("later batches cannot be mapped onto this model: encode_covariates=False" in caplog.text) is said
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import anndata
 import numpy as np
+import pandas as pd
 import pytest
 import zarr
 from anndata import AnnData
@@ -114,6 +115,19 @@ def test_genes_and_columns_are_those_asked_for(tmp_path, source, expected_ng):
     store = open_store(tmp_path / "p.zarr")
     assert (list(store.var_names), store.obs_columns()) == (genes, ["age", "source_row"])
     assert_array_equal(dense(store.read(0, 150), 3), expected_ng[source_rows(store)][:, [7, 22, 0]])
+
+
+def test_the_columns_of_the_genes_are_kept(tmp_path, cells, save):
+    cells.var["symbol"] = [f"SYM{gene}" for gene in range(23)]
+    cells.var["kind"] = pd.Categorical(["a", None] * 11 + ["b"])
+    cells.var["length"], cells.var["known"] = np.arange(23), np.arange(23) % 2 == 0
+    pack_store(partial(open_store, save(cells)), tmp_path / "p.zarr", genes=["g7", "g22", "g0"])
+    for var in (open_store(tmp_path / "p.zarr").read_var(), anndata.read_zarr(tmp_path / "p.zarr").var):
+        assert list(var.columns) == ["symbol", "kind", "length", "known"]
+        assert list(var["symbol"]) == ["SYM7", "SYM22", "SYM0"]
+        assert list(var["kind"]) == ["", "b", "a"]
+        assert list(var["length"]) == [7, 22, 0]
+        assert list(var["known"]) == [False, True, True]
 
 
 def test_groups_lie_together_shuffled_and_the_rest_last(tmp_path, source):
