@@ -4,7 +4,6 @@ Shape letters in this file
     n   cells
     g   genes requested
     k   latent dimensions
-    l   labels
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,19 +16,19 @@ from numpy.typing import NDArray
 
 from dist_scvi.atlas import export
 from dist_scvi.atlas.annotation.annotate import annotate
+from dist_scvi.atlas.annotation.predict import predict
 from dist_scvi.atlas.neighbors.neighbors import neighbors
+from dist_scvi.atlas.queries.cell_values import latent, sample
 from dist_scvi.atlas.queries.where import Cells, choose_cells, where
 from dist_scvi.atlas.store.atlas_store import AtlasStore
 from dist_scvi.inference.encode_decode import (
     Indices,
     LatentCells,
-    draw_latent,
     expression_query,
     normalized_expression,
     rows_asked,
 )
 from dist_scvi.inference.posterior import logistic_normal_mean
-from dist_scvi.network.scanvae import SCANVAE
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -44,6 +43,9 @@ class CellAtlas(AtlasStore):
     where = where
     neighbors = neighbors
     annotate = annotate
+    predict = predict
+    latent = latent
+    sample = sample
 
     def rows_where(self, where: Mapping[str, str | Sequence[str]]) -> NDArray[np.int64]:
         """Return the rows whose obs columns have the given values, as in ``{"cell_type": ["B", "NK"]}``.
@@ -92,44 +94,6 @@ class CellAtlas(AtlasStore):
         qzm_nk, qzv_nk = (torch.from_numpy(part).to(self.module.device) for part in (cells.qzm_nk, cells.qzv_nk))
         mean_nk: NDArray[np.float32] = logistic_normal_mean(qzm_nk, qzv_nk, mc_samples, seed=seed).cpu().numpy()
         return mean_nk
-
-    def predict(
-        self,
-        indices: Indices | None = None,
-        soft: bool = False,  # noqa: FBT001, FBT002 - the position in scvi-tools
-    ) -> NDArray[np.object_] | pd.DataFrame:
-        """Predict the labels of cells from the means of their posteriors.
-
-        Parameters
-        ----------
-        indices
-            Cells in the order wanted; all by default.
-        soft
-            Return the probability of each label.
-
-        Returns
-        -------
-        numpy.ndarray or pandas.DataFrame
-            Labels, or cells by labels.
-
-        Raises
-        ------
-        ValueError
-            If the model is not SCANVI.
-        """
-        if not isinstance(self.module, SCANVAE) or self.spec.label is None:
-            raise ValueError(f"{self.uri} was made with {self.spec.model.model_name}: only SCANVI predicts labels")
-        labels = np.array(self.spec.label.categories, dtype=object)
-        parts = [np.zeros((0, len(labels)), np.float32)]
-        with torch.no_grad():
-            for cells in self._parts(indices):
-                z_nk, _ = draw_latent(self.module, cells, 0, None)
-                parts.append(self.module.probabilities(z_nk).cpu().numpy())
-        probability_nl = np.concatenate(parts)[self._order(indices)]
-        if soft:
-            return pd.DataFrame(probability_nl, index=self.obs_names(indices), columns=labels)
-        predicted_n: NDArray[np.object_] = labels[probability_nl.argmax(axis=1)]
-        return predicted_n
 
     def get_normalized_expression(
         self,

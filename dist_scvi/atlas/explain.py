@@ -14,10 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_scvi.atlas.annotation.annotate import annotate, plan_annotate
+from dist_scvi.atlas.annotation.predict import plan_predict, predict
 from dist_scvi.atlas.differential.differential_expression import differential_expression, sketch_obstacle
 from dist_scvi.atlas.differential.markers import markers, markers_obstacle
 from dist_scvi.atlas.differential.sides import choose_sides, correction_batches
 from dist_scvi.atlas.neighbors.neighbors import neighbors, plan_neighbors
+from dist_scvi.atlas.queries.cell_values import latent, plan_latent, plan_sample, sample
 from dist_scvi.atlas.queries.counterfactual import changed_cells, counterfactual
 from dist_scvi.atlas.queries.decode import BLOCK_CELLS, decode_mean, read_block
 from dist_scvi.atlas.queries.group_expression import batch_codes, expression, leaves_obstacle, read_query
@@ -146,5 +148,8 @@ _QUERIES: dict[str, tuple[Callable[..., Any], Callable[[AtlasReader, dict[str, A
     "counterfactual": (counterfactual, _of_counterfactual),
     "neighbors": (neighbors, plan_neighbors),
     "annotate": (annotate, plan_annotate),
+    "predict": (predict, plan_predict),
+    "latent": (latent, plan_latent),
+    "sample": (sample, plan_sample),
 }
 """Each query, and the function that estimates its cost from its arguments."""

@@ -42,25 +42,21 @@ def _distances(point_d: F4, centroid_dc: F4, square_c: F4) -> None:
 
 
 @njit(nogil=True, cache=True)
-def _bounds(
-    point_d: F4, centroid_dc: F4, radius_c: F4, kept_c: I8, slack: float, square_c: F4, between_c: F4, lower_c: F4
-) -> None:
-    """Write the lower bound of the squared distance to the cells of each neighbourhood; infinite without cells."""
-    _distances(point_d, centroid_dc, square_c)
-    nearest = np.argmin(square_c)
-    own = square_c[nearest]
-    _distances(centroid_dc[:, nearest].copy(), centroid_dc, between_c)
-    for place in range(len(square_c)):
-        if kept_c[place] == 0:
-            lower_c[place] = np.inf
-            continue
-        square = square_c[place]
-        bound = np.sqrt(square) * (1 - _MARGIN) - radius_c[place] * (1 + _MARGIN)
-        if between_c[place] > 0:
-            ahead = square - own - 4 * _MARGIN * (square + own) - slack
-            bound = max(bound, ahead / (2 * np.sqrt(between_c[place])))
-        bound = max(bound, np.float32(0))
-        lower_c[place] = bound * bound * (1 - 4 * _MARGIN)
+def _bound(square: float, own: float, radius: float, slack: float, nearest: int, place: int, centroid_dc: F4) -> float:
+    """Return a lower bound of the squared distance to the cells of a neighbourhood.
+
+    From the squared distances to its centroid and to the nearest one.
+    """
+    bound = np.sqrt(square) * (1 - _MARGIN) - radius * (1 + _MARGIN)
+    between = 0.0
+    for axis in range(centroid_dc.shape[0]):
+        difference = centroid_dc[axis, place] - centroid_dc[axis, nearest]
+        between += difference * difference
+    if between > 0:
+        ahead = square - own - 4 * _MARGIN * (square + own) - slack
+        bound = max(bound, ahead / (2 * np.sqrt(between)))
+    bound = max(bound, 0.0)
+    return float(bound * bound * (1 - 4 * _MARGIN))
 
 
 @njit(nogil=True, cache=True)
@@ -102,23 +98,27 @@ def other_lists(
     much a cell may be nearer, in squared distance, to another centroid than its own.
     """
     n_lists = centroid_dc.shape[1]
-    square_c, between_c, lower_c = (
-        np.empty(n_lists, np.float32),
-        np.empty(n_lists, np.float32),
-        np.empty(n_lists, np.float32),
-    )
+    square_c, taken_c = np.empty(n_lists, np.float32), np.zeros(n_lists, np.bool_)
     number_q = np.zeros(len(point_qd), np.int64)
     for point in range(len(point_qd)):
-        _bounds(point_qd[point], centroid_dc, radius_c, kept_c, slack, square_c, between_c, lower_c)
+        _distances(point_qd[point], centroid_dc, square_c)
+        nearest, limit, number = int(np.argmin(square_c)), limit_q[point], 0
+        own, reach = square_c[nearest], np.sqrt(limit_q[point])
         for place in first_qf[point]:
-            lower_c[place] = np.inf
-        number = 0
+            taken_c[place] = True
         for place in range(n_lists):
-            if lower_c[place] < limit_q[point]:
+            # The same as the first bound, without a root for each of thousands of neighbourhoods.
+            widest = reach + radius_c[place] * (1 + _MARGIN)
+            if square_c[place] * (1 - 2 * _MARGIN) >= widest * widest or kept_c[place] == 0 or taken_c[place]:
+                continue
+            lower = _bound(square_c[place], own, radius_c[place], slack, nearest, place, centroid_dc)
+            if lower < limit:
                 if len(list_p):
                     list_p[start_q[point] + number] = place
-                    lower_p[start_q[point] + number] = lower_c[place]
+                    lower_p[start_q[point] + number] = lower
                 number += 1
+        for place in first_qf[point]:
+            taken_c[place] = False
         number_q[point] = number
     return number_q
 

@@ -201,7 +201,7 @@ def test_new_counts_are_placed_among_the_cells_of_an_atlas(atlas: Atlas, more: a
     by_symbol.var_names = [f"SYM{gene}" for gene in range(40)]
     found = atlas.neighbors(by_symbol, 3, min_overlap=0.5)
     assert "38 of 50 genes match by var['symbol'] of the atlas and var_names of the new cells" in found.notes[1]
-    again = atlas.neighbors(open_store(more[rows, :40].copy()), 3)
+    again = atlas.neighbors(open_store(by_symbol), 3)
     pd.testing.assert_frame_equal(found.table, again.table)
 
 
