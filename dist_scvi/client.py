@@ -2,17 +2,18 @@
 
 import inspect
 import json
+import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import wraps
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 import numpy as np
 import pandas as pd
@@ -22,7 +23,7 @@ from dist_scvi.atlas.queries.answer import Answer
 from dist_scvi.atlas.queries.query_plan import QueryPlan
 
 P = ParamSpec("P")
-_ARROW, _JSON = "application/vnd.apache.arrow.stream", "application/json"
+_ARROW, _JSON, _H5AD = "application/vnd.apache.arrow.stream", "application/json", "application/x-hdf5"
 _TRIES, _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 8, 0.25, 5.0
 _AGAIN = (429, 500, 502, 503, 504)
 """Status of a service that is busy, or one of whose replicas has just ended: Ray Serve then answers with 500."""
@@ -86,7 +87,7 @@ def _asked(path: str, method: Callable[Concatenate[Any, P], Answer]) -> Callable
     signature = inspect.signature(method)
 
     @wraps(method)
-    def ask(atlas: "RemoteAtlas", *positional: P.args, **named: P.kwargs) -> Answer:
+    def ask(atlas: "RemoteAtlas", /, *positional: P.args, **named: P.kwargs) -> Answer:
         arguments = dict(signature.bind(atlas, *positional, **named).arguments)
         del arguments[next(iter(signature.parameters))]
         return atlas.ask(path, arguments)
@@ -106,9 +107,20 @@ class RemoteAtlas:
     expression = _asked("expression", Atlas.expression)
     differential_expression = _asked("differential-expression", Atlas.differential_expression)
     markers = _asked("markers", Atlas.markers)
-    neighbors = _asked("neighbors", Atlas.neighbors)
     abundance = _asked("abundance", Atlas.abundance)
     counterfactual = _asked("counterfactual", Atlas.counterfactual)
+
+    @wraps(Atlas.neighbors)
+    def neighbors(self, query: Any, k: int = 15, **named: Any) -> Answer:
+        """See `Atlas.neighbors`; new cells are an AnnData or the path of an .h5ad file."""
+        if _is_new(query):
+            return self._ask_about(query, "neighbors-of-new-cells", {"k": k, **named})
+        return self.ask("neighbors", {"query": query, "k": k, **named})
+
+    @wraps(Atlas.annotate)
+    def annotate(self, new_counts: Any, label: str | None = None, **named: Any) -> Answer:
+        """See `Atlas.annotate`; the cells are an AnnData or the path of an .h5ad file."""
+        return self._ask_about(new_counts, "annotate", {"label": label, **named})
 
     @property
     def uri(self) -> str:
@@ -135,7 +147,7 @@ class RemoteAtlas:
     def explain(self, query: str, /, **arguments: Any) -> QueryPlan:
         """Estimate the cost of a query; see `Atlas.explain`."""
         row = self.ask("explain", {"query": query, "asked": arguments}).table.iloc[0].to_dict()
-        return QueryPlan(**{key: value.item() if hasattr(value, "item") else value for key, value in row.items()})
+        return QueryPlan(**{str(key): value.item() if hasattr(value, "item") else value for key, value in row.items()})
 
     def summarize_column(self, key: str) -> dict[str, Any]:
         """Return the categories of an obs column with their cells, or the range and quantiles of its numbers."""
@@ -152,6 +164,15 @@ class RemoteAtlas:
         """
         body = json.dumps({key: _plain(value) for key, value in arguments.items()}).encode()
         return self._connection.answer(f"/v1/{quote(self.name)}/{path}", body, _JSON)
+
+    def _ask_about(self, new_cells: Any, path: str, arguments: Mapping[str, Any]) -> Answer:
+        """Send new cells as a file, and ask about them."""
+        given = {key: _plain(value) for key, value in arguments.items() if value is not None}
+        query = urlencode(
+            {key: str(value).lower() if isinstance(value, bool) else value for key, value in given.items()}
+        )
+        with _as_file(new_cells) as file:
+            return self._connection.answer(f"/v1/{quote(self.name)}/{path}?{query}", file, _H5AD)
 
     def __repr__(self) -> str:
         return f"Atlas {self.name} of {self.n_cells:,} cells and {self.n_genes:,} genes at {self._connection.url}"
@@ -229,6 +250,34 @@ def _read_answer(body: bytes) -> Answer:
 
     with pa.ipc.open_stream(body) as reader:
         return Answer.from_arrow(reader.read_all())
+
+
+def _is_new(query: Any) -> bool:
+    return (
+        isinstance(query, Path) or hasattr(query, "write_h5ad") or (isinstance(query, str) and query.endswith(".h5ad"))
+    )
+
+
+@contextmanager
+def _as_file(new_cells: Any) -> Iterator[Path]:
+    """Yield the path of an .h5ad file with the cells.
+
+    Raises
+    ------
+    ValueError
+        If they are neither an AnnData nor such a file.
+    """
+    if hasattr(new_cells, "write_h5ad"):
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "cells.h5ad"
+            new_cells.copy().write_h5ad(file)
+            yield file
+        return
+    if not _is_new(new_cells) or not Path(new_cells).is_file():
+        raise ValueError(
+            f"{new_cells!r}: an AnnData or the path of an .h5ad file is needed to send new cells to a service"
+        )
+    yield Path(new_cells)
 
 
 def _problem(error: urllib.error.HTTPError) -> Exception:

@@ -21,6 +21,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+_LEAST_BYTES_PER_S = 16 << 10
 UPLOAD_TYPES = ("application/x-hdf5", "application/octet-stream")
 _CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
@@ -127,16 +128,18 @@ class Guard:
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length[:20]) > most:
             raise RefusedError(413, f"the body is larger than {most:,} bytes, the limit of this service")
-        size, complete = 0, False
+        size, complete, began_s = 0, False, time.monotonic()
 
         async def bounded() -> MutableMapping[str, Any]:
             nonlocal size, complete
             if complete:  # what follows is the end of the connection, which may take as long as the answer
                 return await receive()
+            # A client that sends a byte from time to time is as slow as one that pauses.
+            left_s = began_s + limits.receive_s + size / _LEAST_BYTES_PER_S - time.monotonic()
             try:
-                message = await asyncio.wait_for(receive(), limits.receive_s)
+                message = await asyncio.wait_for(receive(), min(left_s, limits.receive_s))
             except TimeoutError:
-                raise RefusedError(408, f"nothing was received for {limits.receive_s:g} s") from None
+                raise RefusedError(408, "the body arrives too slowly, or not at all") from None
             size += len(message.get("body", b""))
             complete = not message.get("more_body", False)
             if size > most:

@@ -57,7 +57,7 @@ def serve_with_ray(
         finally:
             serve.delete(APP)
             if address is None:
-                serve.shutdown()
+                serve.shutdown()  # type: ignore[no-untyped-call]
 
 
 def start(service: Service, host: str, port: int, *, replicas: tuple[int, int] = REPLICAS) -> None:
@@ -85,8 +85,10 @@ def build(values: Mapping[str, Any]) -> Any:
     least, most = given.pop("replicas", REPLICAS)
     cpus = given.pop("cpus_per_replica", 1)
     service = service_from(given)
-    board = serve.deployment(name=BOARD, num_replicas=1, ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1000)
-    replica = serve.deployment(
+    board: Any = serve.deployment(
+        name=BOARD, num_replicas=1, ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1000
+    )
+    replica: Any = serve.deployment(
         serve.ingress(lambda: _build_replica(service))(_Replica),
         name=REPLICA,
         max_ongoing_requests=_ONGOING,
@@ -119,7 +121,8 @@ def _build_replica(service: Service) -> "FastAPI":
 
     @serve.batch(max_batch_size=BATCH, batch_wait_timeout_s=BATCH_WAIT_S, max_concurrent_batches=2)
     async def together(items: "Sequence[tuple[Asked, Watch]]") -> "list[Answer | Exception]":
-        return await app.state.asker.run(answer_together, items, service.limits)
+        found: list[Answer | Exception] = await app.state.asker.run(answer_together, items, service.limits)
+        return found
 
     async def ask(asked: "Asked", watch: "Watch") -> Answer:
         found: Answer | Exception = await together((asked, watch))

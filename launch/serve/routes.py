@@ -1,7 +1,10 @@
 """The addresses of the service: atlases, their genes and columns, questions, and jobs."""
 
+import hashlib
 import json
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, HTTPException, Query, Request
@@ -13,14 +16,16 @@ from dist_scvi.launch.serve.content import (
     CSV,
     JSON,
     PIECE_ROWS,
+    NotAcceptableError,
     answer_headers,
     choose_type,
     encode,
     question_tag,
 )
+from dist_scvi.launch.serve.guard import UPLOAD_TYPES
 from dist_scvi.launch.serve.questions.asking import Asked, Asker
-from dist_scvi.launch.serve.questions.kinds import QUESTIONS, QuestionKind
-from dist_scvi.launch.serve.questions.requests import Question
+from dist_scvi.launch.serve.questions.kinds import QUESTIONS, UPLOADS, QuestionKind
+from dist_scvi.launch.serve.questions.requests import NewCellsQuestion, Question
 from dist_scvi.launch.serve.served import ServedAtlas
 
 _PROBLEM = {
@@ -38,6 +43,7 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
         404: "There is no such atlas, column or job",
         406: "No type of content that the client accepts is available",
         413: "The body is too large",
+        415: "The body is of another type",
         422: "The question is refused: what was found, and what is needed",
         429: "The client asks too many questions at a time",
         503: "The service answers as many questions as it can",
@@ -150,25 +156,97 @@ async def summarize_column(served: Served, asker: Asking, request: Request, colu
 
 def _question_endpoint(kind: QuestionKind) -> Callable[..., Any]:
     async def ask(served: Served, asker: Asking, request: Request, body: Question) -> Response:
-        content_type = choose_type(request.headers.get("accept"))
         tag = question_tag(served.atlas.digest, kind.path, body.model_dump(mode="json"), "")
-        typed = tag and question_tag(tag, "", {}, content_type)
-        if is_unchanged(request, typed):
-            return Response(status_code=304, headers={"ETag": str(typed)})
-        asked = Asked(request.scope["client_key"], served, kind, body, tag or "")
-        found = await asker.ask(asked, lambda: until_gone(request), preferred_wait(request))
-        if isinstance(found, Answer):
-            return await respond(asker, found, content_type, typed)
-        return Response(
-            json.dumps(await asker.board("status", found)),
-            status_code=202,
-            media_type=JSON,
-            headers={"Location": f"/v1/jobs/{found}", "Retry-After": "1", "Cache-Control": "no-store"},
-        )
+        return await _answered(request, asker, Asked(request.scope["client_key"], served, kind, body, tag or ""))
 
     ask.__annotations__["body"] = kind.body  # FastAPI reads it: the body and its schema differ from kind to kind
     ask.__name__ = kind.path.replace("-", "_")
     return ask
+
+
+def _upload_endpoint(kind: QuestionKind) -> Callable[..., Any]:
+    async def ask(served: Served, asker: Asking, request: Request, question: NewCellsQuestion) -> Response:
+        if request.headers.get("content-type", "").split(";")[0].strip() not in UPLOAD_TYPES:
+            raise HTTPException(415, f"the body is an .h5ad file, of type {UPLOAD_TYPES[0]}")
+        choose_type(request.headers.get("accept"))  # before the file is sent
+        client = request.scope["client_key"]
+        with asker.uploading(client):
+            path, file_digest = await receive_file(request)
+        given = {**question.model_dump(mode="json"), "file": file_digest}
+        tag = question_tag(served.atlas.digest, kind.path, given, "")
+        question.set_file(path)
+        asked = Asked(client, served, kind, question, tag or "", on_end=path.unlink)
+        return await _answered(request, asker, asked)
+
+    ask.__annotations__["question"] = Annotated[kind.body, Query()]
+    ask.__name__ = kind.path.replace("-", "_")
+    return ask
+
+
+async def receive_file(request: Request) -> tuple[Path, str]:
+    """Write the body of a request to a file of its own, piece by piece; return its path and SHA-256.
+
+    The guard of the app bounds its size and the pauses of the client.
+    """
+    digest = hashlib.sha256()
+    with tempfile.NamedTemporaryFile(prefix="dist-scvi-upload-", suffix=".h5ad", delete=False) as file:
+        try:
+            async for piece in request.stream():
+                digest.update(piece)
+                file.write(piece)
+        except BaseException:
+            Path(file.name).unlink()
+            raise
+    return Path(file.name), digest.hexdigest()
+
+
+async def _answered(request: Request, asker: Asker, asked: Asked) -> Response:
+    """Answer a question, or return the job that it became."""
+    try:
+        content_type = choose_type(request.headers.get("accept"))
+        typed = question_tag(asked.tag, "", {}, content_type) if asked.tag else None
+        unchanged = is_unchanged(request, typed)
+    except NotAcceptableError:
+        asked.end()
+        raise
+    if unchanged:
+        asked.end()
+        return Response(status_code=304, headers={"ETag": str(typed)})
+    found = await asker.ask(asked, lambda: until_gone(request), preferred_wait(request))
+    if isinstance(found, Answer):
+        return await respond(asker, found, content_type, typed)
+    return Response(
+        json.dumps(await asker.board("status", found)),
+        status_code=202,
+        media_type=JSON,
+        headers={"Location": f"/v1/jobs/{found}", "Retry-After": "1", "Cache-Control": "no-store"},
+    )
+
+
+def _responses(*more: int) -> dict[int | str, dict[str, Any]]:
+    names = ("ETag", "Answer-Query", "Answer-Engine", "Answer-Digest", "Answer-Cells", "Answer-Rows")
+    table = {
+        "type": "object",
+        "properties": {
+            "provenance": {"type": "object"},
+            "columns": {"type": "array", "items": {"type": "string"}},
+            "rows": {"type": "array", "items": {"type": "object"}},
+        },
+    }
+    return {
+        200: {
+            "description": "The table, with the provenance of its numbers",
+            "headers": {name: {"schema": {"type": "string"}} for name in names},
+            "content": {
+                JSON: {"schema": table},
+                ARROW: {"schema": {"type": "string", "format": "binary"}},
+                CSV: {"schema": {"type": "string"}},
+            },
+        },
+        202: {"description": "The answer takes longer: the question became a job, see Location"},
+        304: {"description": "The client has the answer, as its If-None-Match says"},
+        **problems(404, 406, 413, *more, 422, 429, 503),
+    }
 
 
 for _kind in QUESTIONS.values():
@@ -177,38 +255,21 @@ for _kind in QUESTIONS.values():
         _question_endpoint(_kind),
         methods=["POST"],
         summary=str(_kind.body.__doc__).splitlines()[0],
-        responses={
-            200: {
-                "description": "The table, with the provenance of its numbers",
-                "headers": {
-                    name: {"schema": {"type": "string"}}
-                    for name in (
-                        "ETag",
-                        "Answer-Query",
-                        "Answer-Engine",
-                        "Answer-Digest",
-                        "Answer-Cells",
-                        "Answer-Rows",
-                    )
-                },
-                "content": {
-                    JSON: {
-                        "schema": {
-                            "type": "object",
-                            "properties": {
-                                "provenance": {"type": "object"},
-                                "columns": {"type": "array", "items": {"type": "string"}},
-                                "rows": {"type": "array", "items": {"type": "object"}},
-                            },
-                        }
-                    },
-                    ARROW: {"schema": {"type": "string", "format": "binary"}},
-                    CSV: {"schema": {"type": "string"}},
-                },
-            },
-            202: {"description": "The answer takes longer: the question became a job, see Location"},
-            304: {"description": "The client has the answer, as its If-None-Match says"},
-            **problems(404, 406, 413, 422, 429, 503),
+        responses=_responses(),
+    )
+for _kind in UPLOADS.values():
+    router.add_api_route(
+        f"/{{atlas}}/{_kind.path}",
+        _upload_endpoint(_kind),
+        methods=["POST"],
+        summary=str(_kind.body.__doc__).splitlines()[0],
+        responses=_responses(415),
+        openapi_extra={
+            "requestBody": {
+                "required": True,
+                "description": "An .h5ad file with the raw counts of the new cells",
+                "content": {UPLOAD_TYPES[0]: {"schema": {"type": "string", "format": "binary"}}},
+            }
         },
     )
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from dist_scvi.atlas.atlas import Atlas, open_atlas
-from dist_scvi.atlas.cell_map.cell_map import CellMap, open_map
+from dist_scvi.atlas.atlas import open_atlas
 from dist_scvi.launch.serve.limits import Service
+from dist_scvi.launch.serve.watch import WatchedAtlas
 
 _MOST_COUNTED = 20_000
 
@@ -19,25 +19,11 @@ class ServedAtlas:
     """An atlas and its public name. Its path is not for clients: `hide_place` takes it out of messages."""
 
     name: str
-    atlas: Atlas
+    atlas: WatchedAtlas
 
     def hide_place(self, message: str) -> str:
         """Return a message with the name of the atlas in place of its path."""
         return message.replace(self.atlas.uri, self.name)
-
-    @cached_property
-    def cell_map(self) -> CellMap:
-        """The map of the cells.
-
-        Raises
-        ------
-        ValueError
-            If there is none, or it is damaged or of another atlas.
-        """
-        try:
-            return open_map(self.atlas)
-        except FileNotFoundError as error:
-            raise ValueError(f"{self.name} has no map of its cells") from error
 
     @cached_property
     def description(self) -> dict[str, Any]:
@@ -156,10 +142,10 @@ def open_served(service: Service) -> Mapping[str, ServedAtlas]:
     for name, place in service.atlases.items():
         options = dict(service.storage_options) if "://" in place else None
         atlas = open_atlas(place, storage_options=options)
-        # What every question needs is read now: questions run on views of the atlas, which share only what is there.
+        # What every question needs is read now: the first would otherwise wait for it.
         atlas.gene_index(atlas.var_names[:1])
         atlas.read_cells(slice(0, 1))
-        served[name] = ServedAtlas(name, atlas)
+        served[name] = ServedAtlas(name, WatchedAtlas(atlas))
     return served
 
 

@@ -6,14 +6,17 @@ Shape letters in this file
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dist_scvi.atlas.atlas import Atlas
-from dist_scvi.atlas.cell_map.cell_map import CellMap
+from dist_scvi.atlas.cell_map.cell_map import CellMap, open_map
 from dist_scvi.inference.encode_decode import LatentCells
 from dist_scvi.launch.serve.limits import Limits
 
@@ -73,47 +76,80 @@ class Watch:
             )
 
 
-class WatchedAtlas(Atlas):
-    """An atlas whose reads are counted. It shares all with the atlas that it is made from and opens nothing."""
+_current: ContextVar[Watch | None] = ContextVar("_current", default=None)
 
-    def __init__(self, atlas: Atlas, watch: Watch, open_map: Callable[[], CellMap]) -> None:
+
+@contextmanager
+def watching(watch: Watch) -> Iterator[None]:
+    """Count and bound what this thread reads of atlases while the block runs."""
+    token = _current.set(watch)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def check_watch(n_cells: int = 0) -> None:
+    """Call `Watch.check` of the question that this thread answers; do nothing in other threads."""
+    watch = _current.get()
+    if watch is not None:
+        watch.check(n_cells)
+
+
+class WatchedAtlas(Atlas):
+    """An atlas whose reads are counted by the watch of the question. It shares all with the atlas it is made from."""
+
+    def __init__(self, atlas: Atlas) -> None:
         # A query runs to its end inside one call of numpy, torch or numba after the other and takes no callback:
         # its reads are the only place where it can be counted and stopped.
         self.__dict__.update(atlas.__dict__)
-        self._watch, self.open_map = watch, open_map
         if atlas.leaves is not None:
-            self.leaves = _WatchedLeaves(atlas.leaves, watch)  # type: ignore[assignment]
+            self.leaves = _WatchedLeaves(atlas.leaves)  # type: ignore[assignment]
+
+    @cached_property
+    def cell_map(self) -> CellMap:
+        """The map of the cells.
+
+        Raises
+        ------
+        ValueError
+            If there is none, or it is damaged or of another atlas.
+        """
+        try:
+            return open_map(self)
+        except FileNotFoundError as error:
+            raise ValueError(f"{self.uri} has no map of its cells") from error
 
     def read_latent(self, rows: Any = None) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Read as `Atlas.read_latent`, counted."""
-        self._watch.check(_n_rows(rows, self.n_cells))
+        check_watch(_n_rows(rows, self.n_cells))
         return super().read_latent(rows)
 
     def read_mean(self, rows: Any = None) -> NDArray[np.float32]:
         """Read as `Atlas.read_mean`; nothing is decoded from means alone."""
-        self._watch.check()
+        check_watch()
         return super().read_mean(rows)
 
     def read_cells(self, rows: Any = None) -> LatentCells:
         """Read as `Atlas.read_cells`, which reads and counts the latents."""
-        self._watch.check()
+        check_watch()
         return super().read_cells(rows)
 
     def chunks(self, *arguments: Any) -> Iterator[slice]:
         """Iterate as `Atlas.chunks`, and stop when asked."""
         for rows in super().chunks(*arguments):
-            self._watch.check()
+            check_watch()
             yield rows
 
 
 class _WatchedLeaves:
     """Leaves whose tables are read under the watch."""
 
-    def __init__(self, leaves: Any, watch: Watch) -> None:
-        self._leaves, self._watch = leaves, watch
+    def __init__(self, leaves: Any) -> None:
+        self._leaves = leaves
 
     def __getattr__(self, name: str) -> Any:
-        self._watch.check()
+        check_watch()
         return getattr(self._leaves, name)
 
 

@@ -90,8 +90,9 @@ class Answer:
             frame = table.to_pandas()
             if index:
                 frame = frame.set_index([name or "index" for name in index]).rename_axis(index)
-            given = [found[key] for key in ("engine", "batch", "n_cells", "atlas", "digest", "seed", "parameters")]
-            return cls(found["query"], frame, *given, tuple(found["notes"]))
+            keys = ("engine", "batch", "n_cells", "atlas", "digest", "seed", "parameters")
+            given = {key: found[key] for key in keys}
+            return cls(kind=found["query"], table=frame, notes=tuple(found["notes"]), **given)
         except (TypeError, KeyError, ValueError) as error:
             raise ValueError(f"the table is no answer of an atlas: {error!r}") from error
 

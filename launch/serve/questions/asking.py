@@ -2,8 +2,9 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +49,13 @@ class Asked:
     kind: QuestionKind
     body: Question
     tag: str
+    on_end: Callable[[], None] | None = None
+    """Called when the question has ended in any way, also that of a job."""
+
+    def end(self) -> None:
+        """Release what the question holds."""
+        if self.on_end is not None:
+            self.on_end()
 
 
 Together = Callable[[Asked, Watch], Awaitable[Answer]]
@@ -99,7 +107,11 @@ class Asker:
             If the client left.
         """
         watch = Watch(self.limits)
-        task = self._started(asked, watch)
+        try:
+            task = self._started(asked, watch)
+        except BusyError:
+            asked.end()
+            raise
         leaving: asyncio.Future[Any] = asyncio.ensure_future(has_left())
         try:
             wait_s = self.limits.wait_s if wait_s is None else min(wait_s, self.limits.wait_s)
@@ -131,14 +143,7 @@ class Asker:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _started(self, asked: Asked, watch: Watch) -> "asyncio.Future[Answer]":
-        if self._of_client[asked.client] >= self.limits.questions_per_client:
-            raise BusyError(
-                f"{self.limits.questions_per_client} questions of this client are being answered: wait for one of them",
-                of_client=True,
-            )
-        if self.n_running >= self.limits.questions:
-            raise BusyError("the service answers as many questions as it can: try again", of_client=False)
-        self._of_client[asked.client] += 1
+        self._admit(asked.client)
         work: Awaitable[Answer] = (
             self._together(asked, watch)
             if self._together is not None and asked.kind.in_batches
@@ -146,7 +151,33 @@ class Asker:
         )
         task = asyncio.ensure_future(work)
         task.add_done_callback(lambda _: self._release(asked.client))
+        task.add_done_callback(lambda _: asked.end())
         return task
+
+    @contextmanager
+    def uploading(self, client: str) -> Iterator[None]:
+        """Count an upload as a question of its client while the block runs.
+
+        Raises
+        ------
+        BusyError
+            As `ask`.
+        """
+        self._admit(client)
+        try:
+            yield
+        finally:
+            self._release(client)
+
+    def _admit(self, client: str) -> None:
+        if self._of_client[client] >= self.limits.questions_per_client:
+            raise BusyError(
+                f"{self.limits.questions_per_client} questions of this client are being answered: wait for one of them",
+                of_client=True,
+            )
+        if self.n_running >= self.limits.questions:
+            raise BusyError("the service answers as many questions as it can: try again", of_client=False)
+        self._of_client[client] += 1
 
     def _release(self, client: str) -> None:
         self._of_client[client] -= 1

@@ -62,7 +62,7 @@ def _key(asked: Asked, place: int) -> tuple[str, int]:
 def _answer_joined(items: Sequence[Item], limits: Limits) -> list[Answer] | None:
     """Search the points of several questions as one and return the answer of each; None if one of them is wrong."""
     asked, watch = items[0]
-    queries: list[list[Any]] = [item.body.query for item, _ in items if isinstance(item.body, NeighborsQuestion)]
+    queries: list[list[Any]] = [item.body.arguments()["query"] for item, _ in items]
     body = asked.body.model_copy(update={"query": [point for query in queries for point in query]})
     try:
         answer = answer_question(asked.served, asked.kind, body, limits, watch)

@@ -1,9 +1,10 @@
 """Bodies of questions: the arguments of the methods of an atlas, with their bounds and examples."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 _WHERE = "cell_type == 'B' and n_counts > 500"
 
@@ -43,6 +44,10 @@ class Question(BaseModel):
     def arguments(self) -> dict[str, Any]:
         """Return the arguments of the method of the atlas."""
         return {name: getattr(self, name) for name in type(self).model_fields}
+
+    def hide_place(self, message: str) -> str:
+        """Return a message without paths of the service."""
+        return message
 
 
 class WhereQuestion(Question):
@@ -127,6 +132,69 @@ class NeighborsQuestion(Question):
     engine: Literal["auto", "index", "exact"] = "auto"
     names: bool = True
     seed: Seed = 0
+
+
+class LatentQuestion(Question):
+    """The mean of the posterior of cells, and its variance if wanted."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"where": _WHERE}]})
+
+    where: Cells | None = None
+    return_dist: bool = False
+
+
+class PredictQuestion(Question):
+    """Labels of cells of the atlas by the classifier of SCANVI, or the probability of each."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"where": _WHERE, "soft": True}]})
+
+    where: Cells | None = None
+    soft: bool = False
+
+
+class NewCellsQuestion(Question):
+    """A question about a file with new cells; its arguments are in the query of the address."""
+
+    layer: Name | None = None
+    min_overlap: Annotated[float, Field(ge=0, le=1, description="Least share of the genes of the model")] = 0.5
+    seed: Seed = 0
+    where: Annotated[str, Field(max_length=8_000)] | None = None
+    _file: Path | None = PrivateAttr(None)
+
+    @property
+    def file(self) -> Path:
+        """Where the service has put the file."""
+        assert self._file is not None
+        return self._file
+
+    def set_file(self, path: Path) -> None:
+        """Note where the service has put the file."""
+        self._file = path
+
+    def hide_place(self, message: str) -> str:
+        """Return a message without the path of the file."""
+        return message if self._file is None else message.replace(str(self._file), "the file")
+
+
+class AnnotateQuestion(NewCellsQuestion):
+    """Label new cells by their counts: calibrated probabilities, prediction sets and outlier scores."""
+
+    label: Annotated[Name, Field(description="obs column of the atlas; by default the labels of the model")] | None = (
+        None
+    )
+    method: Literal["classifier", "neighbors"] | None = None
+    coverage: Share = 0.9
+    k: Annotated[int, Field(ge=1, le=10_000)] = 30
+    replicate: Name | None = None
+
+
+class NewNeighborsQuestion(NewCellsQuestion):
+    """The nearest cells of new cells."""
+
+    k: Annotated[int, Field(ge=1, le=10_000)] = 15
+    metric: Literal["euclidean", "posterior"] = "euclidean"
+    engine: Literal["auto", "index", "exact"] = "auto"
+    names: bool = True
 
 
 class AbundanceQuestion(Question):

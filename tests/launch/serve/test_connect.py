@@ -12,7 +12,7 @@ from dist_scvi.atlas.atlas import Atlas
 from dist_scvi.client import RemoteAtlas
 from dist_scvi.launch.serve.limits import Service
 from dist_scvi.launch.serve.watch import WatchedAtlas
-from tests.launch.serve.conftest import TOKEN, running
+from tests.launch.serve.conftest import TOKEN, new_cells, running
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +30,8 @@ QUESTIONS = [
     lambda atlas: atlas.neighbors(["cell7"], 3, where="label == 'B'", metric="posterior"),
     lambda atlas: atlas.neighbors(np.zeros((2, 4), np.float32), 2, engine="exact"),
     lambda atlas: atlas.neighbors("age > 60", 2),
+    lambda atlas: atlas.neighbors(new_cells(12, seed=8), 2),
+    lambda atlas: atlas.annotate(new_cells(12, seed=8), method="neighbors", k=5),
     lambda atlas: atlas.abundance("donor", "label"),
     lambda atlas: atlas.counterfactual("b0", "b1", ["gene3"], where={"label": "B"}),
 ]
@@ -43,7 +45,15 @@ def test_an_answer_does_not_tell_where_the_atlas_lies(remote: RemoteAtlas, atlas
 
 
 def test_the_methods_have_the_arguments_of_those_of_the_atlas() -> None:
-    for name in ("expression", "differential_expression", "markers", "neighbors", "abundance", "counterfactual"):
+    for name in (
+        "expression",
+        "differential_expression",
+        "markers",
+        "neighbors",
+        "annotate",
+        "latent",
+        "counterfactual",
+    ):
         assert inspect.signature(getattr(RemoteAtlas, name)) == inspect.signature(getattr(Atlas, name))
 
 

@@ -19,7 +19,7 @@ from dist_scvi.atlas.queries.answer import Answer
 from dist_scvi.launch.serve.content import ARROW, CSV, JSON
 from dist_scvi.launch.serve.limits import Service
 from dist_scvi.launch.serve.watch import WatchedAtlas
-from tests.launch.serve.conftest import client_of
+from tests.launch.serve.conftest import client_of, new_cells
 
 QUESTIONS: dict[str, tuple[dict[str, Any], Callable[[Atlas], Answer]]] = {
     "expression": (
@@ -107,6 +107,64 @@ def test_atlases_genes_and_columns_are_described(client: httpx.Client, atlas: At
         or "label" in client.get("/v1/small/obs/labe").json()["detail"]
     )
     assert client.get("/v1/none").status_code == 404
+
+
+def test_a_file_of_new_cells_is_annotated_and_removed(
+    client: httpx.Client, atlas: Atlas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    new = new_cells(40, seed=9)
+    new.write_h5ad(tmp_path / "new.h5ad")
+    content, kind = (tmp_path / "new.h5ad").read_bytes(), {"Content-Type": "application/x-hdf5"}
+    found = client.post("/v1/small/annotate?method=neighbors&k=5&coverage=0.8", content=content, headers=kind)
+    assert found.status_code == 200, found.text
+    expected = atlas.annotate(new, method="neighbors", k=5, coverage=0.8)
+    assert [row["label"] for row in found.json()["rows"]] == expected.table["label"].tolist()
+    assert [row["probability"] for row in found.json()["rows"]] == expected.table["probability"].tolist()
+    tag = {"If-None-Match": found.headers["etag"]}
+    again = client.post(
+        "/v1/small/annotate?method=neighbors&k=5&coverage=0.8", content=content, headers={**kind, **tag}
+    )
+    assert again.status_code == 304
+    near = client.post("/v1/small/neighbors-of-new-cells?k=2", content=content, headers=kind)
+    assert [row["row"] for row in near.json()["rows"]] == atlas.neighbors(new, 2).table["row"].tolist()
+    refused = client.post("/v1/small/annotate?label=lable", content=content, headers=kind)
+    assert refused.status_code == 422
+    assert str(tmp_path) not in refused.text
+    assert [path.name for path in tmp_path.iterdir()] == ["new.h5ad"]
+
+
+def test_a_file_that_is_damaged_or_refers_to_other_files_is_refused(
+    client: httpx.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import h5py
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    new = new_cells(40, seed=9)
+    new.X = new.X.toarray()
+    new.write_h5ad(tmp_path / "new.h5ad")
+    content, kind = (tmp_path / "new.h5ad").read_bytes(), {"Content-Type": "application/x-hdf5"}
+    with h5py.File(tmp_path / "new.h5ad", "r+") as file:
+        shape, attributes = file["X"].shape, dict(file["X"].attrs)
+        del file["X"]
+        external = file.create_dataset("X", shape, "f4", external=[("/etc/passwd", 0, 4 * shape[0] * shape[1])])
+        external.attrs.update(attributes)
+    linked = (tmp_path / "new.h5ad").read_bytes()
+    for wrong in (
+        b"",
+        b"no h5ad",
+        content[: len(content) // 2],
+        content[:2000] + b"\xff" * 500 + content[2500:],
+        linked,
+    ):
+        for path in ("annotate", "neighbors-of-new-cells"):
+            refused = client.post(f"/v1/small/{path}", content=wrong, headers=kind)
+            assert refused.status_code == 422, refused.text
+            assert str(tmp_path) not in refused.text
+    assert "in other files" in refused.text
+    assert client.post("/v1/small/annotate", content=content, headers={"Content-Type": "text/csv"}).status_code == 413
+    assert client.post("/v1/small/annotate", content=b"x", headers={"Content-Type": "text/csv"}).status_code == 415
+    assert [path.name for path in tmp_path.iterdir()] == ["new.h5ad"]
 
 
 def test_where_and_explain_tell_cells_before_a_question(client: httpx.Client, atlas: Atlas) -> None:

@@ -13,7 +13,7 @@ from dist_scvi.launch.serve.questions.asking import Asked
 from dist_scvi.launch.serve.questions.batches import answer_together
 from dist_scvi.launch.serve.questions.kinds import QUESTIONS, answer_question
 from dist_scvi.launch.serve.served import ServedAtlas
-from dist_scvi.launch.serve.watch import CancelledError, Watch
+from dist_scvi.launch.serve.watch import CancelledError, Watch, WatchedAtlas
 
 LIMITS = Limits()
 ASKED: list[dict[str, Any]] = [
@@ -30,7 +30,7 @@ ASKED: list[dict[str, Any]] = [
 
 @pytest.fixture
 def served(atlas: Atlas) -> ServedAtlas:
-    return ServedAtlas("small", atlas)
+    return ServedAtlas("small", WatchedAtlas(atlas))
 
 
 def items(served: ServedAtlas, asked: list[dict[str, Any]]) -> list[tuple[Asked, Watch]]:
