@@ -7,6 +7,8 @@ that of a service.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from dist_scvi.idle_threads import let_idle_threads_sleep
+
 if TYPE_CHECKING:
     from dist_scvi import data, model, pp
     from dist_scvi.atlas.atlas import Atlas, open_atlas
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     open = open_data
     from dist_scvi.model import SCANVI, SCVI, LinearSCVI
     from dist_scvi.session_settings import settings
+
+let_idle_threads_sleep()  # before torch is imported, unless the program has imported it
 
 __version__ = "0.1.0"
 __all__ = [

@@ -1,4 +1,4 @@
-"""The environment of a command, set before numba and torch are imported, which read it when they are loaded."""
+"""The environment of a command, set before numba is imported, which reads it when it is loaded."""
 
 import atexit
 import os
@@ -8,21 +8,13 @@ from pathlib import Path
 
 import dist_scvi
 
-_SLEEP = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
-"""Variables of GNU's and Intel's OpenMP."""
-
 
 def prepare_environment() -> None:
-    """Let idle threads sleep, and give numba a folder for compiled code, unless the user has set these variables.
+    """Give numba a folder for compiled code where it has none, unless the user has named one.
 
-    OpenMP's threads spin between loops, for up to 200 ms. On a machine that others use, a thread that spins takes the
-    core of one that has work, and every loop waits for that one.
-
-    numba refuses to be imported if it can write neither next to the code nor to the home directory, as in a container
-    with a read-only file system. It gets a folder of this process only: it runs what it finds there.
+    numba refuses to compile if it can write neither next to the code nor to the home directory, as in a container
+    with a read-only file system. It gets a folder of this process only, because it runs what it finds there.
     """
-    for name, value in _SLEEP.items():
-        os.environ.setdefault(name, value)
     if "NUMBA_CACHE_DIR" not in os.environ and not (_writable(_next_to_code()) or _writable(_of_user())):
         folder = tempfile.mkdtemp(prefix="dist-scvi-numba-")  # mode 0700
         atexit.register(shutil.rmtree, folder, ignore_errors=True)

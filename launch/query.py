@@ -13,6 +13,7 @@ from dist_scvi.loaders.name_lookup import describe_missing, split_names, symbols
 if TYPE_CHECKING:
     import pandas as pd
 
+    from dist_scvi.atlas.atlas import Atlas
     from dist_scvi.atlas.queries.answer import Answer
     from dist_scvi.atlas.queries.where import CellSet
 
@@ -102,7 +103,7 @@ def query(options: argparse.Namespace) -> "Answer | str":
     check_options(options)
     from dist_scvi.atlas.atlas import open_atlas
 
-    atlas: Any = open_atlas(options.atlas, storage_options=dict(options.storage))
+    atlas = open_atlas(options.atlas, storage_options=dict(options.storage))
     cells = _chosen(atlas, options.where)
     if options.what not in _NEEDS:
         return _table(atlas, options, cells)
@@ -114,7 +115,7 @@ def query(options: argparse.Namespace) -> "Answer | str":
     return answer
 
 
-def _chosen(atlas: Any, filters: Sequence[str] | None) -> "CellSet | None":
+def _chosen(atlas: "Atlas", filters: Sequence[str] | None) -> "CellSet | None":
     """Choose the cells that pass every filter, and print how many each clause keeps."""
     from dist_scvi.atlas.queries.where import choose_cells
 
@@ -127,7 +128,7 @@ def _chosen(atlas: Any, filters: Sequence[str] | None) -> "CellSet | None":
     return cells
 
 
-def _arguments(atlas: Any, options: argparse.Namespace, cells: "CellSet | None") -> dict[str, Any]:
+def _arguments(atlas: "Atlas", options: argparse.Namespace, cells: "CellSet | None") -> dict[str, Any]:
     keys = [key for key, queries in _FOR.items() if options.what in queries and key not in _NOT_OF_ATLAS]
     found = {key: getattr(options, key) for key in keys if getattr(options, key) not in (None, False)}
     if "genes" in found:
@@ -139,7 +140,7 @@ def _arguments(atlas: Any, options: argparse.Namespace, cells: "CellSet | None")
     return {**found, "where": cells}
 
 
-def _table(atlas: Any, options: argparse.Namespace, cells: "CellSet | None") -> "Answer":
+def _table(atlas: "Atlas", options: argparse.Namespace, cells: "CellSet | None") -> "Answer":
     """Answer the queries whose tables have a row for each cell or group."""
     import numpy as np
     import pandas as pd
@@ -164,7 +165,7 @@ def _table(atlas: Any, options: argparse.Namespace, cells: "CellSet | None") -> 
     return Answer(options.what, table, "", "", {}, atlas.uri, atlas.digest, options.seed or 0)
 
 
-def _genes(atlas: Any, options: argparse.Namespace) -> list[str]:
+def _genes(atlas: "Atlas", options: argparse.Namespace) -> list[str]:
     """Return the genes that `options` name, by their names in the model."""
     genes = split_names(options.genes, set(atlas.var_names))
     known = [gene for gene in genes if atlas.has_gene(gene)] if options.skip_missing else genes
@@ -177,7 +178,7 @@ def _genes(atlas: Any, options: argparse.Namespace) -> list[str]:
     return [atlas.var_names[index] for index in atlas.gene_index(known)]
 
 
-def _expression(atlas: Any, options: argparse.Namespace, rows: Any) -> "pd.DataFrame":
+def _expression(atlas: "Atlas", options: argparse.Namespace, rows: Any) -> "pd.DataFrame":
     batches = atlas.spec.batch.categories if atlas.spec.batch else ()
     requested: dict[str, Any] = {
         "gene_list": options.genes and _genes(atlas, options),

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from dist_scvi.errors import WorkersFailedError
 from dist_scvi.progress_reporter import report_waiting
 
 _DEFAULT_TOKEN = Path("~/.ray/auth_token")
@@ -55,7 +56,13 @@ def join_cluster(address: str | None, cpus: int) -> Iterator[None]:
         own |= {"object_store_memory": _OBJECT_STORE_BYTES}
         found: dict[str, Any] = {"address": address} if address else own
         with report_waiting(lambda: "connecting to Ray" if address else "starting Ray"):
-            ray.init(**found, log_to_driver=False, logging_level=logging.ERROR)
+            try:
+                ray.init(**found, log_to_driver=False, logging_level=logging.ERROR)
+            except Exception as error:
+                if type(error) is not Exception:
+                    raise
+                # Ray has no type of its own for a node that does not start in time.
+                raise WorkersFailedError(f"Ray did not start: {' '.join(str(error).split())}") from error
     try:
         yield
     finally:

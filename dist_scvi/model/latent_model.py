@@ -353,8 +353,8 @@ class LatentModel(OpenedModel):
 
         identity = ("differential_abundance", digest(*rows.values()), dof, variance_as_scale)
         progress = ProgressReporter("computed")
-        answers = with_progress(answers, selection, progress, world=self.world, chunk_cells=chunk_cells)
-        found = self._answer(selection, answers, batch_size, out, identity=identity, var_names=list(rows))
+        reported = with_progress(answers, selection, progress, world=self.world, chunk_cells=chunk_cells)
+        found = self._answer(selection, reported, batch_size, out, identity=identity, var_names=list(rows))
         if isinstance(found, zarr.Group):
             return found
         frame = pd.DataFrame(found[0], index=selection.obs_names(), columns=list(rows))

@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -12,14 +13,11 @@ import pytest
 from dist_scvi.launch import process_environment
 from dist_scvi.launch.process_environment import prepare_environment
 
-VARIABLES = ("OMP_WAIT_POLICY", "KMP_BLOCKTIME", "NUMBA_CACHE_DIR")
-
 
 @pytest.fixture(autouse=True)
 def unset(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in VARIABLES:
-        monkeypatch.setenv(name, "")  # so that the value is restored afterwards
-        monkeypatch.delenv(name)
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "")  # so that the value is restored afterwards
+    monkeypatch.delenv("NUMBA_CACHE_DIR")
 
 
 def command(*words: object, env: Mapping[str, str | None] | None = None, memory: int | None = None, flag: str = "-B"):
@@ -41,12 +39,6 @@ def command(*words: object, env: Mapping[str, str | None] | None = None, memory:
     )
 
 
-def test_idle_threads_sleep_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KMP_BLOCKTIME", "7")
-    prepare_environment()
-    assert [os.environ.get(name) for name in VARIABLES] == ["PASSIVE", "7", None]
-
-
 def test_numba_gets_a_private_folder_where_it_can_write_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process_environment, "_writable", lambda _: False)
     prepare_environment()
@@ -63,6 +55,24 @@ def test_a_run_is_the_same_in_optimised_python_without_a_home_or_temporary_files
     assert (run_yaml.parent / "run" / "model" / "weights.safetensors").exists()
     refused = command("train", run_yaml, "data.batch_key=nowhere", f"run={run_yaml.parent}/x", env=env, flag="-OO")
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs root, to mount")
+def test_workers_on_ray_train_with_little_shared_memory(run_yaml: Path) -> None:
+    line = f"mount -t tmpfs -o size=16m tmpfs /dev/shm || exit 99; exec {sys.executable} -m dist_scvi.launch.cli train"
+    words = [run_yaml, "train.max_epochs=1", "--workers", 2]
+    ended = subprocess.run(
+        ["unshare", "--mount", "bash", "-c", f'{line} "$@"', "bash", *map(str, words)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=False,
+    )
+    if ended.returncode in (1, 99) and "unshare" in ended.stderr + "mount" * (ended.returncode == 99):
+        pytest.skip("mounts are not allowed here")
+    assert ended.returncode == 0, ended.stderr
+    assert (run_yaml.parent / "run" / "model" / "weights.safetensors").exists()
 
 
 def test_too_little_memory_ends_in_one_line(run_yaml: Path) -> None:
