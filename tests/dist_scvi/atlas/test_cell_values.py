@@ -40,7 +40,9 @@ def test_drawn_counts_have_the_mean_of_the_model(atlas: Atlas, model: SCVI):
     assert drawn.table.index.value_counts().eq(6).all()
     zero_ng = model.get_likelihood_parameters()["dropout"][atlas.read_source_row(), :3]
     mean_ng = atlas.get_normalized_expression(["gene0", "gene1", "gene2"], library_size=500.0, n_samples=6)
-    np.testing.assert_allclose(drawn.table.mean(), (mean_ng * (1 - zero_ng)).mean(), rtol=0.15)
+    error_g = np.abs(drawn.table.mean() - (mean_ng * (1 - zero_ng)).mean())
+    assert (error_g < 4 * drawn.table.std() / np.sqrt(len(drawn))).all()
+    assert error_g["gene2"] < 0.1 * mean_ng["gene2"].mean()  # with little zero inflation the mean is exact enough
     first, second = drawn.table[:403], drawn.table[403:806]
     assert list(first.index) == list(second.index)
     assert not first.equals(second)
