@@ -16,6 +16,7 @@ import dist_scvi
 from dist_scvi.launch.serve.content import NotAcceptableError
 from dist_scvi.launch.serve.guard import Guard, ServiceMetrics
 from dist_scvi.launch.serve.limits import Service
+from dist_scvi.launch.serve.map_routes import map_router
 from dist_scvi.launch.serve.questions.asking import Asker, Board, BusyError, Together, local_board
 from dist_scvi.launch.serve.questions.jobs import JobBoard
 from dist_scvi.launch.serve.questions.requests import describe_problems
@@ -23,7 +24,7 @@ from dist_scvi.launch.serve.routes import router
 from dist_scvi.launch.serve.served import open_served
 from dist_scvi.launch.serve.watch import CancelledError
 
-PAGE = Path(__file__).with_name("page")
+PAGE = Path(__file__).with_name("page") / "public"
 
 _DESCRIPTION = """Questions to minified atlases of SCVI and SCANVI: expected expression, differential expression,
 markers and more, from the model and without the counts. Answers are tables in JSON, Arrow IPC or CSV, as the Accept
@@ -67,6 +68,7 @@ def build_app(service: Service, *, board: Board | None = None, together: Togethe
     metrics = ServiceMetrics()
     app.state.service, app.state.asker, app.state.atlases = service, asker, open_served(service)
     app.include_router(router)
+    app.include_router(map_router)
     _add_operations(app, metrics)
     if (PAGE / "index.html").is_file():
         app.mount("/", StaticFiles(directory=PAGE, html=True), name="page")

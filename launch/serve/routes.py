@@ -94,7 +94,7 @@ def is_unchanged(request: Request, tag: str | None) -> bool:
 @router.get("/atlases", responses=problems())
 async def list_atlases(request: Request) -> Response:
     """List the atlases of this service."""
-    return json_response(request, [served.description for served in request.app.state.atlases.values()])
+    return json_response(request, [_described(served) for served in request.app.state.atlases.values()])
 
 
 @router.get("/jobs/{job}", responses=problems(404), tags=["jobs"])
@@ -127,8 +127,12 @@ async def cancel_job(job: str, asker: Asking) -> Response:
 
 @router.get("/{atlas}", responses=problems(404))
 async def describe_atlas(served: Served, request: Request) -> Response:
-    """Describe an atlas: its cells, genes, obs columns, batches, labels and leaves."""
-    return json_response(request, served.description, digest=served.atlas.digest)
+    """Describe an atlas: its cells, genes, obs columns, batches, labels and leaves, and the questions to it."""
+    return json_response(request, _described(served), digest=served.atlas.digest)
+
+
+def _described(served: ServedAtlas) -> dict[str, Any]:
+    return {**served.description, "questions": [*QUESTIONS, *UPLOADS]}
 
 
 @router.get("/{atlas}/genes", responses=problems(404, 422))

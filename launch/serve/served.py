@@ -9,6 +9,7 @@ import numpy as np
 
 from dist_scvi.atlas.atlas import open_atlas
 from dist_scvi.launch.serve.limits import Service
+from dist_scvi.launch.serve.served_map import ServedMap
 from dist_scvi.launch.serve.watch import WatchedAtlas
 
 _MOST_COUNTED = 20_000
@@ -24,6 +25,11 @@ class ServedAtlas:
     def hide_place(self, message: str) -> str:
         """Return a message with the name of the atlas in place of its path."""
         return message.replace(self.atlas.uri, self.name)
+
+    @cached_property
+    def map(self) -> ServedMap:
+        """The map of the cells, which is made when it is first needed."""
+        return ServedMap(self.atlas, self.hide_place)
 
     @cached_property
     def description(self) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The sdist and the wheel: what they hold, the wheel in an otherwise empty environment, the tests of the sdist."""
 
+import hashlib
 import os
 import re
 import subprocess
@@ -53,6 +54,17 @@ def unpacked(distributions: Path, tmp_path_factory: pytest.TempPathFactory) -> P
         archive.extractall(folder, filter="data")
     [root] = folder.iterdir()
     return root
+
+
+def test_the_wheel_holds_the_bundle_of_the_page_and_not_its_sources(wheel: Path) -> None:
+    folder, page = "dist_scvi/launch/serve/page/", ROOT / "launch" / "serve" / "page"
+    with zipfile.ZipFile(wheel) as archive:
+        found = {
+            name.removeprefix(folder): archive.read(name) for name in archive.namelist() if name.startswith(folder)
+        }
+    assert set(found) == {f"public/{path.name}" for path in (page / "public").iterdir()}
+    for name, content in found.items():
+        assert hashlib.sha256(content).digest() == hashlib.sha256((page / name).read_bytes()).digest(), name
 
 
 def test_the_wheel_holds_the_package_and_no_command_of_a_checkout(wheel: Path) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.neighbors import NearestNeighbors
 
 from dist_scvi.atlas.queries.sample import sample_cells
 from dist_scvi.atlas.queries.where import every_cell
@@ -88,12 +89,19 @@ def umap_coordinates(qzm_mk: NDArray[np.float32], options: MapOptions) -> NDArra
             from umap import UMAP
     except ImportError as error:
         raise ImportError("a map needs umap-learn: pip install 'dist-scvi[map]'") from error
-    model = UMAP(
-        n_neighbors=min(options.n_neighbors, len(qzm_mk) - 1),
-        min_dist=options.min_dist,
-        n_epochs=options.n_epochs,
-        init="spectral" if len(qzm_mk) >= _FEWEST_SPECTRAL else "random",
-        random_state=options.seed,
-        n_jobs=1,
-    )
-    return np.asarray(model.fit_transform(qzm_mk), dtype=np.float32)
+    n_neighbors = min(options.n_neighbors, len(qzm_mk) - 1)
+    # The approximate search of umap-learn is compiled for a minute in every process; this one is exact.
+    found = NearestNeighbors(n_neighbors=n_neighbors, n_jobs=-1).fit(qzm_mk)
+    distance_mn, index_mn = found.kneighbors(qzm_mk)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="precomputed_knn")  # new cells are placed by `place_cells`
+        model = UMAP(
+            n_neighbors=n_neighbors,
+            min_dist=options.min_dist,
+            n_epochs=options.n_epochs,
+            init="spectral" if len(qzm_mk) >= _FEWEST_SPECTRAL else "random",
+            random_state=options.seed,
+            n_jobs=1,
+            precomputed_knn=(index_mn, distance_mn.astype(np.float32)),
+        )
+        return np.asarray(model.fit_transform(qzm_mk), dtype=np.float32)

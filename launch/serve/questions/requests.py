@@ -230,6 +230,23 @@ class CounterfactualQuestion(Question):
     level: Share = 0.95
 
 
+class RowsQuestion(Question):
+    """Rows of the atlas."""
+
+    rows: Annotated[list[Annotated[int, Field(ge=0, lt=1 << 62)]], Field(max_length=100_000)]
+
+
+class SelectQuestion(Question):
+    """Cells inside a polygon on the map, of a filter, or both."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"where": _WHERE, "by": "donor"}]})
+
+    polygon: Annotated[list[tuple[float, float]], Field(min_length=3, max_length=10_000)] | None = None
+    where: Annotated[str, Field(max_length=100_000)] | None = None
+    within: Annotated[str | None, Field(max_length=100_000, description="Only of the cells of this filter")] = None
+    by: Annotated[Name | None, Field(description="Count them by the categories of this obs column, too")] = None
+
+
 class ExplainQuestion(Question):
     """The cost of another question, before it is asked."""
 
