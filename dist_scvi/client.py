@@ -17,6 +17,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from dist_scvi.atlas.atlas import Atlas
 from dist_scvi.atlas.queries.answer import Answer
@@ -109,6 +110,19 @@ class RemoteAtlas:
     markers = _asked("markers", Atlas.markers)
     abundance = _asked("abundance", Atlas.abundance)
     counterfactual = _asked("counterfactual", Atlas.counterfactual)
+
+    latent = _asked("latent", Atlas.latent)
+
+    def predict(
+        self,
+        indices: Any = None,
+        soft: bool = False,  # noqa: FBT001, FBT002 - the position in scvi-tools
+        *,
+        where: Any = None,
+    ) -> NDArray[np.object_] | pd.DataFrame:
+        """Predict the labels of cells; see `Atlas.predict`."""
+        table = self.ask("predict", {"indices": indices, "soft": soft, "where": where}).table
+        return table if soft else table["label"].to_numpy(dtype=object)
 
     @wraps(Atlas.neighbors)
     def neighbors(self, query: Any, k: int = 15, **named: Any) -> Answer:

@@ -2,22 +2,25 @@
 # The whole way on a synthetic atlas, or on a store of your own:
 #   bash launch/demo.sh
 #   bash launch/demo.sh STORE [--batch-key COLUMN] [--labels-key COLUMN] [--layer LAYER] [--epochs N]
+#   bash launch/demo.sh --serve    also answers at the end, on a page of this machine, until Ctrl-C
 # Results go to runs/demo-*; WORKERS sets the number of Ray Train workers (2).
 set -euo pipefail
 
-store="" batch_key="" labels_key="" layer="" epochs="" here=$PWD
+store="" batch_key="" labels_key="" layer="" epochs="" serve="" here=$PWD
 while [ $# -gt 0 ]; do
     case $1 in
     --batch-key) batch_key=$2 && shift 2 ;;
     --labels-key) labels_key=$2 && shift 2 ;;
     --layer) layer=$2 && shift 2 ;;
     --epochs) epochs=$2 && shift 2 ;;
+    --serve) serve=serve && shift ;;
     -*) echo "demo: unknown option $1; see the head of launch/demo.sh" >&2 && exit 2 ;;
     *) store=$(cd "$here" && realpath "$1") && shift ;;
     esac
 done
 extras=""
 if [ -e "$store/__tiledb_group.tdb" ] || [ -d "$store/__group" ]; then extras=soma; fi # a TileDB-SOMA experiment
+if [ -n "$serve" ]; then extras=${extras:+$extras,}serve; fi
 
 # shellcheck source=launch/setup.sh
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
@@ -100,3 +103,8 @@ Try next:
   dist-scvi export $out/run/atlas atlas.h5ad --to h5ad
   dist-scvi resume $out/run train.max_epochs=20 --workers $workers
 END
+if [ -n "$serve" ]; then
+    step "Serve: the atlas answers at the address below"
+    exec dist-scvi serve "demo=$out/run/atlas"
+fi
+echo "  dist-scvi serve $out/run/atlas    # answers over HTTP, with a page (bash launch/demo.sh --serve)"

@@ -59,13 +59,14 @@ class GeneNames:
     def _by_column(self) -> dict[str, set[int]]:
         """Return the genes of each text in the columns of var."""
         if self._others is None:
-            self._others = {}
+            others: dict[str, set[int]] = {}
             for key in self._var.columns:
                 if self._var[key].dtype.kind in "iufb":
                     continue
                 for at, value in enumerate(self._var[key]):
                     if isinstance(value, str) and value:
-                        self._others.setdefault(value, set()).add(at)
+                        others.setdefault(value, set()).add(at)
+            self._others = others  # at last: another thread may ask meanwhile
         return self._others
 
     def _hint(self, gene: str) -> str:

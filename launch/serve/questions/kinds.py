@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from dist_scvi.atlas.cell_map.polygon import cells_in_polygon
 from dist_scvi.atlas.queries.answer import Answer
+from dist_scvi.atlas.queries.cell_values import chosen_rows
 from dist_scvi.atlas.queries.groups import group_cells
 from dist_scvi.atlas.queries.where import choose_cells
 from dist_scvi.launch.serve.limits import Limits
@@ -154,12 +155,11 @@ def _check_difference(atlas: WatchedAtlas, body: DifferentialExpressionQuestion,
 
 
 def _predict(atlas: WatchedAtlas, body: PredictQuestion) -> Answer:
-    cells = choose_cells(atlas, choose(atlas, body.where))
-    rows = cells.rows(atlas)
-    found = atlas.predict(rows, soft=body.soft)
-    table = found if isinstance(found, pd.DataFrame) else pd.DataFrame({"label": found}, index=atlas.obs_names(rows))
-    table = table.rename_axis(index="cell", columns=None)
-    sizes, asked = {"all": cells.n_cells}, {"where": cells.text, "soft": body.soft}
+    text, rows = chosen_rows(atlas, choose(atlas, body.where), body.indices)
+    found = atlas.predict(rows, body.soft)
+    names = pd.Index(atlas.obs_names(rows))
+    table = found if isinstance(found, pd.DataFrame) else pd.DataFrame({"label": found}, index=names)
+    sizes, asked = {"all": len(table)}, {"where": text, "soft": body.soft}
     return Answer("predict", table, "classifier", "", sizes, atlas.uri, atlas.digest, 0, asked)
 
 
@@ -172,14 +172,17 @@ def _neighbors_of_new(atlas: WatchedAtlas, body: NewNeighborsQuestion) -> Answer
 
 
 def _check_predict(atlas: WatchedAtlas, body: PredictQuestion, limits: Limits) -> None:
-    n_cells = choose_cells(atlas, choose(atlas, body.where)).n_cells
-    n_labels = len(atlas.spec.label.categories) if body.soft and atlas.spec.label else 1
-    _check_values(n_cells * n_labels, limits, f"{n_cells:,} cells x {n_labels} columns")
+    _check_cells(atlas, body, len(atlas.spec.label.categories) if body.soft and atlas.spec.label else 1, limits)
 
 
 def _check_latent(atlas: WatchedAtlas, body: LatentQuestion, limits: Limits) -> None:
-    n_cells, n = choose_cells(atlas, choose(atlas, body.where)).n_cells, atlas.n_latent * (1 + body.return_dist)
-    _check_values(n_cells * n, limits, f"{n_cells:,} cells x {n} columns")
+    _check_cells(atlas, body, atlas.n_latent * (1 + body.return_dist), limits)
+
+
+def _check_cells(atlas: WatchedAtlas, body: PredictQuestion | LatentQuestion, n_columns: int, limits: Limits) -> None:
+    listed = body.indices
+    n_cells = choose_cells(atlas, choose(atlas, body.where)).n_cells if listed is None else len(listed)
+    _check_values(n_cells * n_columns, limits, f"{n_cells:,} cells x {n_columns} columns")
 
 
 def _check_upload(_atlas: WatchedAtlas, body: AnnotateQuestion | NewNeighborsQuestion, limits: Limits) -> None:
@@ -226,6 +229,7 @@ QUESTIONS = {
         ),
         QuestionKind("markers", MarkersQuestion, _call("markers"), _check_markers),
         QuestionKind("neighbors", NeighborsQuestion, _neighbors, _check_neighbors, in_batches=True),
+        QuestionKind("latent", LatentQuestion, _call("latent"), _check_latent),
         QuestionKind("predict", PredictQuestion, _predict, _check_predict),
         QuestionKind("abundance", AbundanceQuestion, _call("abundance"), _any_size),
         QuestionKind("counterfactual", CounterfactualQuestion, _call("counterfactual"), _any_size),

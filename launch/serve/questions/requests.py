@@ -11,6 +11,7 @@ _WHERE = "cell_type == 'B' and n_counts > 500"
 Value = str | bool | int | float
 Name = Annotated[str, Field(max_length=1_000)]
 Names = Annotated[list[Name], Field(max_length=10_000)]
+Rows = Annotated[list[Annotated[int, Field(ge=0, lt=1 << 62)]], Field(description="Rows in the order wanted")]
 Seed = Annotated[int, Field(ge=0, lt=1 << 62, description="Seed of draws")]
 Share = Annotated[float, Field(gt=0, lt=1)]
 
@@ -25,10 +26,7 @@ class Polygon(BaseModel):
 
 
 Cells = Annotated[
-    Annotated[str, Field(max_length=100_000)]
-    | list[Annotated[int, Field(ge=0, lt=1 << 62)]]
-    | dict[str, Value | list[Value]]
-    | Polygon,
+    Annotated[str, Field(max_length=100_000)] | Rows | dict[str, Value | list[Value]] | Polygon,
     Field(
         description="Cells: a filter over obs columns, rows, values of obs columns, or a polygon on the map",
         examples=[_WHERE, [0, 17, 42], {"cell_type": ["B", "NK"]}, {"polygon": [[0, 0], [5, 0], [5, 5]]}],
@@ -140,6 +138,7 @@ class LatentQuestion(Question):
     model_config = ConfigDict(json_schema_extra={"examples": [{"where": _WHERE}]})
 
     where: Cells | None = None
+    indices: Rows | None = None
     return_dist: bool = False
 
 
@@ -149,6 +148,7 @@ class PredictQuestion(Question):
     model_config = ConfigDict(json_schema_extra={"examples": [{"where": _WHERE, "soft": True}]})
 
     where: Cells | None = None
+    indices: Rows | None = None
     soft: bool = False
 
 

@@ -102,10 +102,6 @@ def test_atlases_genes_and_columns_are_described(client: httpx.Client, atlas: At
     assert (numeric["min"], numeric["max"]) == (ages.min(), ages.max())
     assert numeric["quantiles"]["0.5"] == pytest.approx(ages.median())
     assert client.get("/v1/small/obs/lable").status_code == 404
-    assert (
-        "did you mean" in client.get("/v1/small/obs/labe").json()["detail"]
-        or "label" in client.get("/v1/small/obs/labe").json()["detail"]
-    )
     assert client.get("/v1/none").status_code == 404
 
 
@@ -180,7 +176,7 @@ def test_where_and_explain_tell_cells_before_a_question(client: httpx.Client, at
 @pytest.mark.parametrize(
     ("path", "body", "status", "message"),
     [
-        ("expression", {"genes": ["SYM1x"]}, 422, "did you mean 'SYM1'"),
+        ("expression", {"genes": ["SYM1x"]}, 422, "small has no gene 'SYM1x'"),
         ("expression", {"genes": ["gene1"], "where": "labl == 'B'"}, 422, "label"),
         ("expression", {"genes": ["gene1"], "where": "__import__('os')"}, 422, "where="),
         ("expression", {"genes": ["gene1"], "wheer": "x"}, 422, "Extra inputs"),
