@@ -48,6 +48,7 @@ def parse(
         _status,
         _minify,
         _query,
+        _map,
         _export,
         add_serve,
     ):
@@ -202,6 +203,22 @@ def _minify(commands: "_Commands") -> None:
     minify.add_argument("--seed", type=int, default=0, help="of neighbourhoods and of the order of their cells")
     minify.add_argument("--overwrite", action="store_true", help="replace an atlas that is there")
     _add_workers(minify)
+
+
+def _map(commands: "_Commands") -> None:
+    cell_map = commands.add_parser("map", help="lay out the cells of an atlas by UMAP, for its page and its report")
+    cell_map.add_argument("atlas", help="folder of the atlas, or its URL")
+    cell_map.add_argument("--out", metavar="FOLDER", help="folder or URL of the map; map in the atlas by default")
+    cell_map.add_argument(
+        "--landmarks",
+        type=at_least(4),
+        default=50_000,
+        metavar="N",
+        help="cells that UMAP lays out, 50,000 by default; the others are placed among them",
+    )
+    cell_map.add_argument("--seed", type=at_least(0), default=0, help="seed of the sample and of UMAP, 0 by default")
+    cell_map.add_argument("--overwrite", action="store_true", help="make it again if it exists")
+    _add_storage(cell_map)
 
 
 def _export(commands: "_Commands") -> None:

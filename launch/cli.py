@@ -364,6 +364,13 @@ def _query(options: argparse.Namespace) -> int:
     return OK
 
 
+def _map(options: argparse.Namespace) -> int:
+    from dist_scvi.launch.cell_map import make_map
+
+    print_text(make_map(options))
+    return OK
+
+
 def _export(options: argparse.Namespace) -> int:
     from dist_scvi.launch.export import export
 
@@ -382,6 +389,7 @@ COMMANDS = {
     "status": _status,
     "minify": _minify,
     "query": _query,
+    "map": _map,
     "export": _export,
     "serve": serve,
     "launch": launch,

@@ -12,6 +12,8 @@ import matplotlib.image
 import numpy as np
 import pytest
 
+from tests.launch.serve.conftest import TOKEN, new_cells
+
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
@@ -180,6 +182,7 @@ def test_a_click_shows_a_cell_and_its_neighbours(open_page: Open, shoot: Callabl
     page.wait_for_selector(".cell-name")
     assert re.fullmatch(r"cell\d+", page.locator(".cell-name").inner_text())
     assert page.locator(".facts dt").first.inner_text() == "batch"
+    page.wait_for_selector("section[aria-label=Labels] .bars li:nth-child(3)")
     page.wait_for_selector("section[aria-label=Neighbours] table")
     assert page.locator("section[aria-label=Neighbours] tbody tr").count() == 15
     assert page.locator(".overlay circle").count() >= 15
@@ -187,6 +190,25 @@ def test_a_click_shows_a_cell_and_its_neighbours(open_page: Open, shoot: Callabl
     name = page.locator(".cell-name").inner_text()
     page.locator("section[aria-label=Neighbours] td button").first.click()
     page.wait_for_function("name => document.querySelector('.cell-name').innerText !== name", arg=name)
+
+
+def test_new_cells_are_annotated_and_shown_on_the_map(open_page: Open, tmp_path: Path, problems: list[str]) -> None:
+    new_cells(12, seed=3).write_h5ad(tmp_path / "new.h5ad")
+    page = legend(open_page("#tab=annotate"))
+    page.set_input_files("input[type=file]", tmp_path / "new.h5ad")
+    page.wait_for_selector(".panel table")
+    assert "12 cells of new.h5ad annotated; the dark points on the map" in page.locator(".summary").inner_text()
+    places = page.locator(".overlay > path").last.get_attribute("d")
+    assert places is not None
+    assert places.count("M") == 12
+    rows = list(csv.DictReader(io.StringIO(download(page, page.get_by_role("button", name="CSV").click).decode())))
+    assert {row["label"] for row in rows} <= {"B", "NK", "T"}
+    assert all(0 < float(row["probability"]) <= 1 and "prediction_set" in row for row in rows)
+    (tmp_path / "wrong.h5ad").write_bytes(b"no h5ad")
+    page.set_input_files("input[type=file]", tmp_path / "wrong.h5ad")
+    page.wait_for_selector(".answers .problem")
+    assert all("422" in line for line in problems)
+    problems.clear()
 
 
 def test_the_abundance_of_a_selection_is_shown_by_sample(open_page: Open) -> None:
@@ -305,8 +327,6 @@ def test_a_failure_is_told_and_tried_again(open_page: Open, problems: list[str])
 def test_a_service_with_tokens_asks_for_one(
     open_page: Open, problems: list[str], guarded: Any, mapped_path: Path
 ) -> None:
-    from tests.launch.serve.conftest import TOKEN
-
     page = open_page(at=str(guarded.base_url).rstrip("/"))
     for token in ("a-wrong-token-0123456789", TOKEN):
         page.get_by_label("Token").fill(token)
