@@ -15,7 +15,7 @@ from dist_scvi.atlas.cell_map.color_values import MISSING, ColorValues
 from dist_scvi.atlas.cell_map.palettes import CATEGORIES, MISSING_COLOR, PLAIN_COLOR, SEQUENTIAL, UNCERTAINTY
 from dist_scvi.atlas.cell_map.view import View, bins_of
 
-_FAINT, _DENSE = 0.6, 12.0
+_FAINT, _DENSE = 0.85, 12.0
 """Opacity of a single cell, and the number of cells of a bin that is opaque."""
 
 

@@ -163,7 +163,7 @@ def test_genes_are_shown_by_group_as_dots(open_page: Open, shoot: Callable[["Pag
     page.wait_for_selector(".chips li:nth-child(5)")
     page.wait_for_selector(".chart.natural circle")
     page.get_by_role("combobox", name=re.compile("^Groups")).select_option("donor")
-    page.wait_for_selector(".chart.natural :text('d3')")
+    page.wait_for_selector(".chart.natural text:has-text('d3')")
     shoot(page)
     page.wait_for_selector(".stale", state="detached")
     rows = list(csv.DictReader(io.StringIO(download(page, page.get_by_role("button", name="CSV").click).decode())))
