@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dist_scvi.launch.annotate import add_annotate
 from dist_scvi.launch.argument_types import at_least, pair, size_bytes, span
 from dist_scvi.launch.clusters.command import add_launch
 from dist_scvi.launch.exit_codes import MEANINGS
@@ -50,6 +51,7 @@ def parse(
         _query,
         _map,
         _export,
+        add_annotate,
         add_serve,
     ):
         add(subparsers)
@@ -265,6 +267,7 @@ def _query(commands: "_Commands") -> None:
     query.add_argument("--seed", type=at_least(0), help="seed of the draws, 0 by default")
     _add_group_options(query)
     _add_sample_options(query)
+    _add_cell_options(query)
     query.add_argument("--explain", action="store_true", help="print cells, bytes, seconds and engine, and stop")
     query.add_argument("--out", type=Path, metavar="FILE", help="write .csv, .json or .parquet here")
     query.add_argument("--overwrite", action="store_true", help="replace a file that exists")
@@ -283,7 +286,9 @@ def _add_group_options(query: argparse.ArgumentParser) -> None:
     query.add_argument("--fdr", type=float, help="false discovery rate of the genes flagged, 0.05 by default")
     query.add_argument("--batch-correction", action="store_true", help="decode the cells with all batches")
     query.add_argument("--replicate", metavar="COLUMN", help="independent samples, such as donors: adds their test")
-    query.add_argument("--engine", choices=["auto", "leaves", "sketch", "pairs", "exact"], help="how to compute")
+    query.add_argument(
+        "--engine", choices=["auto", "leaves", "sketch", "pairs", "index", "exact"], help="how to compute"
+    )
     query.add_argument("--n-genes", type=at_least(1), metavar="N", help="genes of each group, 100 by default")
 
 
@@ -297,6 +302,20 @@ def _add_sample_options(query: argparse.ArgumentParser) -> None:
     )
     query.add_argument("--to", metavar="NAME", help="counterfactual: as of this category")
     query.add_argument("--key", metavar="COLUMN", help="counterfactual: covariate of the model; its batch by default")
+
+
+def _add_cell_options(query: argparse.ArgumentParser) -> None:
+    """Add the options of queries about single cells."""
+    query.add_argument(
+        "--query", metavar="FILTER|STORE", help="neighbors: cells of the atlas, or a store of new counts"
+    )
+    query.add_argument("--k", type=at_least(1), metavar="N", help="neighbors of each cell, 15 by default")
+    query.add_argument("--metric", choices=["euclidean", "posterior"], help="neighbors: euclidean by default")
+    query.add_argument("--layer", help="neighbors: layer of new counts, or raw/X")
+    query.add_argument(
+        "--min-overlap", type=float, metavar="SHARE", help="neighbors: least share of genes of new counts"
+    )
+    query.add_argument("--n", type=at_least(1), metavar="N", help="sample: cells to draw")
 
 
 def _add_sources(parser: argparse.ArgumentParser) -> None:

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dist_scvi.launch.annotate import annotate
 from dist_scvi.launch.arguments import parse
 from dist_scvi.launch.clusters.command import launch
 from dist_scvi.launch.exit_codes import AGAIN, MISTAKE, OK, exit_code
@@ -390,6 +391,7 @@ COMMANDS = {
     "minify": _minify,
     "query": _query,
     "map": _map,
+    "annotate": annotate,
     "export": _export,
     "serve": serve,
     "launch": launch,

@@ -20,19 +20,23 @@ if TYPE_CHECKING:
 LATENT, LABELS, EXPRESSION = "latent", "labels", "expression"
 GROUPS, DE, MARKERS = "group-expression", "differential-expression", "markers"
 ABUNDANCE, COUNTERFACTUAL = "abundance", "counterfactual"
-QUERIES = (LATENT, LABELS, EXPRESSION, GROUPS, DE, MARKERS, ABUNDANCE, COUNTERFACTUAL)
+NEIGHBORS, PREDICT, SAMPLE = "neighbors", "predict", "sample"
+QUERIES = (
+    *(LATENT, LABELS, PREDICT, EXPRESSION, NEIGHBORS, SAMPLE),
+    *(GROUPS, DE, MARKERS, ABUNDANCE, COUNTERFACTUAL),
+)
 ENDINGS = (".csv", ".json", ".parquet")
 _FOR = {
-    "genes": (EXPRESSION, GROUPS, COUNTERFACTUAL),
-    "skip_missing": (EXPRESSION, GROUPS, COUNTERFACTUAL),
+    "genes": (EXPRESSION, GROUPS, COUNTERFACTUAL, SAMPLE),
+    "skip_missing": (EXPRESSION, GROUPS, COUNTERFACTUAL, SAMPLE),
     "by": (EXPRESSION, GROUPS, MARKERS, ABUNDANCE, COUNTERFACTUAL),
-    "cells": (LATENT, LABELS, EXPRESSION),
-    "soft": (LABELS,),
+    "cells": (LATENT, LABELS, PREDICT, EXPRESSION, NEIGHBORS),
+    "soft": (LABELS, PREDICT),
     "transform_batch": (EXPRESSION,),
-    "library_size": (EXPRESSION, GROUPS),
+    "library_size": (EXPRESSION, GROUPS, SAMPLE),
     "n_samples": (EXPRESSION, DE, MARKERS),
-    "seed": (EXPRESSION, DE, MARKERS),
-    "batch": (GROUPS,),
+    "seed": (EXPRESSION, DE, MARKERS, NEIGHBORS, SAMPLE),
+    "batch": (GROUPS, SAMPLE),
     "threshold": (GROUPS,),
     "group1": (DE,),
     "group2": (DE,),
@@ -41,7 +45,7 @@ _FOR = {
     "fdr": (DE, MARKERS),
     "batch_correction": (DE, MARKERS),
     "replicate": (DE,),
-    "engine": (GROUPS, DE, MARKERS),
+    "engine": (GROUPS, DE, MARKERS, NEIGHBORS),
     "n_genes": (MARKERS,),
     "groups": (ABUNDANCE,),
     "contrast": (ABUNDANCE,),
@@ -49,7 +53,13 @@ _FOR = {
     "from_": (COUNTERFACTUAL,),
     "to": (COUNTERFACTUAL,),
     "key": (COUNTERFACTUAL,),
-    "explain": (GROUPS, DE, MARKERS, COUNTERFACTUAL),
+    "query": (NEIGHBORS,),
+    "k": (NEIGHBORS,),
+    "metric": (NEIGHBORS,),
+    "layer": (NEIGHBORS,),
+    "min_overlap": (NEIGHBORS,),
+    "n": (SAMPLE,),
+    "explain": (GROUPS, DE, MARKERS, COUNTERFACTUAL, NEIGHBORS, SAMPLE, LATENT, LABELS, PREDICT),
 }
 """The queries that accept an option; the others refuse it."""
 _NOT_OF_ATLAS = ("explain", "cells", "skip_missing")
@@ -62,6 +72,8 @@ _NEEDS = {
     MARKERS: ("by",),
     ABUNDANCE: ("by",),
     COUNTERFACTUAL: ("from_", "to", "genes"),
+    NEIGHBORS: (),
+    SAMPLE: ("n",),
 }
 _METHODS = {GROUPS: "expression", DE: "differential_expression"}
 """Methods of an atlas whose names are not those of the queries."""
@@ -82,6 +94,19 @@ def check_options(options: argparse.Namespace) -> None:
     for key in _NEEDS.get(options.what, ()):
         if not getattr(options, key):
             raise ValueError(f"'query {options.what}' needs {_flag(key)}")
+    if options.what == NEIGHBORS and bool(options.query) == bool(options.cells):
+        raise ValueError("'query neighbors' needs --query FILTER|STORE, or --cells NAME,NAME")
+    check_output(options)
+
+
+def check_output(options: argparse.Namespace) -> None:
+    """Refuse a file that cannot be written.
+
+    Raises
+    ------
+    ValueError
+        If it has another ending, or exists.
+    """
     if options.out and options.out.suffix not in ENDINGS:
         raise ValueError(f"--out {options.out} ends with {options.out.suffix!r}: {', '.join(ENDINGS)} can be written")
     if options.out and options.out.exists() and not options.overwrite:
@@ -133,6 +158,8 @@ def _arguments(atlas: "Atlas", options: argparse.Namespace, cells: "CellSet | No
     found = {key: getattr(options, key) for key in keys if getattr(options, key) not in (None, False)}
     if "genes" in found:
         found["genes"] = _genes(atlas, options)
+    if options.cells and options.what == NEIGHBORS:
+        found["query"] = _named_rows(atlas, options)
     for key in found.keys() & {"by", "groups"}:
         found[key] = split_names(found[key], atlas.obs.columns())
     if "contrast" in found:
@@ -140,7 +167,7 @@ def _arguments(atlas: "Atlas", options: argparse.Namespace, cells: "CellSet | No
     return {**found, "where": cells}
 
 
-def _table(atlas: "Atlas", options: argparse.Namespace, cells: "CellSet | None") -> "Answer":
+def _table(atlas: "Atlas", options: argparse.Namespace, cells: "CellSet | None") -> "Answer | str":
     """Answer the queries whose tables have a row for each cell or group."""
     import numpy as np
     import pandas as pd
@@ -149,14 +176,17 @@ def _table(atlas: "Atlas", options: argparse.Namespace, cells: "CellSet | None")
 
     rows = None if cells is None else cells.rows(atlas)
     if options.cells:
-        with_comma = any("," in text for text in options.cells)
-        rows = atlas.rows_named(split_names(options.cells, set(atlas.obs_names()) if with_comma else ()))
+        rows = _named_rows(atlas, options)
+    if options.explain:
+        return str(atlas.explain("latent" if options.what == LATENT else "predict", indices=rows))
     if options.what == EXPRESSION:
         table = _expression(atlas, options, rows)
     elif options.what == LABELS:
         predicted = atlas.predict(rows, soft=options.soft)
         table = predicted if isinstance(predicted, pd.DataFrame) else pd.DataFrame({"label": predicted})
         table.index = pd.Index(atlas.obs_names(rows))
+    elif options.what == PREDICT:
+        table = _predicted(atlas, options, rows)
     else:
         latent_nk = np.asarray(atlas.get_latent_representation(rows))
         columns = [f"latent_{k}" for k in range(latent_nk.shape[1])]
@@ -176,6 +206,25 @@ def _genes(atlas: "Atlas", options: argparse.Namespace) -> list[str]:
     if not known:
         raise ValueError(f"the atlas has none of the {len(genes)} genes of --genes")
     return [atlas.var_names[index] for index in atlas.gene_index(known)]
+
+
+def _predicted(atlas: "Atlas", options: argparse.Namespace, rows: Any) -> "pd.DataFrame":
+    """Return the best label and the second best of each cell with their probabilities, or those of all labels."""
+    import numpy as np
+
+    from dist_scvi.atlas.annotation.annotate import top_labels
+
+    soft: Any = atlas.predict(rows, soft=True)
+    if options.soft:
+        table: pd.DataFrame = soft
+        return table
+    log_nl = np.log(np.maximum(soft.to_numpy(np.float64), np.finfo(np.float64).tiny))
+    return top_labels(log_nl, tuple(soft.columns)).set_axis(soft.index)
+
+
+def _named_rows(atlas: "Atlas", options: argparse.Namespace) -> Any:
+    with_comma = any("," in text for text in options.cells)
+    return atlas.rows_named(split_names(options.cells, set(atlas.obs_names()) if with_comma else ()))
 
 
 def _expression(atlas: "Atlas", options: argparse.Namespace, rows: Any) -> "pd.DataFrame":

@@ -58,6 +58,27 @@ def test_genes_that_the_atlas_lacks_are_refused_or_left_out_on_request(atlas: Pa
         ask(atlas, "expression", "--genes", "x", "--skip-missing")
 
 
+def test_neighbours_labels_and_drawn_counts_are_queries(atlas: Path) -> None:
+    opened = open_atlas(atlas)
+    names = list(opened.obs_names([7, 3]))
+    of_names = ask(atlas, "neighbors", "--cells", ",".join(names), "--k", "4")
+    pd.testing.assert_frame_equal(of_names, opened.neighbors(names, 4).table)
+    words = ["--query", "cell_type == 'type01'", "--metric", "posterior", "--where", "batch == 'batch01'"]
+    by_filter = ask(atlas, "neighbors", *words, "--k", "2")
+    expected = opened.neighbors("cell_type == 'type01'", 2, metric="posterior", where="batch == 'batch01'")
+    pd.testing.assert_frame_equal(by_filter, expected.table)
+    predicted = ask(atlas, "predict")
+    np.testing.assert_array_equal(predicted["label"], opened.predict())
+    np.testing.assert_allclose(predicted["probability"], opened.predict(soft=True).max(axis=1), rtol=1e-6)
+    drawn = ask(atlas, "sample", "--n", "9", "--genes", "gene0002", "--batch", "batch02", "--seed", "3")
+    pd.testing.assert_frame_equal(drawn, opened.sample(9, genes=["gene0002"], batch="batch02", seed=3).table)
+    for words in (["sample", "--n", "9"], ["predict"], ["latent"], ["neighbors", "--cells", names[0]]):
+        options = parse(["query", str(atlas), *words, "--explain"], {"query": lambda _: 0})
+        assert words[0] in query(options)
+    with pytest.raises(ValueError, match=r"needs --query FILTER\|STORE, or --cells"):
+        ask(atlas, "neighbors")
+
+
 def test_cells_are_named_or_chosen_by_a_column(atlas: Path) -> None:
     names = list(open_atlas(atlas).obs_names([7, 3]))
     assert list(ask(atlas, "latent", "--cells", ",".join(names)).index) == names
@@ -75,7 +96,7 @@ def test_cells_are_named_or_chosen_by_a_column(atlas: Path) -> None:
             ["labels", "--by", "batch"],
             r"^--by does not belong to 'query labels', but to .*, counterfactual$",
         ),
-        (["expression", "--soft"], r"^--soft does not belong to 'query expression', but to labels$"),
+        (["expression", "--soft"], r"^--soft does not belong to 'query expression', but to labels, predict$"),
         (["labels", "--seed", "3"], r"^--seed does not belong"),
     ],
 )
