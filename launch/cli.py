@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING
 
 from dist_scvi.launch.annotate import annotate
 from dist_scvi.launch.arguments import parse
+from dist_scvi.launch.cell_map import make_map
 from dist_scvi.launch.clusters.command import launch
 from dist_scvi.launch.exit_codes import AGAIN, MISTAKE, OK, exit_code
+from dist_scvi.launch.export import export
 from dist_scvi.launch.process_environment import prepare_environment
 from dist_scvi.launch.serve.command import serve
 from dist_scvi.launch.standard_streams import open_closed_streams, print_text
@@ -366,15 +368,11 @@ def _query(options: argparse.Namespace) -> int:
 
 
 def _map(options: argparse.Namespace) -> int:
-    from dist_scvi.launch.cell_map import make_map
-
     print_text(make_map(options))
     return OK
 
 
 def _export(options: argparse.Namespace) -> int:
-    from dist_scvi.launch.export import export
-
     print_text(export(options))
     return OK
 
