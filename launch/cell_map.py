@@ -3,9 +3,12 @@
 import argparse
 import shlex
 
+from dist_scvi.launch.exit_codes import OK
+from dist_scvi.launch.standard_streams import print_text
 
-def make_map(options: argparse.Namespace) -> str:
-    """Make the map, or find it there, and return a line about it.
+
+def make_map(options: argparse.Namespace) -> int:
+    """Make the map, or find it there, and print a line about it.
 
     Raises
     ------
@@ -26,11 +29,13 @@ def make_map(options: argparse.Namespace) -> str:
         except (FileNotFoundError, ValueError):  # none, or one that would be refused
             pass
         else:
-            return f"{folder} is the map of this atlas already: --overwrite makes it again"
+            print_text(f"{folder} is the map of this atlas already: --overwrite makes it again")
+            return OK
     asked = MapOptions(n_landmarks=options.landmarks, seed=options.seed)
     found = write_map(atlas, options.out, asked, on_progress=ProgressReporter("placed"))
     landmarks = found.record.options["n_landmarks"]
-    return (
+    print_text(
         f"map of {found.n_cells:,} cells in {folder}, by UMAP of {landmarks:,}; next: "
         f"dist-scvi serve {shlex.quote(atlas.uri)}"
     )
+    return OK

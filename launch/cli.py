@@ -12,12 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dist_scvi.launch.annotate import annotate
+from dist_scvi.launch.annotate.command import annotate
 from dist_scvi.launch.arguments import parse
 from dist_scvi.launch.cell_map import make_map
 from dist_scvi.launch.clusters.command import launch
 from dist_scvi.launch.exit_codes import AGAIN, MISTAKE, OK, exit_code
-from dist_scvi.launch.export import export
 from dist_scvi.launch.process_environment import prepare_environment
 from dist_scvi.launch.serve.command import serve
 from dist_scvi.launch.standard_streams import open_closed_streams, print_text
@@ -367,12 +366,9 @@ def _query(options: argparse.Namespace) -> int:
     return OK
 
 
-def _map(options: argparse.Namespace) -> int:
-    print_text(make_map(options))
-    return OK
-
-
 def _export(options: argparse.Namespace) -> int:
+    from dist_scvi.launch.export import export
+
     print_text(export(options))
     return OK
 
@@ -388,7 +384,7 @@ COMMANDS = {
     "status": _status,
     "minify": _minify,
     "query": _query,
-    "map": _map,
+    "map": make_map,
     "annotate": annotate,
     "export": _export,
     "serve": serve,

@@ -1,0 +1,1 @@
+"""`dist-scvi annotate`: labels of new cells."""
