@@ -185,7 +185,7 @@ def test_where_and_explain_tell_cells_before_a_question(client: httpx.Client, at
         ("markers", {"by": "label", "n_genes": None, "delta": -1}, 422, "delta"),
         ("differential-expression", {"group1": "label == 'B'", "engine": "exact"}, 422, "at most 20,000"),
         ("differential-expression", {"group1": [0, 5000]}, 422, ""),
-        ("nothing", {}, 404, ""),
+        ("nothing", {}, 405, ""),
     ],
 )
 def test_a_question_that_cannot_be_answered_is_refused_in_one_line(
