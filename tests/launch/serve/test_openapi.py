@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dist_scvi.launch.serve.questions.kinds import QUESTIONS
 
-LEAN = settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
+LEAN = settings(max_examples=5, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
 
 
 def test_every_question_has_an_address_an_example_and_every_type(client: httpx.Client) -> None:
