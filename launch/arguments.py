@@ -12,6 +12,7 @@ from dist_scvi.launch.argument_types import at_least, pair, size_bytes, span
 from dist_scvi.launch.clusters.command import add_launch
 from dist_scvi.launch.exit_codes import MEANINGS
 from dist_scvi.launch.query import QUERIES
+from dist_scvi.launch.report import add_report
 from dist_scvi.launch.serve.command import add_serve
 from dist_scvi.launch.serve.rayservice import add_rayservice
 
@@ -52,6 +53,7 @@ def parse(
         _map,
         _export,
         add_annotate,
+        _report,
         add_serve,
     ):
         add(subparsers)
@@ -239,6 +241,10 @@ def _export(commands: "_Commands") -> None:
     export.add_argument("--measurement", metavar="NAME", help="soma: measurement that receives them, RNA by default")
     export.add_argument("--obs-names-column", metavar="COLUMN", help="soma: column of obs with the names of cells")
     export.add_argument("--overwrite", action="store_true", help="replace what an earlier export wrote")
+
+
+def _report(commands: "_Commands") -> None:
+    _add_run(add_report(commands))
 
 
 def _query(commands: "_Commands") -> None:

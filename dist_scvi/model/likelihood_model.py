@@ -4,6 +4,7 @@ Shape letters in this file
     n   cells
 """
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -23,6 +24,8 @@ from dist_scvi.inference.zarr_output import check_count, chunk_cells_of
 from dist_scvi.loaders.data import check_counts
 from dist_scvi.model.cell_source import CellSource
 from dist_scvi.model.latent_model import LatentModel
+from dist_scvi.report.subject import subject_of_model
+from dist_scvi.report.write_report import WrittenReport, write_report
 
 
 class LikelihoodModel(LatentModel):
@@ -241,6 +244,45 @@ class LikelihoodModel(LatentModel):
         )
         selection = self.select(adata, indices)
         return self._for_each(selection, "marginal_ll", compute, batch_size, out, return_mean=return_mean)
+
+    def report(
+        self,
+        out: str | Path = "report.html",
+        *,
+        columns: Sequence[str] = (),
+        fast: bool = False,
+        multiqc: bool = False,
+        seed: int = 0,
+    ) -> WrittenReport:
+        """Write a page that says how good the model is: losses, map, integration, labels, checks, and a verdict.
+
+        Parameters
+        ----------
+        out
+            HTML file to write; ``NAME.json`` and the folder ``NAME_figures`` are written alongside it.
+        columns
+            obs columns that colour the map.
+        fast
+            Use smaller samples, and leave out what takes longest.
+        multiqc
+            Write ``NAME_mqc.json`` for MultiQC too.
+        seed
+            Seed of the samples and of the map.
+
+        Returns
+        -------
+        WrittenReport
+            The paths, and the verdict.
+
+        Raises
+        ------
+        ValueError
+            If a column does not exist, or the packages of ``pip install 'dist-scvi[report]'`` are not installed.
+        """
+        config = {"data": {"uri": self.data.store.uri}, "model": self.spec.model.model_dump(mode="json")}
+        target = Path(out).expanduser().resolve()
+        subject = subject_of_model(self, config)
+        return write_report(subject, target, columns=columns, fast=fast, multiqc=multiqc, seed=seed)
 
     def _check_latent_terms(self, include_latent_terms: bool) -> None:  # noqa: FBT001
         if include_latent_terms and self.model_name != "SCANVI":

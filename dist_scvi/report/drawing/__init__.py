@@ -1,0 +1,1 @@
+"""Figures of the report; the only place of this package that names matplotlib."""

@@ -1,0 +1,1 @@
+"""Scores of a latent space: how well batches are mixed and labels kept apart, under the names of scib-metrics."""
