@@ -93,11 +93,11 @@ def _accepted(graph: Any, batch_n: NDArray[np.integer], width: int, alpha: float
 
 def _connectivities(neighbours: Neighbours) -> Any:
     """Return the weights that UMAP gives to edges, as scanpy does, as a symmetric sparse matrix."""
-    from umap.umap_ import fuzzy_simplicial_set
-
     n, j = neighbours.index_nj.shape
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # numba and umap warn of their own calls
+        warnings.simplefilter("ignore")  # umap-learn warns of its own import and calls
+        from umap.umap_ import fuzzy_simplicial_set
+
         graph = fuzzy_simplicial_set(
             sparse.coo_matrix(([], ([], [])), shape=(n, 1)),
             n_neighbors=j,
