@@ -12,7 +12,7 @@ from dist_scvi.launch.argument_types import at_least, pair, size_bytes, span
 from dist_scvi.launch.clusters.command import add_launch
 from dist_scvi.launch.exit_codes import MEANINGS
 from dist_scvi.launch.query import QUERIES
-from dist_scvi.launch.report import add_report
+from dist_scvi.launch.report.command import add_report
 from dist_scvi.launch.serve.command import add_serve
 from dist_scvi.launch.serve.rayservice import add_rayservice
 

@@ -8,6 +8,7 @@ Shape letters in this file
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +44,7 @@ def count_moments(chunks: Iterable[ObservedChunk]) -> CountMoments:
     draws, of which those without any count are left out; observed cells and genes without counts have 0. Its
     ``zero_fraction`` is the share of counts that are not 0; here it is that of zeros.
     """
-    by_cell: list[tuple[Array, ...]] = []
+    by_cell: list[tuple[NDArray[Any], ...]] = []
     n, genes = 0, None
     for chunk in chunks:
         stacked_ngs = np.concatenate([chunk.observed_ng[..., None], chunk.drawn_ngs], axis=2, dtype=np.float64)
@@ -58,9 +59,9 @@ def count_moments(chunks: Iterable[ObservedChunk]) -> CountMoments:
         by_cell.append((chunk.row_n, *_split(cv_ns), *_split(zero_ns), library_ns[:, 0], library_ns[:, 1:]))
     if genes is None:
         raise ValueError("no cell was chosen: at least one is needed")
-    row_n, *cells = (np.concatenate(part) for part in zip(*by_cell, strict=True))
+    cells: list[NDArray[Any]] = [np.concatenate(part) for part in zip(*by_cell, strict=True)]
     cv_gs = _variation(genes[0] / n, genes[1] / n)
-    return CountMoments(row_n, *cells, *_split(cv_gs), *_split(genes[2] / n))
+    return CountMoments(*cells, *_split(cv_gs), *_split(genes[2] / n))
 
 
 def _variation(mean: Array, square: Array) -> Array:

@@ -62,7 +62,8 @@ class Baseline:
         """Return the negative log-likelihood of each cell, shape (n,)."""
         mean_ng = self.share_bg[batch_n] * counts_ng.sum(axis=1, keepdims=True)
         if self.normal:
-            return 0.5 * ((counts_ng - mean_ng) ** 2 / self.theta_g + np.log(2 * np.pi * self.theta_g)).sum(axis=1)
+            terms_ng = 0.5 * ((counts_ng - mean_ng) ** 2 / self.theta_g + np.log(2 * np.pi * self.theta_g))
+            return np.asarray(terms_ng.sum(axis=1))
         total_ng = np.log(mean_ng + self.theta_g)
         loss_ng = self.theta_g * (total_ng - np.log(self.theta_g))
         # All other terms are 0 where the count is.
@@ -70,7 +71,7 @@ class Baseline:
         count_e, mean_e, theta_e = counts_ng[at], mean_ng[at], self.theta_g[at[1]]
         loss_ng[at] += count_e * (total_ng[at] - np.log(mean_e))
         loss_ng[at] += gammaln(theta_e) + gammaln(count_e + 1) - gammaln(count_e + theta_e)
-        return loss_ng.sum(axis=1)
+        return np.asarray(loss_ng.sum(axis=1))
 
 
 def fit_baseline(module: VAE, data: CellData, row_n: NDArray[np.int64], n_batches: int) -> Baseline:

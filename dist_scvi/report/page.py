@@ -141,9 +141,11 @@ def _score_tables(found: Measurements) -> list[Table]:
         tables.append(Table("Scores", rows, ("score", "value", "95 % interval")))
     if found.leaks:
         worst = sorted(found.leaks, key=lambda one: -one.leak)[:_ROWS]
-        rows = [(one.label, f"{one.n_cells:,}", f"{one.linear:.2f}", f"{one.local:.2f}") for one in worst]
+        leaks = [(one.label, f"{one.n_cells:,}", f"{one.linear:.2f}", f"{one.local:.2f}") for one in worst]
         caption = "0: no better than chance; 1: certain. Linear: a logistic regression; local: the nearest cells."
-        tables.append(Table("Batch told from the latent space", rows, ("label", "cells", "linear", "local"), caption))
+        tables.append(
+            Table("Batch predicted from the latent space", leaks, ("label", "cells", "linear", "local"), caption)
+        )
     return tables
 
 

@@ -36,7 +36,9 @@ def plain_results(subject: Subject, found: Measurements, verdict: Verdict, sizes
             "is_everything": found.sample.is_everything,
             "neighbours": "all cells of the atlas" if subject.atlas is not None else "the sampled cells",
         },
-        "training": {name: float(table.iloc[-1, 0]) for name, table in subject.history.items() if len(table)},
+        "training": {
+            name: float(table.iloc[:, 0].to_numpy()[-1]) for name, table in subject.history.items() if len(table)
+        },
         "held_out": {**_loss_of(found.held_out), "split": found.held_out_split},
         "training_cells": _loss_of(found.trained_on),
         "latent": {

@@ -107,7 +107,7 @@ def _footer(sizes: SampleSizes, seed: int) -> str:
     profile = "the fast profile" if sizes.fast else "the full profile"
     return (
         f"Made by dist_scvi {version('dist_scvi')} on {datetime.now(UTC):%Y-%m-%d} with {profile}: at most "
-        f"{sizes.cells:,} cells for scores and {sizes.mapped:,} of them for maps, {sizes.held_out:,} held-out and as many "
-        f"training cells for losses, {sizes.counted:,} cells with {sizes.draws} draws for counts; seed {seed}. All "
-        "numbers are in the JSON file alongside this page."
+        f"{sizes.cells:,} cells for scores and {sizes.mapped:,} of them for maps, {sizes.held_out:,} held-out and as "
+        f"many training cells for losses, {sizes.counted:,} cells with {sizes.draws} draws for counts; seed {seed}. "
+        "All numbers are in the JSON file alongside this page."
     )

@@ -114,7 +114,13 @@ def _map(ax: "Axes", xy_m2: NDArray[np.float32], column: ColoredColumn) -> None:
     if column.categories is None:
         order = np.argsort(column.values_m)
         dots = ax.scatter(
-            *xy_m2[order].T, c=column.values_m[order], s=size, cmap="viridis", linewidths=0, rasterized=True
+            xy_m2[order, 0],
+            xy_m2[order, 1],
+            c=column.values_m[order],
+            s=size,
+            cmap="viridis",
+            linewidths=0,
+            rasterized=True,
         )
         ax.figure.colorbar(dots, ax=ax, shrink=0.6)
         return
@@ -126,7 +132,7 @@ def _map(ax: "Axes", xy_m2: NDArray[np.float32], column: ColoredColumn) -> None:
         color_of[code] = color
     # Drawn in a random order: with one category after another the last would hide the others.
     order = np.random.default_rng(0).permutation(len(codes))
-    ax.scatter(*xy_m2[order].T, c=color_of[codes[order]], s=size, linewidths=0, rasterized=True)
+    ax.scatter(xy_m2[order, 0], xy_m2[order, 1], c=color_of[codes[order]], s=size, linewidths=0, rasterized=True)
     named = present[:_LEGEND]
     for code in named:
         ax.scatter([], [], color=color_of[code], s=24, label=_short(column.categories[code]))

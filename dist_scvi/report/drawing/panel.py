@@ -3,7 +3,7 @@
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,7 +65,7 @@ def draw_panel(
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ValueError(f"a report needs matplotlib: pip install 'dist-scvi[report]' ({error})") from error
-    with rc_context(_STYLE):
+    with rc_context(cast("Any", _STYLE)):
         figure = Figure(figsize=size, layout="constrained")
         draw(figure.add_subplot())
         svg, png = io.BytesIO(), io.BytesIO()

@@ -88,7 +88,7 @@ def _accepted(graph: Any, batch_n: NDArray[np.integer], width: int, alpha: float
     j = found.index_nj.shape[1]
     count_nb = np.stack([(code_n[found.index_nj] == batch).sum(axis=1) for batch in range(len(share_b))], axis=1)
     statistic_n = ((count_nb - j * share_b) ** 2 / (j * share_b)).sum(axis=1)
-    return (chi2.sf(statistic_n, len(share_b) - 1) >= alpha).astype(float)
+    return np.asarray(chi2.sf(statistic_n, len(share_b) - 1) >= alpha, dtype=np.float64)
 
 
 def _connectivities(neighbours: Neighbours) -> Any:
@@ -99,7 +99,7 @@ def _connectivities(neighbours: Neighbours) -> Any:
         from umap.umap_ import fuzzy_simplicial_set
 
         graph = fuzzy_simplicial_set(
-            sparse.coo_matrix(([], ([], [])), shape=(n, 1)),
+            sparse.coo_matrix((n, 1)),
             n_neighbors=j,
             random_state=None,
             metric=None,
@@ -125,4 +125,4 @@ def _diffusion_map(graph: Any) -> NDArray[np.float64]:
     # float64 it is 1 up to rounding, and its scale 1 / (1 - value) would drown all others.
     value_k = value_k[::-1].astype(np.float32)
     scaled_k = np.where(value_k == 1, value_k, value_k / np.where(value_k == 1, 1, 1 - value_k))
-    return vector_nk[:, ::-1] * scaled_k
+    return np.asarray(vector_nk[:, ::-1] * scaled_k, dtype=np.float64)

@@ -1,0 +1,1 @@
+"""`dist-scvi report`: a page about a finished run."""
