@@ -18,9 +18,9 @@ while [ $# -gt 0 ]; do
     *) store=$(cd "$here" && realpath "$1") && shift ;;
     esac
 done
-extras=""
-if [ -e "$store/__tiledb_group.tdb" ] || [ -d "$store/__group" ]; then extras=soma; fi # a TileDB-SOMA experiment
-if [ -n "$serve" ]; then extras=${extras:+$extras,}serve; fi
+extras=report
+if [ -e "$store/__tiledb_group.tdb" ] || [ -d "$store/__group" ]; then extras=$extras,soma; fi # a TileDB-SOMA experiment
+if [ -n "$serve" ]; then extras=$extras,serve; fi
 
 # shellcheck source=launch/setup.sh
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
@@ -89,12 +89,14 @@ memory = max(row.get("memory_mib", 0) for row in rows)
 print(f"held-out elbo {held_out[0]:.1f} after the first epoch, {held_out[-1]:.1f} after the last (lower is better)")
 print(f"{speed:.0f} cells/s over all workers, at most {memory:.0f} MiB in each")
 PY
+dist-scvi report "$out/run" --fast
 cat <<END
 
   cells     $store
   packed    $out/packed.zarr   opens with anndata.read_zarr
   run       $out/run           config.yaml, metrics.jsonl, checkpoints/, model/
   atlas     $out/run/atlas     cells.zarr opens with anndata.read_zarr
+  report    $out/run/report.html
 
 Try next:
   export PATH=$VIRTUAL_ENV/bin:\$PATH
