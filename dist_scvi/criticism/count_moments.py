@@ -61,7 +61,9 @@ def count_moments(chunks: Iterable[ObservedChunk]) -> CountMoments:
         raise ValueError("no cell was chosen: at least one is needed")
     cells: list[NDArray[Any]] = [np.concatenate(part) for part in zip(*by_cell, strict=True)]
     cv_gs = _variation(genes[0] / n, genes[1] / n)
-    return CountMoments(*cells, *_split(cv_gs), *_split(genes[2] / n))
+    row_n, cv_n, cv_drawn_n, zero_n, zero_drawn_n, library_n, library_drawn_ns = cells
+    by_gene = (*_split(cv_gs), *_split(genes[2] / n))
+    return CountMoments(row_n, cv_n, cv_drawn_n, zero_n, zero_drawn_n, library_n, library_drawn_ns, *by_gene)
 
 
 def _variation(mean: Array, square: Array) -> Array:
