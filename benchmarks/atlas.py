@@ -1,31 +1,47 @@
-"""Time the queries of an atlas: expression, differential expression and markers.
+"""Time the queries of an atlas, and measure what its sketches and samples lose.
 
-The atlas is drawn, not trained: latent means around the centres of its leaves and a random decoder, held in memory, so
-that the engines are timed and not a disk. Times are of the second call.
+The atlas is drawn, not trained: latent means around the centres of its leaves and a random decoder. Queries of many
+genes read it from memory, so that the engines are timed and not a disk; opening, and memory by number of cells, are
+measured on atlases on disk of few genes, each in a process of its own. Times are of the second call.
 
-    python benchmarks/atlas.py --cells 1000000 --genes 8000 --leaves 200
+    python benchmarks/atlas.py --cells 1000000 --genes 8000 --leaves 200 --on-disk 100000 1000000
 """
 
 # ruff: noqa: D102 - the methods are those of AtlasReader
 import argparse
 import json
+import os
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
+from anndata import AnnData
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
+from dist_scvi.atlas.differential.all_pairs import SortedSample, compare_pairs
 from dist_scvi.atlas.differential.differential_expression import differential_expression
 from dist_scvi.atlas.differential.markers import markers
+from dist_scvi.atlas.differential.sides import decoded_side
+from dist_scvi.atlas.differential.sketch import _spread
 from dist_scvi.atlas.queries.group_expression import expression
 from dist_scvi.atlas.queries.reader import Rows
+from dist_scvi.atlas.writer.plan import Minified
+from dist_scvi.atlas.writer.write_atlas import AtlasOptions, write_atlas
 from dist_scvi.config.schema import ModelConfig
 from dist_scvi.inference.encode_decode import LatentCells
 from dist_scvi.loaders.arrays.obs_columns import Categorical, categorical_from_codes
+from dist_scvi.loaders.stores.memory_store import MemoryStore
+from dist_scvi.network.fit_data import open_for
 from dist_scvi.network.model_spec import ModelSpec
+from dist_scvi.world import World
 
 RESULT = Path(__file__).parent / "results" / "atlas.json"
 LEVELS = (np.arange(32) + 0.5) / 32
@@ -138,12 +154,90 @@ class DrawnAtlas:
         return (slice(at, min(at + size, self.n_cells)) for at in range(0, self.n_cells, size))
 
 
-def timed(query: Callable[[], object]) -> float:
-    """Return the seconds of the second call: the first compiles."""
-    query()
+ON_DISK = """
+import sys, time
+began = time.process_time(); from dist_scvi.atlas.atlas import open_atlas; imports = time.process_time() - began
+import torch; torch.set_num_threads(1)
+began = time.perf_counter(); atlas = open_atlas(sys.argv[1]); opened = time.perf_counter() - began
+genes = list(atlas.var_names[:10])
+atlas.expression(genes, "type", engine="exact")  # reads and verifies every file once
+began = time.perf_counter(); atlas.expression(genes, "type", engine="exact"); exact = time.perf_counter() - began
+# Not ru_maxrss, which a process inherits from the one that started it.
+status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+peak = int(status["VmHWM"].split()[0]) / 1024
+print(imports, opened, atlas.n_cells / exact, peak)
+"""
+
+
+def on_disk(folder: Path, n_cells: int, n_genes: int = 100) -> dict[str, float]:
+    """Write an atlas of drawn cells, and measure opening, decoding and memory in another process."""
+    drawn = DrawnAtlas(n_cells, n_genes, 50)
+    names = [f"cell{row}" for row in range(n_cells)]
+    kinds = pd.Categorical.from_codes(drawn.read_leaf(), [f"t{leaf:05d}" for leaf in range(50)])
+    counts = csr_array((n_cells, n_genes), dtype=np.float32)
+    store = MemoryStore(AnnData(counts, pd.DataFrame({"type": kinds}, names), pd.DataFrame(index=drawn.var_names)))
+    store.uri = "drawn"
+
+    def rows(ranges: list[tuple[int, int]]) -> Iterator[Minified]:
+        for start, stop in ranges:
+            cells = drawn.read_cells(slice(start, stop))
+            yield Minified(cells.qzm_nk, cells.qzv_nk, cells.library_n, cells.library_n)
+
     began = time.perf_counter()
+    write_atlas(
+        folder / str(n_cells), drawn.module, drawn.spec, open_for(store, drawn.spec), rows, has_counts=False,
+        identity={"of": "drawn"}, var=pd.DataFrame(index=drawn.var_names), options=AtlasOptions(leaf_columns=["type"]),
+        world=World(), lineage={},
+    )  # fmt: skip
+    wrote_s = time.perf_counter() - began
+    command = [sys.executable, "-c", ON_DISK, str(folder / str(n_cells))]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600).stdout.split()
+    names_of = ("import_cpu_s", "open_s", "exact_cells_per_s_1_thread", "peak_mib")
+    return {"cells": n_cells, "genes": n_genes, "write_s": wrote_s} | dict(zip(names_of, map(float, said), strict=True))
+
+
+def losses(atlas: "DrawnAtlas", n_pairs: int = 4) -> dict[str, float]:
+    """Mean errors of a probability against all pairs of all cells: of 32 quantiles, of even and of plain samples."""
+    errors: dict[str, list[float]] = {"sketch": [], "pairs": [], "plain sample of as many cells": []}
+    rng = np.random.default_rng(0)
+    for number in range(n_pairs):
+        rows = [np.flatnonzero(atlas.read_leaf() == leaf)[:4000] for leaf in (2 * number, 2 * number + 1)]
+        values = {"all": [], "sketch": [], "pairs": [], "plain sample of as many cells": []}
+        for place, row_m in enumerate(rows):
+            seeds, one = (number, place), (None,)
+            everything = decoded_side(atlas, row_m, one, None, seeds=seeds).parts[0]
+            quantile_gq = np.quantile(everything.log2_gp, LEVELS, axis=1, method="hazen").T.astype(np.float16)
+            points_gp = np.empty((len(quantile_gq), 128), dtype=np.float32)
+            _spread(quantile_gq.astype(np.float32), points_gp)
+            plain_m = rng.permutation(row_m)[:1000]
+            values["all"].append(everything)
+            values["sketch"].append(SortedSample(points_gp, 1.0))
+            values["pairs"].append(decoded_side(atlas, row_m, one, 1000, seeds=seeds).parts[0])
+            values["plain sample of as many cells"].append(
+                decoded_side(atlas, plain_m, one, None, seeds=(number, place + 7)).parts[0]
+            )
+        own_g = compare_pairs(*values["all"], 0.25, 1e-8, 1e-11).plus_g
+        more = [
+            compare_pairs(
+                *(decoded_side(atlas, row_m, (None,), None, seeds=(seed, 0)).parts[0] for row_m in rows),
+                0.25, 1e-8, 1e-11,
+            ).plus_g
+            for seed in range(100, 106)
+        ]  # fmt: skip
+        for name, found in errors.items():
+            # A sketch is compared with the draws that it is made of, samples with the mean over other draws.
+            truth_g = own_g if name == "sketch" else np.mean(more, axis=0)
+            scores = compare_pairs(*values[name], 0.25, 1e-8, 1e-11)
+            found.append(float(np.abs(scores.plus_g - truth_g).mean()))
+    return {name: float(np.mean(found)) for name, found in errors.items()}
+
+
+def timed(query: Callable[[], object]) -> tuple[float, float]:
+    """Return the seconds of the second call, the first compiles, and those of all processors."""
     query()
-    return time.perf_counter() - began
+    began, cpu = time.perf_counter(), time.process_time()
+    query()
+    return time.perf_counter() - began, time.process_time() - cpu
 
 
 def main() -> None:
@@ -152,6 +246,7 @@ def main() -> None:
     parser.add_argument("--genes", type=int, default=8000)
     parser.add_argument("--leaves", type=int, default=200)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--on-disk", type=int, nargs="*", default=[100_000, 1_000_000], metavar="CELLS")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     atlas = DrawnAtlas(options.cells, options.genes, options.leaves)
@@ -159,18 +254,22 @@ def main() -> None:
     half = options.cells // 2
     groups = {"group1": {"type": "t00000"}, "group2": {"type": "t00001"}, "mode": "change"}
     rows = {"group1": np.arange(min(100_000, half)), "group2": half + np.arange(min(100_000, half)), "mode": "change"}
-    found = {
-        "cells": options.cells,
-        "genes": options.genes,
-        "leaves": options.leaves,
-        "threads": options.threads,
-        "expression_leaves_s": timed(lambda: expression(atlas, genes, "type")),
-        "expression_exact_s": timed(lambda: expression(atlas, genes, "type", engine="exact")),
-        "de_sketch_s": timed(lambda: differential_expression(atlas, **groups, engine="sketch")),
-        "de_pairs_s": timed(lambda: differential_expression(atlas, **rows, engine="pairs")),
-        "markers_s": timed(lambda: markers(atlas, "type", n_genes=50)),
+    found = {key: getattr(options, key) for key in ("cells", "genes", "leaves", "threads")}
+    queries: dict[str, Callable[[], object]] = {
+        "expression_leaves_s": lambda: expression(atlas, genes, "type"),
+        "expression_exact_s": lambda: expression(atlas, genes, "type", engine="exact"),
+        "de_sketch_s": lambda: differential_expression(atlas, **groups, engine="sketch"),
+        "de_pairs_s": lambda: differential_expression(atlas, **rows, engine="pairs"),
+        "markers_s": lambda: markers(atlas, "type", n_genes=50),
     }
-    found["expression_exact_cells_per_s"] = options.cells / found["expression_exact_s"]
+    for name, query in queries.items():
+        found[name], found[f"{name[:-2]}_cpu_s"] = timed(query)
+        print(name, found[name], flush=True)
+    found["expression_exact_cells_per_cpu_s"] = options.cells / found["expression_exact_cpu_s"]
+    found["mean_error_of_a_probability"] = losses(atlas)
+    found["load_average"] = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory() as folder:
+        found["on_disk"] = [on_disk(Path(folder), n_cells) for n_cells in options.on_disk]
     RESULT.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
 

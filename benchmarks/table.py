@@ -8,7 +8,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def tables() -> list[str]:
-    return [training_table(), loader_table(), integration_table(), *scaling_tables()]
+    return [training_table(), loader_table(), integration_table(), *scaling_tables(), atlas_table()]
 
 
 def headline_table() -> str:
@@ -119,6 +119,31 @@ def loader_table() -> str:
             "bytes on disk per stored count",
             *(f"{loaders['bytes_per_entry'][store]:.2f}" for store in ("packed", "annbatch", "annbatch")),
         ),
+    ]
+    return _lines(rows)
+
+
+def atlas_table() -> str:
+    atlas = json.loads((RESULTS / "atlas.json").read_text())
+    errors, disk = atlas["mean_error_of_a_probability"], atlas["on_disk"]
+    size = f"{atlas['cells']:,} cells x {atlas['genes']:,} genes, {atlas['leaves']} types"
+    cells = ", ".join(f"{one['cells']:,}" for one in disk)
+
+    def both(name: str) -> str:
+        return f"{atlas[f'{name}_s']:.2f} s, {atlas[f'{name}_cpu_s']:.2f} s"
+
+    rows = [
+        (f"query of a drawn atlas of {size}", "wall time, CPU time"),
+        ("---", "---"),
+        ("mean of 10 genes by type, from the leaves", both("expression_leaves")),
+        ("the same, every cell decoded", both("expression_exact")),
+        ("differential expression of two types, sketch", both("de_sketch")),
+        ("differential expression of 2 x 100,000 cells, pairs", both("de_pairs")),
+        ("markers of all types, sketch", both("markers")),
+        ("mean error of a probability, of sketch and of pairs", f"{errors['sketch']:.4f}, {errors['pairs']:.4f}"),
+        ("the same, of a plain sample of as many cells", f"{errors['plain sample of as many cells']:.4f}"),
+        (f"seconds to open atlases of {cells} cells", ", ".join(f"{one['open_s']:.2f}" for one in disk)),
+        ("peak memory of decoding all their cells, MiB", ", ".join(f"{one['peak_mib']:,.0f}" for one in disk)),
     ]
     return _lines(rows)
 

@@ -23,7 +23,7 @@ def test_imports_point_down_and_no_two_files_import_each_other() -> None:
         ("import dist_scvi", "torch ray tiledbsoma dask zarr pandas"),
         ("import dist_scvi.model, dist_scvi.training.worker", "ray tiledbsoma"),
         ("import dist_scvi.metrics.status", "torch ray zarr pandas anndata numba"),
-        ("import dist_scvi.atlas", "ray tiledbsoma"),
+        ("import dist_scvi.atlas.atlas", "ray tiledbsoma dask anndata scipy.stats matplotlib"),
         (
             "from dist_scvi.launch.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass",
             "torch zarr ray pandas",

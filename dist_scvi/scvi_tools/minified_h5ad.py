@@ -8,15 +8,17 @@ Shape letters in this file
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import anndata as ad
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from dist_scvi.network.model_spec import ModelSpec
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 MINIFY_TYPE = "_scvi_adata_minify_type"
 WITHOUT_COUNTS, WITH_COUNTS = "latent_posterior_parameters", "latent_posterior_parameters_with_counts"
@@ -61,6 +63,8 @@ def open_minified_h5ad(path: Path, spec: ModelSpec) -> MinifiedCells:
     Names of the columns as in scvi-tools 1.4.2, model/_scvi.py, model/_scanvi.py and model/_linear_scvi.py; before 1.1
     they began with an underscore.
     """
+    import anndata as ad
+
     # backed: a file may still have its counts, which need not fit in memory and are not used.
     try:
         cells = ad.read_h5ad(path, backed="r")
@@ -72,7 +76,7 @@ def open_minified_h5ad(path: Path, spec: ModelSpec) -> MinifiedCells:
         cells.file.close()
 
 
-def minified_cells(cells: ad.AnnData, path: Path | str, spec: ModelSpec) -> MinifiedCells:
+def minified_cells(cells: "AnnData", path: Path | str, spec: ModelSpec) -> MinifiedCells:
     """Return what an AnnData, called `path` in messages, keeps of minified cells; see `open_minified_h5ad`."""
     if MINIFY_TYPE not in cells.uns:
         raise ValueError(f"{path} is not minified: uns['{MINIFY_TYPE}'] is missing; open it as a store of counts")
@@ -96,24 +100,26 @@ def minified_cells(cells: ad.AnnData, path: Path | str, spec: ModelSpec) -> Mini
 
 
 def minified_adata(
-    adata: ad.AnnData,
+    adata: "AnnData",
     spec: ModelSpec,
     posterior: tuple[NDArray[np.float32], ...],
     library_n: NDArray[Any],
     *,
     keep_counts: bool,
-) -> ad.AnnData:
+) -> "AnnData":
     """Return a copy of an AnnData as scvi-tools minifies it, whose counts are 0 if they are not kept.
 
     Notes
     -----
     scvi-tools 1.4.2, model/utils/_minification.py: get_minified_adata_scrna. There all counts are copied first.
     """
+    from anndata import AnnData
+
     if keep_counts:
         minified = adata.copy()
     else:
         empty = csr_matrix(adata.shape, dtype=np.float32)
-        minified = ad.AnnData(
+        minified = AnnData(
             empty,
             obs=adata.obs.copy(),
             var=adata.var.copy(),

@@ -111,7 +111,7 @@ def spread_cells(qzm_mk: NDArray[np.float32], n_chosen: int) -> NDArray[np.int64
 
     The cells are halved along the widest dimension until there are `n_chosen` parts; of each part the first cell is
     taken, which is uniform if they are sorted by hash. Neighbours in the answer are neighbours in the latent space.
-    Against a plain sample that, with `even_normal`, halves the error of a probability: benchmarks/results/atlas.json.
+    With `even_normal` a probability errs two thirds as much as by a plain sample: benchmarks/results/atlas.json.
     """
     chosen: list[int] = []
     waiting = [(np.arange(len(qzm_mk)), n_chosen)]
