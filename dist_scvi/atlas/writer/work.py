@@ -92,7 +92,7 @@ class AtlasWork:
     def finish(self, manifest: bytes) -> None:
         """Write the manifest and let the atlas appear."""
         if not self.remote:
-            for torn in Path(self._output_uri).glob(f".partial-{MANIFEST}-*"):  # a kill left it
+            for torn in Path(self._output_uri).rglob(".partial-*"):  # a kill left it
                 torn.unlink()  # it would be shipped with the atlas
         self.output.write(MANIFEST, manifest)
         if not self.remote:

@@ -332,7 +332,7 @@ def test_a_matrix_without_any_raw_count_is_one_finding(cells, save):
 
 
 def test_progress_reaches_the_last_cell_in_sound_and_damaged_stores(path, monkeypatch):
-    monkeypatch.setattr(verify, "PAGE_ROWS", 1000)
+    monkeypatch.setattr(verify, "cells_of_read", lambda *_: 1000)
     told: list[tuple[int, int]] = []
     verify_store(path, progress=lambda *done: told.append(done))
     assert told == [(1000, 1500), (1500, 1500)]

@@ -317,6 +317,7 @@ def test_no_store_is_packed_into_itself(source):
 MEASURE = """
 import resource, sys
 import numpy as np
+import pandas as pd
 from dist_scvi.loaders import open_store
 from dist_scvi.loaders.pack import job, pack
 from dist_scvi.loaders.arrays.csr_rows import CsrRows
@@ -332,6 +333,8 @@ class Endless:
         return CsrRows(np.ones(n * 500, np.uint8), genes_e, np.arange(n + 1) * 500)
     def obs_columns(self):
         return []
+    def read_var(self):
+        return pd.DataFrame(index=self.var_names)
     def obs_names(self, start, stop):
         return np.array([f"cell{row}" for row in range(start, stop)], dtype=object)
     def close(self):

@@ -115,7 +115,7 @@ def test_genes_come_by_rising_soma_joinid_however_they_are_read():
 
 
 def test_cells_without_names_are_called_by_their_soma_joinid(tmp_path, expected_ng, monkeypatch):
-    monkeypatch.setattr("dist_scvi.loaders.stores.soma_tables._NAMES", ("id",))
+    monkeypatch.setattr("dist_scvi.loaders.stores.soma_tables.CELL_NAMES", ("id",))
     store = open_soma(write_counts(tmp_path / "cells", expected_ng, range(10, 160), range(23)))
     assert list(store.obs_names(3, 5)) == ["13", "14"]
 
