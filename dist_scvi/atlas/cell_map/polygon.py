@@ -17,6 +17,8 @@ from dist_scvi.atlas.cell_map.view import View, blocks_in_view
 from dist_scvi.atlas.queries.where import CellSet
 from dist_scvi.inference.output_identity import digest
 
+MOST_COORDINATE = 1e9
+"""Far outside of any map; products of larger numbers overflow."""
 MOST_CORNERS = 10_000
 
 
@@ -40,8 +42,8 @@ def cells_in_polygon(cell_map: CellMap, polygon: Sequence[Sequence[float]], with
     corner_p2 = np.asarray(polygon, dtype=np.float64)
     if corner_p2.ndim != 2 or corner_p2.shape[1] != 2 or not 3 <= len(corner_p2) <= MOST_CORNERS:
         raise ValueError(f"polygon has shape {corner_p2.shape}: from 3 to {MOST_CORNERS} corners (x, y) are needed")
-    if not np.isfinite(corner_p2).all():
-        raise ValueError("polygon has a corner that is not a finite number")
+    if not (np.abs(corner_p2) <= MOST_COORDINATE).all():  # also False for NaN
+        raise ValueError(f"polygon has a corner beyond {MOST_COORDINATE:g} or that is not a finite number")
     step_p2 = cell_map.to_steps(corner_p2)
     low, high = np.floor(step_p2.min(axis=0)), np.ceil(step_p2.max(axis=0))
     inside = np.zeros(cell_map.n_cells, dtype=bool)

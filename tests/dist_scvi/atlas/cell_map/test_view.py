@@ -79,7 +79,8 @@ def test_a_polygon_chooses_the_cells_inside(atlas: Atlas, cell_map: CellMap) -> 
     [
         ([[0, 0], [1, 1]], "from 3 to"),
         ([[0, 0], [1, float("nan")], [2, 2]], "finite"),
-        ([[1e9, 1e9], [1e9 + 1, 1e9], [1e9, 1e9 + 1]], "no cell is inside"),
+        ([[0, 0], [0, 3e303], [2, 2]], "beyond 1e"),
+        ([[1e8, 1e8], [1e8 + 1, 1e8], [1e8, 1e8 + 1]], "no cell is inside"),
         ([[0, 0, 0]] * 3, "shape"),
     ],
 )

@@ -71,7 +71,7 @@ def open_page(browser: "sync_api.Browser", address: str, problems: list[str]) ->
         context = browser.new_context(viewport={"width": width, "height": 900}, reduced_motion="reduce")
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(60_000)  # the first question of a kind is compiled
+        page.set_default_timeout(150_000)  # the first question of a kind is compiled
         page.on("console", lambda line: problems.append(line.text) if line.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("request", lambda asked: None if _is_own(asked.url, at) else problems.append(f"asks {asked.url}"))
