@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from dist_scvi.atlas.atlas import Atlas, open_atlas
     from dist_scvi.atlas.import_minified import import_minified
     from dist_scvi.client import connect
+    from dist_scvi.hub import from_hub, push_to_hub
     from dist_scvi.loaders.data import open_data
 
     open = open_data
@@ -31,11 +32,13 @@ __all__ = [
     "__version__",
     "connect",
     "data",
+    "from_hub",
     "import_minified",
     "model",
     "open_atlas",
     "open_data",
     "pp",
+    "push_to_hub",
     "settings",
 ]
 
@@ -48,6 +51,8 @@ _PLACES = {
     "open_atlas": ("dist_scvi.atlas.atlas", "open_atlas"),
     "import_minified": ("dist_scvi.atlas.import_minified", "import_minified"),
     "connect": ("dist_scvi.client", "connect"),
+    "from_hub": ("dist_scvi.hub", "from_hub"),
+    "push_to_hub": ("dist_scvi.hub", "push_to_hub"),
     "open_data": ("dist_scvi.loaders.data", "open_data"),
     # An alias outside of __all__: a star import must not replace the builtin.
     "open": ("dist_scvi.loaders.data", "open_data"),

@@ -12,6 +12,7 @@ from dist_scvi.launch.argument_types import at_least, pair, size_bytes, span
 from dist_scvi.launch.clusters.command import add_launch
 from dist_scvi.launch.exit_codes import MEANINGS
 from dist_scvi.launch.query import QUERIES
+from dist_scvi.launch.report.card import add_card
 from dist_scvi.launch.report.command import add_report
 from dist_scvi.launch.serve.command import add_serve
 from dist_scvi.launch.serve.rayservice import add_rayservice
@@ -245,6 +246,7 @@ def _export(commands: "_Commands") -> None:
 
 def _report(commands: "_Commands") -> None:
     _add_run(add_report(commands))
+    _add_run(add_card(commands))
 
 
 def _query(commands: "_Commands") -> None:

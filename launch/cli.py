@@ -18,6 +18,7 @@ from dist_scvi.launch.cell_map import make_map
 from dist_scvi.launch.clusters.command import launch
 from dist_scvi.launch.exit_codes import AGAIN, MISTAKE, OK, exit_code
 from dist_scvi.launch.process_environment import prepare_environment
+from dist_scvi.launch.report.card import card
 from dist_scvi.launch.report.command import report
 from dist_scvi.launch.serve.command import serve
 from dist_scvi.launch.standard_streams import open_closed_streams, print_text
@@ -389,6 +390,7 @@ COMMANDS = {
     "annotate": annotate,
     "export": _export,
     "report": report,
+    "card": card,
     "serve": serve,
     "launch": launch,
 }

@@ -7,6 +7,7 @@ from pathlib import Path
 from dist_scvi.atlas.export import replacing, to_minified_anndata
 from dist_scvi.atlas.store.atlas_store import AtlasStore
 from dist_scvi.network.model_spec import ModelSpec
+from dist_scvi.scvi_tools.hub_card import CardDetails, hub_card
 from dist_scvi.scvi_tools.model_folder import write_scvi_tools
 from dist_scvi.scvi_tools.registry_writer import VERSION, registry_of
 from dist_scvi.storage.atomic_files import write_file
@@ -22,7 +23,7 @@ def write_scvi_hub(atlas: AtlasStore, out: Path, *, card: str | None = None, ove
     Parameters
     ----------
     card
-        Text of the card, Markdown after a header in YAML; by default a short one, see `hub_card`.
+        Text of the card, Markdown after a header in YAML; by default that of `card_of_atlas`.
     overwrite
         Replace the files of an earlier export; other files stay.
 
@@ -59,7 +60,7 @@ def write_scvi_hub(atlas: AtlasStore, out: Path, *, card: str | None = None, ove
     write_scvi_tools(out, atlas.module, spec, obs=cells.obs, minified=True, overwrite=True)
     with replacing(out / _CELLS, overwrite=True) as partial:
         cells.write_h5ad(partial)
-    write_file(out / _CARD, (hub_card(atlas) if card is None else card).encode())
+    write_file(out / _CARD, (card_of_atlas(atlas) if card is None else card).encode())
     write_file(out / _METADATA, json.dumps(hub_metadata(spec), indent=4).encode())
 
 
@@ -74,28 +75,19 @@ def hub_metadata(spec: ModelSpec) -> dict[str, str | None]:
     }
 
 
-def hub_card(atlas: AtlasStore) -> str:
-    """Return a card with the tags of scvi-hub and what the atlas itself tells."""
-    spec, metadata = atlas.spec, hub_metadata(atlas.spec)
-    tags = [
-        "biology",
-        "genomics",
-        "single-cell",
-        f"model_cls_name:{spec.model.model_name}",
-        f"scvi_version:{metadata['scvi_version']}",
-        f"anndata_version:{metadata['anndata_version']}",
-        "modality:rna",
-        f"annotated:{spec.label is not None}",
-    ]
-    lines = ["---", "library_name: scvi-tools", "tags:", *(f"- {tag}" for tag in tags), "---", ""]
-    lines += [f"{spec.model.model_name} of {atlas.n_cells:,} cells and {atlas.n_genes:,} genes, minified.", ""]
-    lines += [
-        "| | |",
-        "|---|---|",
-        f"| latent dimensions | {atlas.n_latent} |",
-        f"| likelihood | {spec.model.gene_likelihood} |",
-        f"| batches | {spec.n_batch}{f' (`{spec.batch.key}`)' if spec.batch else ''} |",
-        f"| labels | {f'{len(spec.label.categories)} (`{spec.label.key}`)' if spec.label else 'none'} |",
-        f"| atlas | `{atlas.digest}` |",
-    ]
-    return "\n".join(lines) + "\n"
+def card_of_atlas(atlas: AtlasStore) -> str:
+    """Return a card with what the atlas itself knows: no metrics, which need counts."""
+    spec, run = atlas.spec, atlas.manifest.get("lineage", {}).get("run")
+    details = CardDetails(
+        description=f"{spec.model.model_name} trained with dist_scvi on {atlas.n_cells:,} cells and {atlas.n_genes:,} "
+        f"genes, minified: the posterior of each cell without its counts. Atlas `{atlas.digest}`.",
+        training_data=f"`{_name(atlas.manifest['source']['uri'])}`" if "source" in atlas.manifest else "",
+        training_code=f"`dist-scvi resume {_name(run)}`" if run else "",
+    )
+    return hub_card(spec, n_cells=atlas.n_cells, minified=True, details=details)
+
+
+def _name(uri: object) -> str:
+    """Return a URL, or the last name of a path: folders of this machine tell others nothing."""
+    text = str(uri)
+    return text if "://" in text else text.rstrip("/").rpartition("/")[2]

@@ -43,7 +43,7 @@ def attributes_of(
     _check_offered(spec)
     registry = registry_of(spec, obs=obs)
     if minified:
-        registry["field_registries"] |= _write_minified(spec)
+        registry["field_registries"] |= minified_fields(spec)
     attributes = {"init_params_": init_params_of(spec.model), "is_trained_": is_trained, "registry_": registry}
     if spec.model.model_name == "SCANVI":
         attributes["unlabeled_category_"] = registry["setup_args"]["unlabeled_category"]
@@ -152,7 +152,7 @@ def _write_fields(
     }
 
 
-def _write_minified(spec: ModelSpec) -> dict[str, dict[str, Any]]:
+def minified_fields(spec: ModelSpec) -> dict[str, dict[str, Any]]:
     """Return the fields that minify_adata of scvi-tools adds (model/base/_base_model.py)."""
     k, prefix = spec.model.n_latent, LATENT_PREFIX[spec.model.model_name]
     return {
