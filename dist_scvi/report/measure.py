@@ -7,11 +7,13 @@ Shape letters in this file
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dist_scvi.atlas.cell_map.cell_map import open_map
 from dist_scvi.atlas.cell_map.landmarks import MapOptions, umap_coordinates
 from dist_scvi.criticism.check import CountCheck, check_counts
 from dist_scvi.criticism.predictive_source import PredictiveSource
@@ -132,7 +134,7 @@ def measure(
     held_out, trained_on, split = _held_out(subject, sizes, seed, notes)
     return Measurements(
         sample=sample,
-        xy_m2=umap_coordinates(qzm_mk[mapped], MapOptions(min_dist=_MIN_DIST, seed=seed)),
+        xy_m2=_coordinates(subject, sample.row_m[mapped], qzm_mk[mapped], seed),
         columns=_columns_of(table, columns or _default_columns(subject, table, donor_key), sample.row_m[mapped], notes),
         use=latent_use(qzm_mk, qzv_mk, sample.weight_m),
         scores=scores,
@@ -146,6 +148,16 @@ def measure(
         donors=_donors_of(subject, held_out, donor_key),
         notes=notes,
     )
+
+
+def _coordinates(
+    subject: Subject, row_m: NDArray[np.int64], qzm_mk: NDArray[np.float32], seed: int
+) -> NDArray[np.float32]:
+    """Return where cells are on the map of the atlas, or else on one of these cells alone."""
+    if subject.atlas is not None:
+        with suppress(FileNotFoundError):
+            return open_map(subject.atlas).coordinates(row_m)
+    return umap_coordinates(qzm_mk, MapOptions(min_dist=_MIN_DIST, seed=seed))
 
 
 def _table_of(subject: Subject) -> CellTable:

@@ -5,7 +5,6 @@ Shape letters in this file
     j   neighbours of a cell
 """
 
-import warnings
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,8 @@ from dist_scvi.report.scores.neighbours import Neighbours, nearest_within
 
 _SMALLEST_LABEL = 10
 _COMPONENTS = 100
+_SMALLEST_SCALE, _BISECTIONS, _BANDWIDTH_TOLERANCE = 1e-3, 64, 1e-5
+"""Of umap-learn."""
 
 
 def in_largest_component(neighbours: Neighbours, label_n: NDArray[np.integer]) -> NDArray[np.bool_]:
@@ -92,23 +93,43 @@ def _accepted(graph: Any, batch_n: NDArray[np.integer], width: int, alpha: float
 
 
 def _connectivities(neighbours: Neighbours) -> Any:
-    """Return the weights that UMAP gives to edges, as scanpy does, as a symmetric sparse matrix."""
-    n, j = neighbours.index_nj.shape
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # umap-learn warns of its own import and calls
-        from umap.umap_ import fuzzy_simplicial_set
+    """Return the weights that UMAP gives to edges, as scanpy does, as a symmetric sparse matrix.
 
-        graph = fuzzy_simplicial_set(
-            sparse.coo_matrix((n, 1)),
-            n_neighbors=j,
-            random_state=None,
-            metric=None,
-            knn_indices=neighbours.index_nj,
-            knn_dists=neighbours.distance_nj.astype(np.float32),
-            set_op_mix_ratio=1.0,
-            local_connectivity=1.0,
-        )[0]
-    return graph.tocsr()
+    Notes
+    -----
+    McInnes et al. 2018, arXiv:1802.03426; umap-learn 0.5.12, umap_.py: fuzzy_simplicial_set. Not called from there, as
+    it is compiled in every process, which takes 20 seconds.
+    """
+    n, j = neighbours.index_nj.shape
+    distance_nj = neighbours.distance_nj
+    nearest_n = np.min(np.where(distance_nj > 0, distance_nj, np.inf), axis=1)
+    nearest_n = np.where(np.isinf(nearest_n), 0, nearest_n)
+    beyond_nj = np.maximum(distance_nj - nearest_n[:, None], 0)
+    scale_n = _bandwidths(beyond_nj[:, 1:], np.log2(j))
+    floor_n = np.where(nearest_n > 0, distance_nj.mean(axis=1), distance_nj.mean()) * _SMALLEST_SCALE
+    scale_n = np.maximum(scale_n, floor_n)
+    weight_nj = np.where(beyond_nj > 0, np.exp(-beyond_nj / np.where(scale_n > 0, scale_n, 1)[:, None]), 1.0)
+    weight_nj[neighbours.is_self_nj] = 0
+    pointers = np.arange(0, n * j + 1, j)
+    graph = sparse.csr_matrix((weight_nj.ravel(), neighbours.index_nj.ravel(), pointers), shape=(n, n))
+    graph.eliminate_zeros()
+    both = graph + graph.T - graph.multiply(graph.T)
+    return sparse.csr_matrix(both)
+
+
+def _bandwidths(beyond_nj: NDArray[np.float64], target: float) -> NDArray[np.float64]:
+    """Find the scale of each cell at which the sum of the weights of its neighbours is `target`, by bisection."""
+    low_n, high_n = np.zeros(len(beyond_nj)), np.full(len(beyond_nj), np.inf)
+    scale_n = np.ones(len(beyond_nj))
+    for _ in range(_BISECTIONS):
+        excess_n = np.exp(-beyond_nj / scale_n[:, None]).sum(axis=1) - target
+        open_n = np.abs(excess_n) >= _BANDWIDTH_TOLERANCE
+        if not open_n.any():
+            break
+        high_n, low_n = np.where(excess_n > 0, scale_n, high_n), np.where(excess_n > 0, low_n, scale_n)
+        next_n = np.where(np.isinf(high_n), 2 * scale_n, (low_n + np.where(np.isinf(high_n), low_n, high_n)) / 2)
+        scale_n = np.where(open_n, next_n, scale_n)
+    return scale_n
 
 
 def _diffusion_map(graph: Any) -> NDArray[np.float64]:

@@ -1,6 +1,7 @@
 import base64
 import json
 import re
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,8 +13,11 @@ from dist_scvi.report.write_report import WrittenReport
 
 
 @pytest.fixture(scope="module")
-def written(model: SCVI, tmp_path_factory: pytest.TempPathFactory) -> WrittenReport:
-    return model.report(tmp_path_factory.mktemp("report") / "report.html", fast=True, multiqc=True)
+def written(model: SCVI, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WrittenReport]:
+    """A report with a map of two latent dimensions: UMAP, which takes long to compile, is tested with atlases."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dist_scvi.report.measure.umap_coordinates", lambda z_nk, _: z_nk[:, :2])
+        yield model.report(tmp_path_factory.mktemp("report") / "report.html", fast=True, multiqc=True)
 
 
 class _Links(HTMLParser):
@@ -84,3 +88,28 @@ def test_an_unknown_column_and_a_wrong_name_are_refused(model: SCVI, tmp_path: P
         model.report(tmp_path / "report.html", columns=["colour"])
     with pytest.raises(ValueError, match=r"\.html"):
         model.report(tmp_path / "report.txt")
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+def test_chromium_shows_the_page_without_an_error_or_a_request(written: WrittenReport, width: int) -> None:
+    chromium = Path("/usr/bin/chromium")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if not chromium.exists():
+        pytest.skip(f"{chromium} is not installed: apt-get install chromium")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        try:
+            page = browser.new_page(viewport={"width": width, "height": 900})
+            told: list[str] = []
+            page.on("console", lambda message: told.append(message.text))
+            page.on("pageerror", lambda error: told.append(str(error)))
+            page.on("request", lambda one: told.append(one.url) if not one.url.startswith(("file:", "data:")) else None)
+            page.goto(written.html.as_uri())
+            assert told == []
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            broken = "[...document.images].filter(image => !(image.complete && image.naturalWidth)).length"
+            assert page.evaluate(broken) == 0
+            assert page.evaluate("document.images.length") > 10
+            assert len(page.pdf(format="A4")) > 10_000  # it prints
+        finally:
+            browser.close()
